@@ -1,0 +1,1 @@
+"""LLaMA on your own laptop, to read and to run."""

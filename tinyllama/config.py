@@ -1,0 +1,148 @@
+"""Hyper-parameters of a LLaMA, its published sizes, and the names of its tensors.
+
+The axis names that shapes are written in, everywhere in this project:
+
+| Axis         | Meaning                                              | 7B    |
+|--------------|------------------------------------------------------|-------|
+| `n_tokens`   | tokens computed in this call                         |       |
+| `n_past`     | tokens in the KV cache, this call's included         |       |
+| `vocab_size` | different tokens                                     | 32000 |
+| `dim`        | width of the residual stream                         | 4096  |
+| `n_layers`   | transformer blocks                                   | 32    |
+| `n_heads`    | attention heads (of queries)                         | 32    |
+| `n_kv_heads` | heads of keys and values; fewer means shared         | 32    |
+| `head_dim`   | width of a head, dim / n_heads                       | 128   |
+| `hidden_dim` | width of the feed-forward layer                      | 11008 |
+
+A weight is stored `[n_out, n_in]`, as torch.nn.Linear stores it, and computes `x @ weight.T`.
+"""
+
+from dataclasses import dataclass
+
+from .errors import TinyllamaError
+
+
+def hidden_dim_of(dim: int, multiple_of: int, multiplier: float = 1.0) -> int:
+    """Meta's rule: two thirds of 4 * dim (times LLaMA 2's multiplier), rounded up to `multiple_of`."""
+    hidden_dim = int(multiplier * (2 * (4 * dim) // 3))
+    return (hidden_dim + multiple_of - 1) // multiple_of * multiple_of
+
+
+@dataclass(frozen=True)
+class Config:
+    """The hyper-parameters of params.json (LLaMA, arXiv:2302.13971, table 2) and what follows from them."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    vocab_size: int
+    hidden_dim: int
+    n_kv_heads: int
+    multiple_of: int = 256
+    norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    max_seq_len: int = 2048
+
+    def __post_init__(self):
+        counts = (self.dim, self.n_layers, self.n_heads, self.vocab_size, self.hidden_dim, self.n_kv_heads)
+        if min(counts) < 1 or self.max_seq_len < 1:
+            raise TinyllamaError(f"hyper-parameters must be positive: {self}")
+        if self.dim % self.n_heads or self.head_dim % 2:
+            raise TinyllamaError(f"dim {self.dim} doesn't divide into {self.n_heads} heads of an even width")
+        if self.n_heads % self.n_kv_heads:
+            raise TinyllamaError(f"{self.n_heads} heads can't share {self.n_kv_heads} key/value heads evenly")
+
+    @classmethod
+    def from_params(cls, params: dict, vocab_size: int) -> "Config":
+        """Read Meta's params.json, as a dict. Its own vocab_size is -1: the tokenizer's is passed in."""
+        dim, multiple_of = int(params["dim"]), int(params.get("multiple_of", 256))
+        return cls(
+            dim=dim,
+            n_layers=int(params["n_layers"]),
+            n_heads=int(params["n_heads"]),
+            vocab_size=vocab_size,
+            hidden_dim=hidden_dim_of(dim, multiple_of, float(params.get("ffn_dim_multiplier") or 1)),
+            n_kv_heads=int(params.get("n_kv_heads") or params["n_heads"]),
+            multiple_of=multiple_of,
+            norm_eps=float(params.get("norm_eps", 1e-6)),
+            rope_theta=float(params.get("rope_theta", 10000.0)),
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of all keys (or values) of a token, n_kv_heads * head_dim."""
+        return self.n_kv_heads * self.head_dim
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Meta's name and the shape of every weight, in reading order."""
+        shapes = {"tok_embeddings.weight": (self.vocab_size, self.dim)}
+        for layer in range(self.n_layers):
+            shapes |= {f"layers.{layer}.{name}": shape for name, shape in self._layer_shapes().items()}
+        return shapes | {"norm.weight": (self.dim,), "output.weight": (self.vocab_size, self.dim)}
+
+    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            "attention_norm.weight": (self.dim,),
+            "attention.wq.weight": (self.dim, self.dim),
+            "attention.wk.weight": (self.kv_dim, self.dim),
+            "attention.wv.weight": (self.kv_dim, self.dim),
+            "attention.wo.weight": (self.dim, self.dim),
+            "ffn_norm.weight": (self.dim,),
+            "feed_forward.w1.weight": (self.hidden_dim, self.dim),
+            "feed_forward.w2.weight": (self.dim, self.hidden_dim),
+            "feed_forward.w3.weight": (self.hidden_dim, self.dim),
+        }
+
+    def n_params(self) -> int:
+        """How many weights there are: 6,738,415,616 for 7B."""
+        total = 0
+        for shape in self.tensor_shapes().values():
+            total += shape[0] * (shape[1] if len(shape) == 2 else 1)
+        return total
+
+
+def _llama(dim: int, n_layers: int, n_heads: int, norm_eps: float = 1e-6) -> Config:
+    return Config(dim, n_layers, n_heads, 32000, hidden_dim_of(dim, 256), n_heads, norm_eps=norm_eps)
+
+
+#: Meta's four sizes of March 2023. 65B alone was trained with another norm_eps.
+PRESETS = {
+    "7B": _llama(4096, 32, 32),
+    "13B": _llama(5120, 40, 40),
+    "30B": _llama(6656, 60, 52),
+    "65B": _llama(8192, 80, 64, norm_eps=1e-5),
+}
+
+#: Into how many parts Meta cut a checkpoint of this dim; ggml files keep the cut.
+N_PARTS = {4096: 1, 5120: 2, 6656: 4, 8192: 8}
+
+#: Meta's name, GGUF's name, Hugging Face's name of each tensor; {} is the layer's number.
+TENSOR_NAMES = (
+    ("tok_embeddings.weight", "token_embd.weight", "model.embed_tokens.weight"),
+    ("norm.weight", "output_norm.weight", "model.norm.weight"),
+    ("output.weight", "output.weight", "lm_head.weight"),
+    ("layers.{}.attention_norm.weight", "blk.{}.attn_norm.weight", "model.layers.{}.input_layernorm.weight"),
+    ("layers.{}.attention.wq.weight", "blk.{}.attn_q.weight", "model.layers.{}.self_attn.q_proj.weight"),
+    ("layers.{}.attention.wk.weight", "blk.{}.attn_k.weight", "model.layers.{}.self_attn.k_proj.weight"),
+    ("layers.{}.attention.wv.weight", "blk.{}.attn_v.weight", "model.layers.{}.self_attn.v_proj.weight"),
+    ("layers.{}.attention.wo.weight", "blk.{}.attn_output.weight", "model.layers.{}.self_attn.o_proj.weight"),
+    (
+        "layers.{}.ffn_norm.weight",
+        "blk.{}.ffn_norm.weight",
+        "model.layers.{}.post_attention_layernorm.weight",
+    ),
+    ("layers.{}.feed_forward.w1.weight", "blk.{}.ffn_gate.weight", "model.layers.{}.mlp.gate_proj.weight"),
+    ("layers.{}.feed_forward.w2.weight", "blk.{}.ffn_down.weight", "model.layers.{}.mlp.down_proj.weight"),
+    ("layers.{}.feed_forward.w3.weight", "blk.{}.ffn_up.weight", "model.layers.{}.mlp.up_proj.weight"),
+)
+
+
+def tensor_names(n_layers: int) -> list[tuple[str, str, str]]:
+    """TENSOR_NAMES spelled out for every layer: (Meta's, GGUF's, Hugging Face's)."""
+    once = [names for names in TENSOR_NAMES if "{}" not in names[0]]
+    per_layer = [names for names in TENSOR_NAMES if "{}" in names[0]]
+    return once + [tuple(name.format(i) for name in names) for i in range(n_layers) for names in per_layer]

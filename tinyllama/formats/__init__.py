@@ -1,0 +1,49 @@
+"""Model files, one module a format: `meta` (.pth), `ggml` (March 2023) and `gguf` (today).
+
+Each module has `read(path) -> Checkpoint`, which maps the file and checks every count in it but reads
+no weight, and opens with its byte layout as prose. `open_checkpoint` looks at what is there and calls
+the right one.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..config import Config
+from ..quant import Tensor
+from ..tokenizer import Vocabulary
+
+
+@dataclass
+class Checkpoint:
+    """What a model file holds, whatever its format: nothing here has been read into memory yet.
+
+    Attributes:
+        path: the file, or the folder of a Meta checkpoint.
+        format: "meta", "ggml" or "gguf".
+        config: its hyper-parameters.
+        tensors: by Meta's names; the parts of a cut checkpoint are already one Tensor.
+        vocabulary: what its tokenizer is made from.
+        files: every file that holds weights, in the order of the parts.
+        metadata: GGUF's key-value pairs, without the vocabulary; of other formats, what there is.
+    """
+
+    path: Path
+    format: str
+    config: Config
+    tensors: dict[str, Tensor]
+    vocabulary: Vocabulary
+    files: list[Path]
+    metadata: dict = field(default_factory=dict)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a GGUF file, a ggml file (its other parts are found beside it) or a folder with Meta's checkpoint.
+
+    Raises TinyllamaError, naming the file, where it is none of these or doesn't hold what it says.
+    """
+    from . import gguf, ggml, meta
+
+    path = Path(path)
+    if path.is_dir() or path.suffix in (".pth", ".json"):
+        return meta.read(path if path.is_dir() else path.parent)
+    return gguf.read(path) if gguf.is_gguf(path) else ggml.read(path)

@@ -1,0 +1,358 @@
+"""Block formats: what a quantized weight is, byte by byte, and how to get there and back.
+
+Quantization cuts each row of a weight into blocks of 32 and stores, for a block, one scale `d` (and
+for the `_1` types a minimum `m`) beside 32 small integers `q`. What comes back is
+
+    q4_0, q5_0, q8_0:   (q - zero) * d           q4_1, q5_1:   q * d + m
+
+Two generations of the 4-bit blocks exist, and the same name means different bytes:
+
+| Type               | Bytes | Layout of a block                  | nibbles of byte j         |
+|--------------------|-------|------------------------------------|---------------------------|
+| `q4_0_2023`        | 20    | f32 d, 16 bytes                    | elements 2j and 2j+1      |
+| `q4_1_2023`        | 24    | per row: all f32 m, all f32 d, all bytes | elements 2j and 2j+1 |
+| `q4_0_2023_planar` | 20    | per row: all f32 d, all bytes      | elements 2j and 2j+1      |
+| `q4_0`             | 18    | f16 d, 16 bytes                    | elements j and j+16       |
+| `q4_1`             | 20    | f16 d, f16 m, 16 bytes             | elements j and j+16       |
+| `q5_0`             | 22    | f16 d, u32 fifth bits, 16 bytes    | elements j and j+16       |
+| `q5_1`             | 24    | f16 d, f16 m, u32 fifth bits, 16 bytes | elements j and j+16   |
+| `q8_0`             | 34    | f16 d, 32 signed bytes             |                           |
+| `q6_k`             | 210   | per 256: 4 low bits, 2 high bits, 16 i8 scales, f16 d | read only |
+
+The `_2023` types are those of llama.cpp's ggml files of March 2023 (`_planar`: commit 26c084662 of
+10 March; the others f1eaff472 of 12 March); the rest are GGUF's (ggml-quants.c of today's ggml).
+Every quantizer here gives the bytes that those give.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import TinyllamaError
+
+BLOCK = 32  # weights that share a scale
+
+
+@dataclass(frozen=True)
+class BlockType:
+    """How the weights of one type lie in memory.
+
+    `fields` are NumPy (name, dtype, length) of one block. A planar row stores all values of the first
+    field, then all of the second, ...; otherwise whole blocks follow each other. Either way an array
+    made by `view` gives `array["d"]` the shape [n_rows, n_blocks].
+    """
+
+    name: str
+    fields: tuple[tuple, ...]
+    block: int = BLOCK
+    planar: bool = False
+    gguf_id: int | None = None
+
+    @property
+    def block_bytes(self) -> int:
+        return np.dtype(list(self.fields)).itemsize
+
+    def row_bytes(self, n_cols: int) -> int:
+        return n_cols // self.block * self.block_bytes
+
+    def view(self, buffer, shape: tuple[int, ...], offset: int = 0) -> np.ndarray:
+        """The bytes of a whole tensor as an array, without copying them.
+
+        Args:
+            buffer: anything with the buffer protocol.
+            shape: of the weights, [n_rows, n_cols] or [n_cols].
+        Returns:
+            [n_rows, n_blocks] of blocks, [n_rows] of planar rows, or plain numbers of the given shape.
+        """
+        *rows, n_cols = shape
+        n_blocks = n_cols // self.block
+        if len(self.fields) == 1:
+            dtype, layout = np.dtype(self.fields[0][1]), shape
+        elif self.planar:
+            dtype, layout = self._planar_row(n_blocks), tuple(rows)
+        else:
+            dtype, layout = np.dtype(list(self.fields)), (*rows, n_blocks)
+        return np.frombuffer(buffer, dtype, int(np.prod(layout, dtype=np.int64)), offset).reshape(layout)
+
+    def _planar_row(self, n_blocks: int) -> np.dtype:
+        return np.dtype([(name, dtype, (n_blocks, *length)) for name, dtype, *length in self.fields])
+
+    def empty(self, n_rows: int, n_cols: int) -> np.ndarray:
+        """Room for `n_rows` rows of blocks to be filled field by field."""
+        return self.view(bytearray(n_rows * self.row_bytes(n_cols)), (n_rows, n_cols))
+
+
+TYPES = {
+    kind.name: kind
+    for kind in (
+        BlockType("f32", (("x", "<f4"),), block=1, gguf_id=0),
+        BlockType("f16", (("x", "<f2"),), block=1, gguf_id=1),
+        BlockType("bf16", (("x", "<u2"),), block=1, gguf_id=30),
+        BlockType("q4_0", (("d", "<f2"), ("qs", "u1", 16)), gguf_id=2),
+        BlockType("q4_1", (("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)), gguf_id=3),
+        BlockType("q5_0", (("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)), gguf_id=6),
+        BlockType("q5_1", (("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)), gguf_id=7),
+        BlockType("q8_0", (("d", "<f2"), ("qs", "i1", 32)), gguf_id=8),
+        BlockType(
+            "q6_k", (("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")), 256, gguf_id=14
+        ),
+        BlockType("q4_0_2023", (("d", "<f4"), ("qs", "u1", 16))),
+        BlockType("q4_0_2023_planar", (("d", "<f4"), ("qs", "u1", 16)), planar=True),
+        BlockType("q4_1_2023", (("m", "<f4"), ("d", "<f4"), ("qs", "u1", 16)), planar=True),
+    )
+}
+
+
+# --- a weight -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A weight as its file holds it: blocks, their type, and the shape of what they stand for.
+
+    Attributes:
+        name: Meta's name, "layers.0.attention.wq.weight".
+        type: a key of TYPES.
+        shape: [n_out, n_in] or, of a norm, [dim].
+        parts: one array of blocks (see BlockType.view) for each part of the checkpoint; usually one.
+        split: the axis of `shape` along which the parts follow each other: 0 for rows, 1 for columns.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    parts: tuple[np.ndarray, ...]
+    split: int = 0
+
+    @classmethod
+    def from_array(cls, name: str, array: np.ndarray, type: str = "f32") -> "Tensor":
+        """Quantize float weights [n_out, n_in]."""
+        return cls(name, type, array.shape, (quantize(array, type),))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def dequantize(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows start:stop as float32, [stop - start, n_in]."""
+        stop = self.shape[0] if stop is None else min(stop, self.shape[0])
+        pieces = [dequantize(blocks, self.type) for blocks in self._blocks(start, stop)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=self.split)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Some rows, in any order, as float32 [len(rows), n_in]."""
+        if len(self.parts) > 1 and self.split == 0:
+            return np.concatenate([self.dequantize(row, row + 1) for row in rows])
+        return np.concatenate([dequantize(part[rows], self.type) for part in self.parts], axis=1)
+
+    def _blocks(self, start: int, stop: int):
+        """The pieces of each part that make up rows start:stop."""
+        first = 0
+        for part in self.parts:
+            if self.split == 1:
+                yield part[start:stop]
+            elif start < first + len(part) and first < stop:
+                yield part[max(start - first, 0) : stop - first]
+            first += len(part)
+
+
+# --- to blocks ------------------------------------------------------------------------------------
+
+
+def quantize(x: np.ndarray, type: str) -> np.ndarray:
+    """Float weights [n_rows, n_cols] -> blocks of a type, laid out as BlockType.view says.
+
+    Raises TinyllamaError where a row doesn't divide into blocks or the type can't be written.
+    """
+    kind = TYPES[type]
+    if x.shape[-1] % kind.block:
+        raise TinyllamaError(f"{type} needs rows of a multiple of {kind.block} weights, not {x.shape[-1]}")
+    if type not in _QUANTIZERS:
+        raise TinyllamaError(f"quantizing to {type} isn't supported")
+    if kind.block == 1:
+        return _QUANTIZERS[type](x)
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    blocks = kind.empty(len(x), x.shape[-1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        _QUANTIZERS[type](x.reshape(len(x), -1, BLOCK), blocks)
+    return blocks
+
+
+def _to_bf16(x: np.ndarray) -> np.ndarray:
+    """The upper half of a float32, rounded to nearest even."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(x), (bits >> 16) | 0x40, rounded).astype("<u2")
+
+
+def _inverse(d: np.ndarray) -> np.ndarray:
+    """1 / d, and 0 where d is 0: a block of zeros has scale 0."""
+    return np.where(d == 0, np.float32(0), np.float32(1) / d)
+
+
+def _largest(x: np.ndarray) -> np.ndarray:
+    """The element of largest magnitude of each block with its sign; of two equals the first."""
+    high, low = x.max(-1), x.min(-1)
+    largest = np.where(high >= -low, high, low)
+    tied = np.nonzero((high == -low) & (high != 0))
+    first = np.abs(x[tied]).argmax(-1)
+    largest[tied] = x[(*tied, first)]
+    return largest
+
+
+def _round_half_away(v: np.ndarray) -> np.ndarray:
+    """C's roundf, to int8, given **twice** the value (doubling is exact, so is halving an integer)."""
+    doubled = v.astype(np.int16)
+    return ((doubled + (doubled > 0)) >> 1).astype(np.int8)
+
+
+def _halves(q: np.ndarray) -> np.ndarray:
+    """Nibbles as GGUF packs them: byte j holds elements j (low) and j+16 (high)."""
+    return q[..., :16] | q[..., 16:] << 4
+
+
+def _neighbours(q: np.ndarray) -> np.ndarray:
+    """Nibbles as 2023 packed them: byte j holds elements 2j (low) and 2j+1 (high)."""
+    return q[..., 0::2] | q[..., 1::2] << 4
+
+
+def _quantize_symmetric(x: np.ndarray, blocks: np.ndarray, zero: int) -> np.ndarray:
+    """q = min(2 zero - 1, trunc(x / d + zero + 0.5)), where d maps the largest element to -zero."""
+    d = _largest(x) / np.float32(-zero)
+    blocks["d"] = d
+    q = x * _inverse(d)[..., None]
+    q += np.float32(zero + 0.5)
+    return np.minimum(q.astype(np.uint8), 2 * zero - 1)
+
+
+def _quantize_affine(x: np.ndarray, blocks: np.ndarray, top: int) -> np.ndarray:
+    """q = min(top, trunc((x - m) / d + 0.5)), where 0 stands for the smallest element m, `top` for the largest."""
+    m = x.min(-1)
+    d = (x.max(-1) - m) / np.float32(top)
+    blocks["d"], blocks["m"] = d, m
+    q = (x - m[..., None]) * _inverse(d)[..., None]
+    q += np.float32(0.5)
+    return np.minimum(q.astype(np.uint8), top)
+
+
+def _quantize_q4_0(x, blocks):
+    blocks["qs"] = _halves(_quantize_symmetric(x, blocks, zero=8))
+
+
+def _quantize_q4_1(x, blocks):
+    blocks["qs"] = _halves(_quantize_affine(x, blocks, top=15))
+
+
+def _quantize_q5_0(x, blocks):
+    q = _quantize_symmetric(x, blocks, zero=16)
+    blocks["qs"], blocks["qh"] = _halves(q & 15), np.packbits(q >> 4, axis=-1, bitorder="little")
+
+
+def _quantize_q5_1(x, blocks):
+    q = _quantize_affine(x, blocks, top=31)
+    blocks["qs"], blocks["qh"] = _halves(q & 15), np.packbits(q >> 4, axis=-1, bitorder="little")
+
+
+def _quantize_q8_0(x, blocks):
+    d = np.abs(x).max(-1) / np.float32(127)
+    blocks["d"] = d
+    blocks["qs"] = _round_half_away(x * (2 * _inverse(d))[..., None])
+
+
+def _quantize_q4_0_2023(x, blocks):
+    d = np.abs(x).max(-1) / np.float32(7)
+    blocks["d"] = d
+    q = _round_half_away(x * (2 * _inverse(d))[..., None]) + np.int8(8)
+    blocks["qs"] = _neighbours(q.view(np.uint8))
+
+
+def _quantize_q4_1_2023(x, blocks):
+    # Its `max` started at FLT_MIN, the smallest positive float: a block of negatives has max 1e-38, not its own.
+    high = np.maximum(x.max(-1), np.finfo(np.float32).tiny)
+    m = x.min(-1)
+    d = (high - m) / np.float32(15)
+    blocks["d"], blocks["m"] = d, m
+    q = _round_half_away((x - m[..., None]) * (2 * _inverse(d))[..., None])
+    blocks["qs"] = _neighbours(q.view(np.uint8))
+
+
+_QUANTIZERS: dict[str, Callable] = {
+    "f32": lambda x: np.asarray(x, dtype="<f4"),
+    "f16": lambda x: np.asarray(x, dtype="<f2"),
+    "bf16": _to_bf16,
+    "q4_0": _quantize_q4_0,
+    "q4_1": _quantize_q4_1,
+    "q5_0": _quantize_q5_0,
+    "q5_1": _quantize_q5_1,
+    "q8_0": _quantize_q8_0,
+    "q4_0_2023": _quantize_q4_0_2023,
+    "q4_0_2023_planar": _quantize_q4_0_2023,
+    "q4_1_2023": _quantize_q4_1_2023,
+}
+
+
+# --- and back -------------------------------------------------------------------------------------
+
+
+def dequantize(blocks: np.ndarray, type: str) -> np.ndarray:
+    """Blocks of a type -> float32 weights [n_rows, n_cols] (plain numbers keep their shape)."""
+    kind = TYPES[type]
+    if kind.block == 1:
+        return _from_bf16(blocks) if type == "bf16" else blocks.astype(np.float32)
+    x = _from_q6_k(blocks) if type == "q6_k" else _from_small(blocks, type)
+    return x.reshape(len(blocks), -1)
+
+
+def _from_bf16(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _from_small(blocks: np.ndarray, type: str) -> np.ndarray:
+    """(q - zero) * d, or q * d + m: [n_rows, n_blocks, 32]."""
+    x = integers(blocks, type).astype(np.float32)
+    x *= blocks["d"].astype(np.float32)[..., None]
+    if "m" in blocks.dtype.names:
+        x += blocks["m"].astype(np.float32)[..., None]
+    return x
+
+
+def integers(blocks: np.ndarray, type: str) -> np.ndarray:
+    """The small integers of blocks, int8 [n_rows, n_blocks, 32]: centred on 0 where there is no minimum `m`."""
+    qs = blocks["qs"]
+    if type == "q8_0":
+        return qs
+    q = np.empty((*qs.shape[:-1], BLOCK), np.int8)
+    low, high = (slice(0, None, 2), slice(1, None, 2)) if "2023" in type else (slice(0, 16), slice(16, 32))
+    q[..., low], q[..., high] = qs & 15, qs >> 4
+    if "qh" in blocks.dtype.names:
+        q |= np.unpackbits(blocks["qh"], axis=-1, bitorder="little").view(np.int8) << 4
+    if "m" not in blocks.dtype.names:
+        q -= 16 if "qh" in blocks.dtype.names else 8
+    return q
+
+
+def _from_q6_k(blocks: np.ndarray) -> np.ndarray:
+    """Each half of 128 weights: four groups of 32 from 64 bytes of nibbles and 32 bytes of bit pairs."""
+    lead = blocks.shape
+    ql, qh = blocks["ql"].reshape(*lead, 2, 64), blocks["qh"].reshape(*lead, 2, 1, 32)
+    low = np.concatenate([ql & 15, ql >> 4], axis=-1).reshape(*lead, 2, 4, 32)
+    high = (qh >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3
+    q = (low | high << 4).astype(np.float32) - 32
+    scale = blocks["scales"].astype(np.float32) * blocks["d"].astype(np.float32)[..., None]
+    return q.reshape(*lead, 16, 16) * scale[..., None]
+
+
+# --- what it costs --------------------------------------------------------------------------------
+
+
+def bits_per_weight(type: str) -> float:
+    """Storage of one weight in bits, its share of scales included: 4.5 for q4_0."""
+    return 8 * TYPES[type].block_bytes / TYPES[type].block
+
+
+def error(x: np.ndarray, type: str) -> float:
+    """Root mean square error of quantizing x, as a fraction of x's own root mean square."""
+    x = np.asarray(x, dtype=np.float32)
+    difference = dequantize(quantize(x, type), type) - x
+    return float(np.sqrt(np.mean(difference**2) / np.mean(x**2)))
