@@ -1,0 +1,76 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first, each with only what it needs.
+
+MODEL  := data/models/SmolLM2-135M-Instruct.Q4_1.gguf
+PROMPT := The first man on the moon was
+
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+
+.PHONY: help demo test test-all lint format clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+help:
+	@echo "make demo      set up .venv, fetch SmolLM2 (93 MB) and stream a completion from it"
+	@echo "make test      set up .venv for tests (adds torch and transformers) and run them"
+	@echo "make test-all  the same, with the tests that take minutes"
+	@echo "make lint      check style with ruff"
+	@echo "make format    let ruff format the code"
+	@echo "make clean     remove caches and build products; .venv and data/models stay"
+	@echo "Another Python (3.11 or newer) than the first on PATH: make demo PYTHON=/path/to/python3"
+
+demo: $(MODEL)
+	@$(RUN) tinyllama generate --model smollm2 --prompt "$(PROMPT)" --temp 0 --n_predict 64
+
+test: .venv/test.installed $(MODEL)
+	@$(RUN) pytest
+
+test-all: .venv/test.installed $(MODEL)
+	@$(RUN) pytest -m ""
+
+lint: .venv/lint.installed
+	@$(RUN) ruff check
+	@$(RUN) ruff format --check
+
+format: .venv/lint.installed
+	@$(RUN) ruff check --fix
+	@$(RUN) ruff format
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# ---- set-up: .venv/NAME.installed says that what NAME needs has been installed, and since when ----
+
+$(MODEL): | .venv/demo.installed
+	@$(RUN) tinyllama download smollm2
+
+.venv/demo.installed: WHAT := --quiet --editable .
+.venv/test.installed: WHAT := --editable .[test]
+.venv/lint.installed: WHAT := --quiet --editable .[lint]
+
+.venv/%.installed: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Setting up .venv for make $* (the first time takes a minute) ..."
+	@$(RUN) pip install --constraint constraints.txt --quiet setuptools
+	@$(RUN) pip install --constraint constraints.txt --no-build-isolation $(WHAT)
+	@touch $@
+
+$(BIN)/python:
+	$(check_tools)@"$(FOUND)" -m venv --clear .venv
+
+# The newest Python on PATH, unless PYTHON names one; empty where none is 3.11 or newer.
+CANDIDATES := $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
+IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
+FOUND = $(shell for python in $(CANDIDATES); do \
+	"$$python" -c "$(IS_NEW)" 2>/dev/null && echo "$$python" && break; done)
+
+# Stops with one line that names what is missing.
+check_tools = $(strip \
+  $(if $(FOUND),,$(error Python 3.11 or newer is needed; here $(python_here). \
+    Name another with PYTHON=/path/to/python3)) \
+  $(if $(shell "$(FOUND)" -c "import ensurepip, venv" 2>/dev/null && echo ok),,$(error The venv module of \
+    $(FOUND) is missing (Debian: apt-get install python3-venv))) \
+  $(if $(shell command -v $(compiler) 2>/dev/null),,$(error A C compiler is needed; here $(compiler) is missing \
+    (Debian: apt-get install gcc, macOS: xcode-select --install))))
+python_here = $(lastword $(CANDIDATES)) is $(or $(shell "$(lastword $(CANDIDATES))" -V 2>/dev/null),missing)
+compiler = $(firstword $(CC))
