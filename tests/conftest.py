@@ -1,0 +1,27 @@
+"""Fixtures for files that a checkout may or may not have beside it."""
+
+from pathlib import Path
+
+import pytest
+
+from tinyllama import download
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """`../shared/data` beside the checkout: texts, and LLaMA's own `tokenizer.model`."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> Path:
+    """The downloaded SmolLM2, a GGUF file of q4_1 blocks."""
+    path = download.models_folder() / download.MODELS["smollm2"].filename
+    if not path.is_file():
+        pytest.skip("SmolLM2 is not here; `make demo` or `tinyllama download smollm2` fetches it")
+    return path
