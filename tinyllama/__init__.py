@@ -1,1 +1,34 @@
-"""LLaMA on your own laptop, to read and to run."""
+"""LLaMA on your own laptop, to read and to run.
+
+The modules in reading order:
+
+    config      hyper-parameters, the published sizes, the names of axes and tensors
+    tokenizer   text <-> token ids
+    quant       block formats; a Tensor = blocks + type + shape
+    ops         every operation of a LLaMA, in NumPy: the definition
+    model       the forward pass, written once
+    sampling    logits -> the next token
+    generation  the loop, and what a text knows about itself
+    backends    the seam: tables of operations, NumPy's and faster ones
+    formats     model files: meta (.pth), ggml (March 2023), gguf (today)
+    llama       where a file, a tokenizer, a backend and the model meet
+    convert     checkpoint -> f16 file -> 4-bit file
+    perplexity  how well a model predicts a text
+    inspect     what is in a model file, and what running it needs
+    download    models by name
+    cli         the command line
+"""
+
+from .errors import Cancelled, TinyllamaError
+
+__version__ = "0.1.0"
+__all__ = ["Cancelled", "Llama", "TinyllamaError", "generate", "load", "stream"]
+
+
+def __getattr__(name: str):
+    # Imported when asked for, so that `tinyllama --help` doesn't wait for NumPy.
+    if name in ("Llama", "generate", "load", "stream"):
+        from . import llama
+
+        return getattr(llama, name)
+    raise AttributeError(f"module 'tinyllama' has no attribute {name!r}")

@@ -299,7 +299,7 @@ def dequantize(blocks: np.ndarray, type: str) -> np.ndarray:
     """Blocks of a type -> float32 weights [n_rows, n_cols] (plain numbers keep their shape)."""
     kind = TYPES[type]
     if kind.block == 1:
-        return _from_bf16(blocks) if type == "bf16" else blocks.astype(np.float32)
+        return _from_bf16(blocks) if type == "bf16" else blocks.astype(np.float32, copy=False)
     x = _from_q6_k(blocks) if type == "q6_k" else _from_small(blocks, type)
     return x.reshape(len(blocks), -1)
 
@@ -318,7 +318,7 @@ def _from_small(blocks: np.ndarray, type: str) -> np.ndarray:
 
 
 def integers(blocks: np.ndarray, type: str) -> np.ndarray:
-    """The small integers of blocks, int8 [n_rows, n_blocks, 32]: centred on 0 where there is no minimum `m`."""
+    """The small integers of blocks, int8 [n_rows, n_blocks, 32]; centred on 0 where there is no minimum."""
     qs = blocks["qs"]
     if type == "q8_0":
         return qs

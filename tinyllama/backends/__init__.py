@@ -1,0 +1,129 @@
+"""The seam: a backend is a table of operations that `model.forward` runs on.
+
+`numpy` is the definition (`ops.py`). Every other backend is that table with entries replaced, so it
+works from its first entry on, and each entry is tested against its definition.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from threadpoolctl import ThreadpoolController
+
+from .. import ops
+from ..errors import TinyllamaError
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The operations of a LLaMA; `ops.py` says what each takes and gives."""
+
+    name: str
+    threads: int
+    prepare: Callable
+    new_cache: Callable
+    embedding: Callable
+    rms_norm: Callable
+    matmul: Callable
+    rope: Callable
+    attention: Callable
+    swiglu: Callable
+
+
+def numpy_backend(threads: int) -> Backend:
+    """The definition, with the rows of each matrix shared out among threads."""
+    run = ThreadPoolExecutor(threads, thread_name_prefix="tinyllama").map if threads > 1 else map
+    return Backend(
+        name="numpy",
+        threads=threads,
+        prepare=ops.prepare,
+        new_cache=ops.new_cache,
+        embedding=ops.embedding,
+        rms_norm=ops.rms_norm,
+        matmul=partial(ops.matmul, run=run),
+        rope=ops.rope,
+        attention=ops.attention,
+        swiglu=ops.swiglu,
+    )
+
+
+def numexpr_backend(threads: int) -> Backend:
+    """NumPy's table with element-wise entries fused and threaded."""
+    from .numexpr import numexpr_backend
+
+    return numexpr_backend(numpy_backend(threads))
+
+
+#: Fastest first.
+BACKENDS = {"numexpr": numexpr_backend, "numpy": numpy_backend}
+
+
+def available() -> dict[str, str | None]:
+    """Every backend's name, with None where it can run here, else the reason why not."""
+    return {name: _reason(make) for name, make in BACKENDS.items()}
+
+
+def _reason(make: Callable) -> str | None:
+    try:
+        make(1)
+    except ImportError as missing:
+        return str(missing)
+    return None
+
+
+def default_threads() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
+    """Make a backend's table.
+
+    Args:
+        name: "numpy", "numexpr", or "auto" for the fastest that runs here. None: what the environment
+            variable TINYLLAMA_BACKEND says, else "auto".
+        threads: None for as many as there are cores.
+    Raises:
+        TinyllamaError: there is no such backend, or it can't run here.
+    """
+    name = name or os.environ.get("TINYLLAMA_BACKEND") or "auto"
+    threads = default_threads() if threads is None else threads
+    if threads < 1:
+        raise TinyllamaError(f"threads must be at least 1, not {threads}")
+    if name == "auto":
+        name = next(name for name, reason in available().items() if reason is None)
+    if name not in BACKENDS:
+        raise TinyllamaError(f"no backend {name!r}: there are auto, {', '.join(BACKENDS)}")
+    try:
+        return BACKENDS[name](threads)
+    except ImportError as missing:
+        raise TinyllamaError(f"backend {name!r} can't run here: {missing}") from missing
+
+
+class _OneBlasThread:
+    """A context in which BLAS leaves the threads to us: two pools would fight over the cores.
+
+    The limit is the whole process's, so with several Python threads inside, the last one out lifts it.
+    """
+
+    def __init__(self):
+        self._lock, self._inside, self._controller, self._limit = threading.Lock(), 0, None, None
+
+    def __enter__(self):
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._controller = self._controller or ThreadpoolController()  # looks through all libraries
+                self._limit = self._controller.limit(limits=1, user_api="blas")
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.restore_original_limits()
+
+
+one_blas_thread = _OneBlasThread()

@@ -1,0 +1,278 @@
+"""The one place where a file, a tokenizer, a backend and the model meet."""
+
+import os
+import sys
+import threading
+import time
+import warnings
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from . import resources
+from .backends import Backend, get_backend, one_blas_thread
+from .config import Config
+from .download import MODELS, models_folder, small_folder
+from .errors import TinyllamaError
+from .formats import Checkpoint, open_checkpoint
+from .generation import Completion, Generation
+from .model import build, forward
+from .tokenizer import Tokenizer, make_tokenizer
+
+#: A model whose float32 weights take less than this many bytes is dequantized once, when it is loaded.
+UNPACK_BELOW = 2 * 2**30
+
+DEFAULT_CTX_SIZE = 2048
+
+
+class Llama:
+    """A loaded model: text or token ids in, logits, intermediate values or text out.
+
+    Made by `load`. Use it in a `with` statement, or `close()` it, to give its memory back.
+
+    Attributes:
+        checkpoint, config, tokenizer, backend: what it was made of.
+        name: the name or path it was loaded by.
+        load_seconds: how long loading took.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, backend: Backend, name: str):
+        started = time.perf_counter()
+        self.name, self.checkpoint, self.config, self.backend = name, checkpoint, checkpoint.config, backend
+        self.tokenizer: Tokenizer = make_tokenizer(checkpoint.vocabulary)
+        if self.tokenizer.vocab_size > self.config.vocab_size:
+            raise TinyllamaError(
+                f"{checkpoint.path}: its tokenizer has {self.tokenizer.vocab_size} tokens, "
+                f"the model {self.config.vocab_size}"
+            )
+        prepare = partial(backend.prepare, unpack=unpacked(self.config))
+        bar = partial(tqdm, desc="load", unit=" tensors", delay=0.5, leave=False)
+        self._model = build(self.config, checkpoint.tensors, prepare, bar)
+        self.load_seconds = time.perf_counter() - started
+
+    def stream(self, prompt: str | list[int], *, cancel=None, **settings) -> Generation:
+        """Continue a prompt piece by piece; see `generation.Settings` for the settings.
+
+        Args:
+            prompt: text, or token ids.
+            cancel: a threading.Event, say: once it is set, the text ends before the next layer.
+        Returns:
+            An iterator over pieces of text, which afterwards knows its `tokens`, `stop_reason`, `timings`
+            and the whole `completion()`.
+        """
+        return Generation(self, prompt, cancel=cancel, **settings)
+
+    def generate(self, prompt: str | list[int], *, cancel=None, **settings) -> Completion:
+        """Continue a prompt and return the new text; as `stream`, in one go."""
+        run = self.stream(prompt, cancel=cancel, **settings)
+        for _ in run:
+            pass
+        return run.completion()
+
+    def logits(self, prompt: str | list[int]) -> np.ndarray:
+        """What the model expects after each token of a prompt: [n_tokens, vocab_size]."""
+        tokens = self.tokens(prompt)
+        return self.forward(tokens, 0, self.new_cache(len(tokens)))
+
+    def trace(self, prompt: str | list[int], *patterns: str) -> dict[str, np.ndarray]:
+        """Run a prompt and keep the intermediate values whose names match one of the patterns.
+
+        Args:
+            patterns: of shell style, "layers.*.attention.weights"; none at all keeps everything.
+                `model.forward` lists the names.
+        Returns:
+            name -> array, in the order in which they were computed.
+        Raises:
+            TinyllamaError: a pattern matches nothing.
+        """
+        tokens, kept, seen = self.tokens(prompt), {}, []
+
+        def tap(name, array):
+            seen.append(name)
+            if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns):
+                kept[name] = array.copy()
+
+        self.forward(tokens, 0, self.new_cache(len(tokens)), tap=tap)
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in seen):
+                raise TinyllamaError(f"nothing is named {pattern!r}: there are {', '.join(seen[:9])}, ...")
+        return kept
+
+    def tokens(self, prompt: str | list[int]) -> list[int]:
+        """The ids of a prompt, with bos if the model wants it; ids are checked and passed on.
+
+        Raises TinyllamaError if it is empty or an id is none of the vocabulary's.
+        """
+        if not len(prompt):
+            raise TinyllamaError("the prompt is empty")
+        if isinstance(prompt, str | bytes):
+            return self.tokenizer.encode(prompt, special=True)
+        wrong = [token for token in prompt if not 0 <= token < self.config.vocab_size]
+        if wrong:
+            raise TinyllamaError(f"token id {wrong[0]} is not in 0..{self.config.vocab_size - 1}")
+        return list(map(int, prompt))
+
+    def forward(self, tokens: list[int], pos: int, cache, **options) -> np.ndarray:
+        """`model.forward` with this model's weights and backend: [n_tokens, vocab_size]."""
+        if self._model is None:
+            raise TinyllamaError(f"{self.name} has been closed")
+        with one_blas_thread:
+            return forward(self._model, self.backend, tokens, pos, cache, **options)
+
+    def new_cache(self, n_ctx: int):
+        """An empty KV cache for n_ctx tokens."""
+        return self.backend.new_cache(self.config, n_ctx)
+
+    def default_ctx_size(self) -> int:
+        """How many tokens a run has room for if nobody says: 2048, or what the model was trained on if less."""
+        return min(self.config.max_seq_len, DEFAULT_CTX_SIZE)
+
+    def close(self) -> None:
+        """Give the weights' memory back. Closing twice is fine; using it afterwards is an error."""
+        self._model = None
+        self.checkpoint.tensors.clear()
+        with _lock:
+            for key in [key for key, llama in _loaded.items() if llama is self]:
+                del _loaded[key]
+
+    def __enter__(self) -> "Llama":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Llama({self.name!r}, {self.config.n_params():,} weights, backend {self.backend.name!r})"
+
+
+_loaded: dict[tuple, Llama] = {}  # the models loaded last, the newest at the end
+_lock = threading.RLock()
+KEPT = 2
+
+
+def load(
+    model: str | Path = "small",
+    backend: str | None = None,
+    threads: int | None = None,
+    *,
+    verbose: bool = False,
+) -> Llama:
+    """Load a model, or return it if it is loaded already.
+
+    Args:
+        model: a GGUF file, a ggml file (the first part of several), a folder with Meta's checkpoint, or a
+            name: "small" (it ships with tinyllama), "smollm2" (`tinyllama download smollm2`).
+        backend: "numpy", "numexpr" or "auto"; None asks TINYLLAMA_BACKEND.
+        threads: None for one a core.
+        verbose: say on stderr what it will need before loading.
+    Raises:
+        TinyllamaError: there is no such file, it is damaged, or there isn't the memory for it.
+    """
+    path = find(model)
+    table = get_backend(backend, threads)
+    key = (*_identity(path), table.name, table.threads)
+    with _lock:
+        if key in _loaded:
+            _loaded[key] = _loaded.pop(key)
+            return _loaded[key]
+        checkpoint = open_checkpoint(path)
+        needed = memory_needed(checkpoint, table.name, min(checkpoint.config.max_seq_len, DEFAULT_CTX_SIZE))
+        while _loaded and (len(_loaded) >= KEPT or sum(needed.values()) > resources.available_memory()):
+            del _loaded[next(iter(_loaded))]
+        resources.require_memory(sum(needed.values()), str(path))
+        if verbose:
+            print(_announcement(path, needed), file=sys.stderr)
+        _loaded[key] = Llama(checkpoint, table, str(model))
+        return _loaded[key]
+
+
+def stream(
+    prompt: str | list[int],
+    model: str | Path = "small",
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    cancel=None,
+    **settings,
+) -> Generation:
+    """Continue a prompt piece by piece: `load(model, backend, threads).stream(prompt, ...)`, with warnings shown."""
+    run = load(model, backend, threads).stream(prompt, cancel=cancel, **settings)
+    for warning in run.warnings:
+        warnings.warn(warning, stacklevel=2)
+    return run
+
+
+def generate(prompt: str | list[int], model: str | Path = "small", **settings) -> Completion:
+    """Continue a prompt and return the new text, a str that also knows its tokens, seed and timings.
+
+    Args:
+        prompt: text, or token ids.
+        model, backend, threads: as `load` takes them.
+        cancel: see `Llama.stream`.
+        settings: the fields of `generation.Settings`: n_predict=128, seed=-1, temp=0.8, top_k=40, top_p=0.9,
+            repeat_penalty=1.0, repeat_last_n=64, stop=(), batch_size=512, ctx_size=None, stages=False.
+    Raises:
+        TinyllamaError: no such model, a setting that makes no sense, a prompt that is empty or too long.
+    """
+    run = stream(prompt, model, **settings)
+    for _ in run:
+        pass
+    return run.completion()
+
+
+def find(model: str | Path) -> Path:
+    """The file or folder of a model, given its path or its name.
+
+    Raises TinyllamaError, with what to do, if it isn't there.
+    """
+    if Path(model).exists():
+        return Path(model)
+    if model == "small":
+        return small_folder()
+    if model in MODELS:
+        path = models_folder() / MODELS[model].filename
+        if path.exists():
+            return path
+        raise TinyllamaError(f"{model} isn't here yet: `tinyllama download {model}` fetches it")
+    raise TinyllamaError(
+        f"{model}: there is no such file, nor a model of this name (small, {', '.join(MODELS)})"
+    )
+
+
+def _identity(path: Path) -> tuple:
+    """Changes when a model's file does, so that a new file under an old name is loaded anew."""
+    stats = [file.stat() for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return (os.path.realpath(path), *((stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+
+def unpacked(config: Config) -> bool:
+    """Whether the NumPy backends dequantize this model once, when it is loaded."""
+    return 4 * config.n_params() < UNPACK_BELOW
+
+
+def memory_needed(
+    checkpoint: Checkpoint, backend: str, ctx_size: int, batch_size: int = 512
+) -> dict[str, int]:
+    """Bytes that running a model takes: {"weights", "kv_cache", "activations"}.
+
+    Weights that are not unpacked stay in the mapped file, which the system can drop and read again.
+    """
+    config = checkpoint.config
+    stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    wide = config.hidden_dim * 3 + config.dim * 6 + config.n_heads * ctx_size * 3
+    return {
+        "weights": 4 * config.n_params() if unpacked(config) else stored,
+        "kv_cache": 4 * 2 * config.n_layers * ctx_size * config.kv_dim,
+        "activations": 4 * (min(batch_size, ctx_size) * wide + config.vocab_size),
+    }
+
+
+def _announcement(path: Path, needed: dict[str, int]) -> str:
+    total, weights, cache = (
+        resources.human(n) for n in (sum(needed.values()), needed["weights"], needed["kv_cache"])
+    )
+    seconds = max(1, round(needed["weights"] / 2e9))  # dequantizing, or reading a fast disk
+    return f"loading {path}: up to {total} of memory ({weights} weights, {cache} KV cache), about {seconds} s"

@@ -1,0 +1,45 @@
+"""What this computer has of memory and disk, and the refusal where something needs more."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import psutil
+
+from .errors import TinyllamaError
+
+
+def human(n_bytes: float) -> str:
+    """3_900_000_000 -> "3.9 GB" (decimal units, as disks and downloads are labelled)."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"
+
+
+def available_memory() -> int:
+    """Bytes that a process can still get without swapping."""
+    return psutil.virtual_memory().available
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had in memory so far, 0 where the system doesn't say."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def require_memory(needed: int, what: str) -> None:
+    """Raises TinyllamaError, with both figures, where `needed` bytes of memory aren't there."""
+    if needed > (free := available_memory()):
+        raise TinyllamaError(f"{what} needs {human(needed)} of memory, and {human(free)} are free")
+
+
+def require_disk(needed: int, folder: Path, what: str) -> None:
+    """Raises TinyllamaError, with both figures, where `needed` bytes don't fit on the folder's disk."""
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise TinyllamaError(f"{what} needs {human(needed)} of disk in {folder}, and {human(free)} are free")

@@ -1,0 +1,145 @@
+"""From logits to the next token: the stages of llama.cpp in March 2023, in its order.
+
+    logits -> repetition penalty -> temperature -> top-k -> softmax -> top-p -> draw
+
+Each stage is a pure function; `sample` chains them and, on request, says what each kept and removed.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import TinyllamaError
+from .ops import softmax
+
+LISTED = 50  # candidates that a Stage lists, so that a long run's record stays small
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temp: logits are divided by it: below 1 sharpens, above 1 flattens; 0 takes the likeliest (greedy).
+        top_k: keep this many likeliest tokens; 0 keeps all.
+        top_p: keep the fewest likeliest tokens whose probabilities reach this sum; 1 keeps all.
+        repeat_penalty: tokens of the last `repeat_last_n` become this much less likely; 1 is off.
+    """
+
+    temp: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.9
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+
+    def __post_init__(self):
+        _check("temp", self.temp, 0 <= self.temp < math.inf, "a number from 0 up")
+        _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _check("repeat_penalty", self.repeat_penalty, 0 < self.repeat_penalty < math.inf, "a number above 0")
+        _check("repeat_last_n", self.repeat_last_n, self.repeat_last_n >= 0, "0 (off) or more")
+
+
+def _check(name: str, value, fine: bool, wanted: str) -> None:
+    if not fine:  # NaN fails every comparison, so it ends up here too
+        raise TinyllamaError(f"{name} must be {wanted}, not {value}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage of sampling made of the distribution.
+
+    Attributes:
+        name: "logits", "repeat_penalty", "temp", "top_k" or "top_p".
+        n_kept, n_removed: how many tokens are still possible, and how many this stage ruled out.
+        kept, probs: ids of the likeliest still possible, and their probabilities after this stage.
+        removed: ids of the likeliest that it ruled out.
+    """
+
+    name: str
+    n_kept: int
+    n_removed: int
+    kept: np.ndarray
+    probs: np.ndarray
+    removed: np.ndarray
+
+
+def repetition_penalty(logits: np.ndarray, recent: list[int], penalty: float) -> np.ndarray:
+    """Push recent tokens down: divide positive logits, multiply negative ones (arXiv:1909.05858)."""
+    ids = np.unique(np.asarray(recent, dtype=np.int64))
+    logits = logits.copy()
+    logits[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
+    return logits
+
+
+def temperature(logits: np.ndarray, temp: float) -> np.ndarray:
+    """logits / temp."""
+    return logits / np.float32(temp)
+
+
+def top_k(logits: np.ndarray, k: int) -> np.ndarray:
+    """Ids of the k largest logits, the largest first; of equals the smaller id. 0 gives all."""
+    k = min(k or len(logits), len(logits))
+    threshold = np.partition(logits, -k)[-k]
+    ids = np.nonzero(logits >= threshold)[0]
+    return ids[np.argsort(-logits[ids], kind="stable")][:k]
+
+
+def top_p(probs: np.ndarray, p: float) -> int:
+    """Of probabilities in falling order, how many make up at least p; one at least."""
+    return int(np.searchsorted(np.cumsum(probs, dtype=np.float64), p)) + 1 if p < 1 else len(probs)
+
+
+def draw(probs: np.ndarray, rng: np.random.Generator) -> int:
+    """Index of one of the probabilities, drawn by them."""
+    reached = np.cumsum(probs, dtype=np.float64)
+    return min(int(np.searchsorted(reached, rng.random() * reached[-1], side="right")), len(probs) - 1)
+
+
+def sample(
+    logits: np.ndarray,
+    settings: Sampling,
+    recent: list[int],
+    rng: np.random.Generator,
+    stages: list[Stage] | None = None,
+) -> int:
+    """Choose the next token's id.
+
+    Args:
+        logits: [vocab_size]
+        recent: ids so far; the last `repeat_last_n` of them are penalized.
+        rng: one number is drawn from it, none if greedy.
+        stages: a list to which every stage appends what it did.
+    Raises:
+        TinyllamaError: the logits are not numbers.
+    """
+    if not np.isfinite(logits.max()) or np.isnan(logits.min()):
+        raise TinyllamaError("the model computed logits that are not numbers: is its file damaged?")
+    _note(stages, "logits", logits)
+    if settings.repeat_penalty != 1 and settings.repeat_last_n:
+        logits = repetition_penalty(logits, recent[-settings.repeat_last_n :], settings.repeat_penalty)
+        _note(stages, "repeat_penalty", logits)
+    if settings.temp == 0:
+        return int(np.argmax(logits))
+    logits = temperature(logits, settings.temp)
+    _note(stages, "temp", logits)
+    ids = top_k(logits, settings.top_k)
+    _note(stages, "top_k", logits, len(ids))
+    probs = softmax(logits[ids])
+    n_kept = top_p(probs, settings.top_p)
+    _note(stages, "top_p", logits, n_kept, len(ids))
+    return int(ids[draw(probs[:n_kept], rng)])
+
+
+def _note(stages, name, logits, n_kept=None, n_before=None) -> None:
+    """Append the Stage that keeps the first `n_kept` of the likeliest `n_before` tokens (None: all)."""
+    if stages is None:
+        return
+    n_before = n_before or len(logits)
+    n_kept = n_kept or n_before
+    ranked = top_k(logits, n_kept + LISTED)
+    kept = ranked[:n_kept]
+    total = softmax(logits[kept]) if n_kept < len(logits) else softmax(logits)[kept]
+    removed = ranked[n_kept : min(n_before, n_kept + LISTED)]
+    stages.append(Stage(name, n_kept, n_before - n_kept, kept[:LISTED], total[:LISTED], removed))
