@@ -127,7 +127,7 @@ class Llama:
         return self.backend.new_cache(self.config, n_ctx)
 
     def default_ctx_size(self) -> int:
-        """How many tokens a run has room for if nobody says: 2048, or what the model was trained on if less."""
+        """Tokens a run has room for if nobody says: 2048, or what the model was trained on if less."""
         return min(self.config.max_seq_len, DEFAULT_CTX_SIZE)
 
     def close(self) -> None:
@@ -198,7 +198,7 @@ def stream(
     cancel=None,
     **settings,
 ) -> Generation:
-    """Continue a prompt piece by piece: `load(model, backend, threads).stream(prompt, ...)`, with warnings shown."""
+    """Continue a prompt piece by piece: `load(...).stream(prompt, ...)`; arguments as of `generate`."""
     run = load(model, backend, threads).stream(prompt, cancel=cancel, **settings)
     for warning in run.warnings:
         warnings.warn(warning, stacklevel=2)

@@ -127,11 +127,8 @@ def _attention(layer, ops, config, x, freqs, cache, i, pos, tap):
     inner_tap = tap and (lambda name, array: tap(f"{layer.name}.attention.{name}", array))
     heads = ops.attention(q_rope, k_rope, v, cache, i, pos, inner_tap)  # [n_tokens, dim]
     output = ops.matmul(heads, layer.wo)
-    _show(
-        tap,
-        f"{layer.name}.attention.",
-        **dict(norm=norm, q=q, k=k, v=v, q_rope=q_rope, k_rope=k_rope, heads=heads, output=output),
-    )
+    prefix = f"{layer.name}.attention."
+    _show(tap, prefix, norm=norm, q=q, k=k, v=v, q_rope=q_rope, k_rope=k_rope, heads=heads, output=output)
     return output
 
 
@@ -141,7 +138,8 @@ def _feed_forward(layer, ops, config, x, tap):
     gate, up = ops.matmul(norm, layer.w1, layer.w3)  # [n_tokens, hidden_dim]
     hidden = ops.swiglu(gate, up)
     output = ops.matmul(hidden, layer.w2)
-    _show(tap, f"{layer.name}.feed_forward.", norm=norm, gate=gate, up=up, hidden=hidden, output=output)
+    prefix = f"{layer.name}.feed_forward."
+    _show(tap, prefix, norm=norm, gate=gate, up=up, hidden=hidden, output=output)
     return output
 
 

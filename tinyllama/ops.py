@@ -12,7 +12,7 @@ import numpy as np
 from .config import Config
 from .quant import Tensor
 
-#: Weights that are float32 at one time while a matrix is multiplied, for each thread: 2 MB, about a core's cache.
+#: Weights that each thread turns to float32 at a time while a matrix is multiplied: 2 MB.
 CHUNK = 2**19
 
 Tap = Callable[[str, np.ndarray], None]
@@ -111,7 +111,10 @@ class KVCache:
     values: np.ndarray
 
     def append(self, layer: int, pos: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Store k, v [n_tokens, n_kv_heads, head_dim] from `pos` on; all so far, [n_kv_heads, n_past, head_dim]."""
+        """Store k, v [n_tokens, n_kv_heads, head_dim] from `pos` on.
+
+        Returns all keys and values so far, [n_kv_heads, n_past, head_dim].
+        """
         n_past = pos + len(k)
         self.keys[layer, :, pos:n_past] = k.swapaxes(0, 1)
         self.values[layer, :, pos:n_past] = v.swapaxes(0, 1)

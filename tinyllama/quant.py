@@ -227,7 +227,7 @@ def _quantize_symmetric(x: np.ndarray, blocks: np.ndarray, zero: int) -> np.ndar
 
 
 def _quantize_affine(x: np.ndarray, blocks: np.ndarray, top: int) -> np.ndarray:
-    """q = min(top, trunc((x - m) / d + 0.5)), where 0 stands for the smallest element m, `top` for the largest."""
+    """q = min(top, trunc((x - m) / d + 0.5)), where m is the smallest element."""
     m = x.min(-1)
     d = (x.max(-1) - m) / np.float32(top)
     blocks["d"], blocks["m"] = d, m
@@ -268,7 +268,7 @@ def _quantize_q4_0_2023(x, blocks):
 
 
 def _quantize_q4_1_2023(x, blocks):
-    # Its `max` started at FLT_MIN, the smallest positive float: a block of negatives has max 1e-38, not its own.
+    # Its search for the maximum started at FLT_MIN, the smallest positive float, not at -FLT_MAX.
     high = np.maximum(x.max(-1), np.finfo(np.float32).tiny)
     m = x.min(-1)
     d = (high - m) / np.float32(15)
