@@ -133,9 +133,9 @@ def test_a_python_without_pip_is_named(wheels, target, monkeypatch):
 
 
 def test_a_full_disk_is_refused_with_the_figures(wheels, target, monkeypatch):
-    usage = namedtuple("Usage", "total used free")(10**12, 10**12, 1_500_000)
+    usage = namedtuple("Usage", "total used free")(10**12, 10**12, 1_400_000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    refused(target, str(target.parent), "2 MB", "1 MB", "2 MB are free")
+    refused(target, f"toy needs 2 MB of disk in {target.parent}, and 1 MB are free")
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():

