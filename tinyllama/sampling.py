@@ -88,7 +88,8 @@ def top_k(logits: np.ndarray, k: int) -> np.ndarray:
 
 def top_p(probs: np.ndarray, p: float) -> int:
     """Of probabilities in falling order, how many make up at least p; one at least."""
-    return int(np.searchsorted(np.cumsum(probs, dtype=np.float64), p)) + 1 if p < 1 else len(probs)
+    reached = np.searchsorted(np.cumsum(probs, dtype=np.float64), p) + 1 if p < 1 else len(probs)
+    return min(int(reached), len(probs))
 
 
 def draw(probs: np.ndarray, rng: np.random.Generator) -> int:

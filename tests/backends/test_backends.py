@@ -1,0 +1,86 @@
+import threading
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from tinyllama import backends, ops
+from tinyllama.backends import numexpr
+from tinyllama.errors import TinyllamaError
+
+CLOSE = 2e-6  # a few float32 roundings of values near 1
+
+
+def normal(*shape):
+    return np.random.default_rng(3).standard_normal(shape, dtype=np.float32)
+
+
+def blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+@pytest.mark.parametrize("n_tokens", [1, 600])  # below and above the size where numexpr takes over
+def test_numexpr_s_entries_compute_their_definitions(n_tokens):
+    x, up, weight = normal(n_tokens, 64), normal(n_tokens, 64)[::-1], normal(64)
+    for fused, defined in (
+        (numexpr.rms_norm(x, weight, 1e-6), ops.rms_norm(x, weight, 1e-6)),
+        (numexpr.softmax(x), ops.softmax(x)),
+        (numexpr.swiglu(x, up), ops.swiglu(x, up)),
+    ):
+        np.testing.assert_allclose(fused, defined, rtol=0, atol=CLOSE)
+        assert fused.dtype == np.float32
+
+
+def test_auto_takes_the_first_that_runs_here():
+    assert backends.get_backend("auto", 1).name == next(iter(backends.BACKENDS))
+
+
+def test_auto_goes_on_to_the_next_where_one_is_missing(monkeypatch):
+    def missing(threads):
+        raise ImportError("no compiler was there")
+
+    monkeypatch.setitem(backends.BACKENDS, "numexpr", missing)
+    assert backends.available()["numexpr"] == "no compiler was there"
+    assert backends.get_backend("auto", 1).name == "numpy"
+    with pytest.raises(TinyllamaError, match=r"numexpr.*no compiler was there"):
+        backends.get_backend("numexpr", 1)
+
+
+def test_the_environment_variable_sets_the_default(monkeypatch):
+    monkeypatch.setenv("TINYLLAMA_BACKEND", "numpy")
+    assert backends.get_backend(None, 1).name == "numpy"
+    assert backends.get_backend("numexpr", 1).name == "numexpr"
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones():
+    with pytest.raises(TinyllamaError, match=r"'cuda'.*numpy"):
+        backends.get_backend("cuda")
+
+
+def test_fewer_than_one_thread_is_refused():
+    with pytest.raises(TinyllamaError, match="0"):
+        backends.get_backend("numpy", 0)
+
+
+def test_blas_keeps_to_one_thread_inside_and_gets_its_own_back():
+    before = blas_threads()
+    with backends.one_blas_thread, backends.one_blas_thread:
+        assert blas_threads() <= {1}
+    assert blas_threads() == before
+
+
+def test_blas_gets_its_threads_back_when_two_python_threads_overlap():
+    before, first_in, first_out = blas_threads(), threading.Event(), threading.Event()
+
+    def second():
+        first_in.wait()
+        with backends.one_blas_thread:
+            first_out.wait()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with backends.one_blas_thread:
+        first_in.set()
+    first_out.set()
+    thread.join()
+    assert blas_threads() == before

@@ -1,0 +1,139 @@
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+import tiny
+
+from tinyllama.backends import get_backend
+from tinyllama.errors import Cancelled
+from tinyllama.model import build, forward
+
+SAME = 1e-4  # logits of one prompt computed in another order of float32 sums
+
+TOKENS = np.random.default_rng(2).integers(0, tiny.CONFIG.vocab_size, 21)
+
+
+@pytest.fixture(params=["numpy", "numexpr"])
+def ops(request):
+    return get_backend(request.param, threads=2)
+
+
+def made(ops, type="f32", unpack=True):
+    return build(tiny.CONFIG, tiny.tensors(type=type), partial(ops.prepare, unpack=unpack))
+
+
+def logits(ops, model, batches, **options):
+    cache, pos, out = ops.new_cache(tiny.CONFIG, len(TOKENS)), 0, []
+    for batch in batches:
+        out.append(forward(model, ops, batch, pos, cache, **options))
+        pos += len(batch)
+    return np.concatenate(out)
+
+
+def test_a_prompt_at_once_equals_token_by_token_and_any_batch_size(ops):
+    model = made(ops)
+    whole = logits(ops, model, [TOKENS])
+    assert whole.shape == (len(TOKENS), tiny.CONFIG.vocab_size)
+    for size in (1, 2, 8):
+        batches = [TOKENS[start : start + size] for start in range(0, len(TOKENS), size)]
+        np.testing.assert_allclose(logits(ops, model, batches), whole, rtol=0, atol=SAME)
+
+
+def test_the_last_token_s_logits_alone_are_those_of_all(ops):
+    model = made(ops)
+    last = logits(ops, model, [TOKENS], last=True)
+    np.testing.assert_allclose(last, logits(ops, model, [TOKENS])[-1:], rtol=0, atol=SAME)
+
+
+@pytest.mark.parametrize("name", ["numpy", "numexpr"])
+def test_one_thread_equals_eight_to_the_last_bit(name, monkeypatch):
+    monkeypatch.setattr("tinyllama.ops.CHUNK", 512)  # many jobs even at this size
+    one, eight = (logits(b, made(b, "q4_0"), [TOKENS]) for b in (get_backend(name, 1), get_backend(name, 8)))
+    np.testing.assert_array_equal(one, eight)
+
+
+def test_unpacking_the_weights_when_loading_changes_no_logits(ops):
+    later = logits(ops, made(ops, "q4_0", unpack=False), [TOKENS])
+    np.testing.assert_allclose(later, logits(ops, made(ops, "q4_0"), [TOKENS]), rtol=0, atol=SAME)
+
+
+def test_numexpr_computes_what_numpy_does():
+    by_name = {name: get_backend(name, 2) for name in ("numpy", "numexpr")}
+    expected, fused = (logits(ops, made(ops), [TOKENS]) for ops in by_name.values())
+    np.testing.assert_allclose(fused, expected, rtol=0, atol=SAME)
+
+
+def test_a_later_token_never_changes_an_earlier_one(ops):
+    model, changed = made(ops), TOKENS.copy()
+    changed[10] = (changed[10] + 1) % tiny.CONFIG.vocab_size
+    before, after = (logits(ops, model, [tokens]) for tokens in (TOKENS, changed))
+    np.testing.assert_allclose(after[:10], before[:10], rtol=0, atol=SAME)
+    assert np.abs(after[10:] - before[10:]).max() > 0.1
+
+
+def test_without_output_weight_the_embedding_table_is_used():
+    ops, tied = get_backend("numpy", 1), tiny.tensors()
+    del tied["output.weight"]
+    model = build(tiny.CONFIG, tied, partial(ops.prepare, unpack=True))
+    assert model.output is model.tok_embeddings
+
+
+def test_every_named_step_is_tapped_with_its_shape(ops):
+    seen = {}
+    logits(ops, made(ops), [TOKENS], tap=seen.__setitem__)
+    c, n_tokens = tiny.CONFIG, len(TOKENS)
+    shapes = {
+        "embedding": (n_tokens, c.dim),
+        "layers.1.attention.norm": (n_tokens, c.dim),
+        "layers.1.attention.q": (n_tokens, c.n_heads, c.head_dim),
+        "layers.1.attention.k": (n_tokens, c.n_kv_heads, c.head_dim),
+        "layers.1.attention.v": (n_tokens, c.n_kv_heads, c.head_dim),
+        "layers.1.attention.q_rope": (n_tokens, c.n_heads, c.head_dim),
+        "layers.1.attention.k_rope": (n_tokens, c.n_kv_heads, c.head_dim),
+        "layers.1.attention.scores": (c.n_heads, n_tokens, n_tokens),
+        "layers.1.attention.weights": (c.n_heads, n_tokens, n_tokens),
+        "layers.1.attention.heads": (n_tokens, c.dim),
+        "layers.1.attention.output": (n_tokens, c.dim),
+        "layers.1.feed_forward.norm": (n_tokens, c.dim),
+        "layers.1.feed_forward.gate": (n_tokens, c.hidden_dim),
+        "layers.1.feed_forward.up": (n_tokens, c.hidden_dim),
+        "layers.1.feed_forward.hidden": (n_tokens, c.hidden_dim),
+        "layers.1.feed_forward.output": (n_tokens, c.dim),
+        "layers.1.residual": (n_tokens, c.dim),
+        "norm": (n_tokens, c.dim),
+        "logits": (n_tokens, c.vocab_size),
+    }
+    assert {name: array.shape for name, array in seen.items() if "layers.0" not in name} == shapes
+
+
+def test_the_residual_stream_is_the_sum_of_what_was_added_to_it(ops):
+    seen = {}
+    logits(ops, made(ops), [TOKENS], tap=seen.__setitem__)
+    added = [array for name, array in seen.items() if name.endswith("output")]
+    np.testing.assert_allclose(seen["layers.1.residual"], seen["embedding"] + sum(added), rtol=0, atol=SAME)
+
+
+def test_a_cancel_flag_ends_the_pass_before_the_next_layer(ops):
+    flag = threading.Event()
+
+    def tap(name, array):
+        seen.append(name)
+        if name == "layers.0.residual":
+            flag.set()
+
+    seen = []
+    with pytest.raises(Cancelled):
+        logits(ops, made(ops), [TOKENS], tap=tap, cancel=flag)
+    assert not any(name.startswith("layers.1") for name in seen)
+
+
+def test_after_a_cancelled_pass_the_cache_is_good_for_another():
+    ops, flag = get_backend("numpy", 1), threading.Event()
+    model, cache = made(ops), ops.new_cache(tiny.CONFIG, len(TOKENS))
+    forward(model, ops, TOKENS[:5], 0, cache)
+    flag.set()
+    with pytest.raises(Cancelled):
+        forward(model, ops, TOKENS[6:], 5, cache, cancel=flag)
+    again = forward(model, ops, TOKENS[5:], 5, cache)
+    np.testing.assert_allclose(again, logits(ops, model, [TOKENS])[5:], rtol=0, atol=SAME)

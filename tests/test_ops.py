@@ -1,0 +1,149 @@
+"""Each operation against a definition written in another way: loops, complex numbers, or torch."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import CONFIG
+
+from tinyllama import ops
+from tinyllama.quant import TYPES, Tensor, quantize
+
+CLOSE = 2e-6  # a few float32 roundings of values near 1
+
+rng = np.random.default_rng(1)
+
+
+def normal(*shape) -> np.ndarray:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def test_embedding_takes_each_token_s_row():
+    table = normal(10, 64)
+    np.testing.assert_array_equal(
+        ops.embedding(Tensor.from_array("", table), np.array([3, 0, 3])), table[[3, 0, 3]]
+    )
+
+
+@pytest.mark.parametrize("split", [0, 1])
+def test_embedding_reads_a_table_that_lies_in_parts(split):
+    table = normal(8, 64)
+    parts = tuple(np.split(table, 2, axis=split))
+    tensor = Tensor("", "f32", table.shape, parts, split)
+    np.testing.assert_array_equal(ops.embedding(tensor, np.array([7, 0, 4])), table[[7, 0, 4]])
+
+
+def test_rms_norm_is_torch_s():
+    x, weight = normal(5, 64), normal(64)
+    expected = torch.nn.functional.rms_norm(torch.tensor(x), (64,), torch.tensor(weight), 1e-6)
+    np.testing.assert_allclose(ops.rms_norm(x, weight, 1e-6), expected.numpy(), rtol=0, atol=CLOSE)
+
+
+def test_rms_norm_of_zeros_is_zeros():
+    assert not ops.rms_norm(np.zeros((2, 64), np.float32), normal(64), 1e-6).any()
+
+
+@pytest.mark.parametrize("type", ["f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_0_2023"])
+def test_matmul_multiplies_by_what_the_blocks_stand_for(type):
+    x, weight = normal(3, 64), Tensor.from_array("", normal(48, 64), type)
+    expected = x.astype(np.float64) @ weight.dequantize().astype(np.float64).T
+    np.testing.assert_allclose(ops.matmul(x, weight), expected, rtol=0, atol=64 * CLOSE)
+
+
+def test_matmul_of_several_weights_is_each_one_s():
+    x, weights = normal(3, 64), [Tensor.from_array("", normal(n_out, 64), "q4_0") for n_out in (32, 48, 1)]
+    for together, weight in zip(ops.matmul(x, *weights), weights, strict=True):
+        np.testing.assert_array_equal(together, ops.matmul(x, weight))
+
+
+@pytest.mark.parametrize("split", [0, 1])
+@pytest.mark.parametrize("type", ["f16", "q4_0_2023", "q4_1_2023", "q4_0_2023_planar"])
+def test_matmul_of_a_weight_in_two_parts_equals_that_in_one(type, split, monkeypatch):
+    monkeypatch.setattr(ops, "CHUNK", 5 * 128)  # cuts across the parts
+    x, weight = normal(3, 128), normal(48, 128)
+    whole = Tensor.from_array("", weight, type)
+    parts = tuple(quantize(part, type) for part in np.split(weight, 2, axis=split))
+    np.testing.assert_array_equal(
+        ops.matmul(x, Tensor("", type, weight.shape, parts, split)), ops.matmul(x, whole)
+    )
+
+
+@pytest.mark.parametrize("pos", [0, 100])
+def test_rope_turns_neighbouring_pairs_by_position_times_frequency(pos):
+    x = normal(4, CONFIG.n_heads, CONFIG.head_dim)
+    turned = ops.rope(x, ops.rope_freqs(CONFIG, pos, 4))
+    for token, head, j in np.ndindex(4, CONFIG.n_heads, CONFIG.head_dim // 2):
+        angle = (pos + token) * CONFIG.rope_theta ** (-2 * j / CONFIG.head_dim)
+        a, b = x[token, head, 2 * j : 2 * j + 2].astype(np.float64)
+        expected = a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)
+        np.testing.assert_allclose(turned[token, head, 2 * j : 2 * j + 2], expected, rtol=0, atol=CLOSE)
+
+
+def test_rope_makes_dot_products_depend_on_the_distance_alone():
+    q, k = normal(1, 1, CONFIG.head_dim), normal(1, 1, CONFIG.head_dim)
+
+    def dot(q_pos, k_pos):
+        turned = (ops.rope(x, ops.rope_freqs(CONFIG, pos, 1)) for x, pos in ((q, q_pos), (k, k_pos)))
+        return np.vdot(*turned)
+
+    assert dot(7, 3) == pytest.approx(dot(107, 103), abs=1e-4)
+
+
+def test_rope_factors_divide_the_frequencies():
+    factors = np.full(CONFIG.head_dim // 2, 8.0)
+    slowed = ops.rope_freqs(CONFIG, 8, 1, factors)
+    np.testing.assert_allclose(slowed, ops.rope_freqs(CONFIG, 1, 1), rtol=0, atol=CLOSE)
+
+
+def test_softmax_survives_large_scores():
+    np.testing.assert_allclose(ops.softmax(np.array([1e4, 1e4, -np.inf], np.float32)), [0.5, 0.5, 0])
+
+
+@pytest.mark.parametrize("pos", [0, 3])
+def test_attention_is_torch_s_with_shared_key_value_heads(pos):
+    cache = ops.new_cache(CONFIG, 16)
+    n_tokens, n_past = 5, pos + 5
+    q = normal(n_past, CONFIG.n_heads, CONFIG.head_dim)
+    k, v = (
+        normal(n_past, CONFIG.n_kv_heads, CONFIG.head_dim),
+        normal(n_past, CONFIG.n_kv_heads, CONFIG.head_dim),
+    )
+    if pos:
+        ops.attention(q[:pos], k[:pos], v[:pos], cache, 1, 0)
+    out = ops.attention(q[pos:], k[pos:], v[pos:], cache, 1, pos)
+    heads_first = (torch.tensor(x).transpose(0, 1)[None] for x in (q, k, v))
+    expected = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True)
+    expected = expected[0].transpose(0, 1).reshape(n_past, CONFIG.dim)[-n_tokens:]
+    np.testing.assert_allclose(out, expected.numpy(), rtol=0, atol=CLOSE)
+
+
+def test_attention_weights_are_tapped_and_never_look_ahead():
+    seen = {}
+    q = normal(4, CONFIG.n_heads, CONFIG.head_dim)
+    k = v = normal(4, CONFIG.n_kv_heads, CONFIG.head_dim)
+    ops.attention(q, k, v, ops.new_cache(CONFIG, 8), 0, 0, tap=seen.__setitem__)
+    assert seen["weights"].shape == (CONFIG.n_heads, 4, 4)
+    np.testing.assert_allclose(seen["weights"].sum(-1), 1, rtol=0, atol=CLOSE)
+    assert not np.triu(seen["weights"], k=1).any()
+
+
+def test_swiglu_is_torch_s_silu_times_up():
+    gate, up = normal(3, 160), normal(3, 160)
+    expected = torch.nn.functional.silu(torch.tensor(gate)) * torch.tensor(up)
+    np.testing.assert_allclose(ops.swiglu(gate, up), expected.numpy(), rtol=0, atol=CLOSE)
+
+
+def test_prepare_unpacks_a_weight_once_and_leaves_its_values_alone():
+    tensor = Tensor.from_array("w", normal(8, 64), "q4_0")
+    unpacked = ops.prepare(tensor, unpack=True)
+    assert unpacked.type == "f32"
+    np.testing.assert_array_equal(unpacked.dequantize(), tensor.dequantize())
+    assert ops.prepare(tensor, unpack=False) is tensor
+
+
+def test_prepare_gives_a_norm_as_an_array():
+    norm = normal(64)
+    np.testing.assert_array_equal(ops.prepare(Tensor.from_array("n", norm), unpack=False), norm)
+
+
+def test_the_types_under_test_are_all_that_can_be_written():
+    assert set(TYPES) - {"q6_k"} >= {"f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"}
