@@ -19,7 +19,7 @@ help:
 	@echo "make clean     remove caches and build products; .venv and data/models stay"
 	@echo "Another Python (3.11 or newer) than the first on PATH: make demo PYTHON=/path/to/python3"
 
-demo: $(MODEL)
+demo: .venv/demo.installed $(MODEL)
 	@$(RUN) tinyllama generate --model smollm2 --prompt "$(PROMPT)" --temp 0 --n_predict 64
 
 test: .venv/test.installed $(MODEL)
@@ -42,7 +42,7 @@ clean:
 
 # ---- set-up: .venv/NAME.installed says that what NAME needs has been installed, and since when ----
 
-$(MODEL): | .venv/demo.installed
+$(MODEL): # after any of the .installed, in the order in which the goals above name them
 	@$(RUN) tinyllama download smollm2
 
 .venv/demo.installed: WHAT := --quiet --editable .
