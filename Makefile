@@ -49,14 +49,17 @@ $(MODEL): # after any of the .installed, in the order in which the goals above n
 .venv/test.installed: WHAT := --editable .[test]
 .venv/lint.installed: WHAT := --quiet --editable .[lint]
 
-.venv/%.installed: $(BIN)/python pyproject.toml constraints.txt
+.venv/%.installed: $(BIN)/python $(BIN)/pip pyproject.toml constraints.txt
 	@echo "Setting up .venv for make $* (the first time takes a minute) ..."
 	@$(RUN) pip install --constraint constraints.txt --quiet setuptools
 	@$(RUN) pip install --constraint constraints.txt --no-build-isolation $(WHAT)
 	@touch $@
 
+$(BIN)/pip: | $(BIN)/python
+	@$(RUN) ensurepip --default-pip >/dev/null
+
 $(BIN)/python:
-	$(check_tools)@"$(FOUND)" -m venv --clear .venv
+	$(check_tools)@"$(FOUND)" -m venv --clear --without-pip .venv
 
 # The newest Python on PATH, unless PYTHON names one; empty where none is 3.11 or newer.
 CANDIDATES := $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
