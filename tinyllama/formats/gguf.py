@@ -98,6 +98,10 @@ def _read_header(cursor: Cursor) -> tuple[int, int]:
     if version not in (2, 3):
         raise TinyllamaError(f"version {version} of GGUF isn't supported, only 2 and 3")
     n_tensors, n_keys = cursor.numbers("QQ", "the header")
+    if 32 * n_tensors + 13 * n_keys > cursor.size:
+        raise TinyllamaError(
+            f"{n_tensors} tensors and {n_keys} key-values can't be in a file of {cursor.size} bytes"
+        )
     return n_tensors, n_keys
 
 
