@@ -45,9 +45,7 @@ class Tokenizer:
 
     prefix = b""  # what `encode` puts before a text
     missing_bytes: frozenset[int] = frozenset()
-    _always_special: frozenset[int] = (
-        frozenset()
-    )  # types of pieces that `encode` takes for themselves anywhere
+    _always_special: frozenset[int] = frozenset()  # types of pieces that are looked for in every text
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
@@ -58,13 +56,14 @@ class Tokenizer:
         self._special = {False: self._written_out(special=False), True: self._written_out(special=True)}
 
     def encode(self, text: str | bytes, bos: bool | None = None, special: bool = False) -> list[int]:
-        """Text -> ids. `decode_bytes` gives exactly the same bytes back, whatever they are.
+        """Text -> ids. Unless it is `special` or has `missing_bytes`, `decode_bytes` gives exactly it back.
 
         Args:
             text: bytes needn't be UTF-8; a str may hold undecodable bytes as Python's "surrogateescape" does.
             bos: put bos first; None: if the vocabulary says so.
             special: control tokens that are written out, "<|im_start|>", become those tokens. Leave it out
                 for text of strangers.
+        Raises TinyllamaError for half a surrogate pair, or bos=True where there is none.
         """
         ids = self._bos(bos)
         known = self._special[special]
@@ -121,9 +120,11 @@ class Tokenizer:
         return [run for run in (re.split(pattern, text) if known else [text]) if run]
 
     def _encode_text(self, text: str) -> list[int]:
+        """Text without special pieces, not empty -> ids."""
         raise NotImplementedError
 
     def _spell(self, piece: str, token_id: int) -> bytes:
+        """The bytes that a token which is no control token stands for."""
         raise NotImplementedError
 
 
@@ -173,6 +174,7 @@ class SentencePiece(Tokenizer):
         self.prefix = b" " if vocabulary.add_space_prefix else b""
 
     def _encode_text(self, text: str) -> list[int]:
+        # The prefix comes after a control token, too: for LLaMA that is where the next text begins.
         ids = []
         for index, run in enumerate(_NOT_VERBATIM.split(self.prefix.decode() + text)):
             if index % 2:

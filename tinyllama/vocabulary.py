@@ -19,7 +19,7 @@ class Vocabulary:
         scores: of SentencePiece, one a piece: the higher is merged first.
         types: one a piece: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
         merges: of byte-level BPE, "left right", the first is merged first.
-        pre: of byte-level BPE, the name of the rule that cuts text before merging ("smollm", "llama-bpe").
+        pre: of byte-level BPE, the rule that cuts text into words first ("gpt-2", "smollm", "llama-bpe").
         bos_id, eos_id, unk_id: None where there is none.
         stop_ids: tokens that end a text beside eos, "<|eot_id|>" say.
         add_bos: put bos before every prompt.
