@@ -112,23 +112,9 @@ def test_only_options_are_respelled():
 
 def test_the_defaults_are_those_of_llama_cpp():
     args = vars(cli.make_parser().parse_args(["generate"]))
-    wanted = {
-        "model": "small",
-        "n_predict": 128,
-        "seed": -1,
-        "threads": None,
-        "top_k": 40,
-        "top_p": 0.9,
-        "temp": 0.8,
-    }
-    wanted |= {
-        "batch_size": 512,
-        "ctx_size": None,
-        "repeat_penalty": 1.0,
-        "repeat_last_n": 64,
-        "stop": [],
-        "escape": False,
-    }
+    wanted = {"model": "small", "n_predict": 128, "seed": -1, "threads": None, "stop": [], "escape": False}
+    wanted |= {"top_k": 40, "top_p": 0.9, "temp": 0.8, "repeat_penalty": 1.0, "repeat_last_n": 64}
+    wanted |= {"batch_size": 512, "ctx_size": None}
     assert wanted.items() <= args.items()
 
 
@@ -193,15 +179,8 @@ def test_main_is_another_name_of_generate(run):
 
 
 def test_the_settings_reach_the_model(run):
-    settings = {
-        "temp": 1.5,
-        "top_k": 7,
-        "top_p": 0.5,
-        "repeat_penalty": 1.3,
-        "repeat_last_n": 5,
-        "batch_size": 2,
-        "ctx_size": 40,
-    }
+    settings = {"temp": 1.5, "top_k": 7, "top_p": 0.5, "repeat_penalty": 1.3, "repeat_last_n": 5}
+    settings |= {"batch_size": 2, "ctx_size": 40}
     text = tinyllama.generate("Once upon a time", **SETTINGS, **settings)
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     assert run("generate", "-p", "Once upon a time", *QUICK, *argv)[1] == f"Once upon a time{text}\n"
@@ -264,9 +243,8 @@ def test_why_it_stopped_is_said_where_it_is_not_the_length(run):
 
 def test_a_warning_is_one_line(run):
     err = run("generate", "-p", "Once upon a time ", *QUICK)[2]
-    assert next(line for line in err.splitlines() if "space" in line).startswith(
-        "warning: the prompt ends in"
-    )
+    (line,) = (line for line in err.splitlines() if "space" in line)
+    assert line.startswith("warning: the prompt ends in a space")
 
 
 def test_control_c_ends_the_text_and_prints_the_timings(run, monkeypatch):
