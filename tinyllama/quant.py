@@ -174,7 +174,7 @@ def quantize(x: np.ndarray, type: str) -> np.ndarray:
         return _QUANTIZERS[type](x)
     x = np.ascontiguousarray(x, dtype=np.float32)
     blocks = kind.empty(len(x), x.shape[-1])
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # of zeros, and of blocks below 1e-38
         _QUANTIZERS[type](x.reshape(len(x), -1, BLOCK), blocks)
     return blocks
 
