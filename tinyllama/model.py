@@ -89,9 +89,10 @@ def forward(
         pos: position of the first of them; the cache holds what came before.
         cache: of `ops.new_cache`.
         last: compute the logits of the last token only.
-        tap: called as tap(name, array) at every step: "embedding"; "layers.0.attention." + norm, q, k, v,
-            q_rope, k_rope, scores, weights, heads, output; "layers.0.feed_forward." + norm, gate, up,
-            hidden, output; "layers.0.residual"; "norm"; "logits".
+        tap: called as tap(name, array) after every step, in this order: "embedding";
+            "layers.0.attention." + norm, q, k, v, q_rope, k_rope, scores, weights, heads, output;
+            "layers.0.feed_forward." + norm, gate, up, hidden, output; "layers.0.residual"; the other
+            layers; "norm"; "logits".
         cancel: an object with is_set(), looked at before every layer.
     Returns:
         logits, [n_tokens, vocab_size] or [1, vocab_size].
@@ -117,18 +118,18 @@ def forward(
 
 def _attention(layer, ops, config, x, freqs, cache, i, pos, tap):
     """[n_tokens, dim] -> [n_tokens, dim]: what each token takes from those before it."""
-    n_tokens = len(x)
+    n_tokens, prefix = len(x), f"{layer.name}.attention."
     norm = ops.rms_norm(x, layer.attention_norm, config.norm_eps)
     q, k, v = ops.matmul(norm, layer.wq, layer.wk, layer.wv)
     q = q.reshape(n_tokens, config.n_heads, config.head_dim)
     k = k.reshape(n_tokens, config.n_kv_heads, config.head_dim)
     v = v.reshape(n_tokens, config.n_kv_heads, config.head_dim)
     q_rope, k_rope = ops.rope(q, freqs), ops.rope(k, freqs)
-    inner_tap = tap and (lambda name, array: tap(f"{layer.name}.attention.{name}", array))
+    _show(tap, prefix, norm=norm, q=q, k=k, v=v, q_rope=q_rope, k_rope=k_rope)
+    inner_tap = tap and (lambda name, array: tap(prefix + name, array))
     heads = ops.attention(q_rope, k_rope, v, cache, i, pos, inner_tap)  # [n_tokens, dim]
     output = ops.matmul(heads, layer.wo)
-    prefix = f"{layer.name}.attention."
-    _show(tap, prefix, norm=norm, q=q, k=k, v=v, q_rope=q_rope, k_rope=k_rope, heads=heads, output=output)
+    _show(tap, prefix, heads=heads, output=output)
     return output
 
 
@@ -138,8 +139,7 @@ def _feed_forward(layer, ops, config, x, tap):
     gate, up = ops.matmul(norm, layer.w1, layer.w3)  # [n_tokens, hidden_dim]
     hidden = ops.swiglu(gate, up)
     output = ops.matmul(hidden, layer.w2)
-    prefix = f"{layer.name}.feed_forward."
-    _show(tap, prefix, norm=norm, gate=gate, up=up, hidden=hidden, output=output)
+    _show(tap, f"{layer.name}.feed_forward.", norm=norm, gate=gate, up=up, hidden=hidden, output=output)
     return output
 
 
