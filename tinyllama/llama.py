@@ -108,12 +108,14 @@ class Llama:
         """
         if not len(prompt):
             raise TinyllamaError("the prompt is empty")
-        if isinstance(prompt, str | bytes):
-            return self.tokenizer.encode(prompt, special=True)
-        wrong = [token for token in prompt if not 0 <= token < self.config.vocab_size]
+        is_text = isinstance(prompt, str | bytes)
+        tokens = self.tokenizer.encode(prompt, special=True) if is_text else list(map(int, prompt))
+        if not tokens:
+            raise TinyllamaError("the prompt is empty: the vocabulary has no token for anything in it")
+        wrong = [token for token in tokens if not 0 <= token < self.config.vocab_size]
         if wrong:
             raise TinyllamaError(f"token id {wrong[0]} is not in 0..{self.config.vocab_size - 1}")
-        return list(map(int, prompt))
+        return tokens
 
     def forward(self, tokens: list[int], pos: int, cache, **options) -> np.ndarray:
         """`model.forward` with this model's weights and backend: [n_tokens, vocab_size]."""
