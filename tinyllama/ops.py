@@ -153,6 +153,7 @@ def attention(
         k, v: [n_tokens, n_kv_heads, head_dim]
         pos: position of the first token.
         tap: called with "scores" and "weights", [n_heads, n_tokens, n_past].
+        softmax: the function, for backends that have a faster one.
     Returns:
         [n_tokens, dim], the heads side by side.
     """
@@ -174,4 +175,5 @@ def attention(
 
 def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """silu(gate) * up, where silu(x) = x / (1 + e^-x) (arXiv:2002.05202); [n_tokens, hidden_dim]."""
-    return gate / (1 + np.exp(-gate)) * up
+    with np.errstate(over="ignore"):  # below -88 e^-x is infinite, and x / infinity the 0 that is meant
+        return gate / (1 + np.exp(-gate)) * up
