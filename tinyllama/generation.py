@@ -143,11 +143,8 @@ class Generation:
     def completion(self) -> Completion:
         """The text so far, with all that is known about it."""
         text = Completion("".join(self._text))
-        text.tokens, text.stop_reason, text.timings = (
-            list(self.tokens),
-            self.stop_reason,
-            replace(self.timings),
-        )
+        text.tokens, text.timings = list(self.tokens), replace(self.timings)
+        text.stop_reason = self.stop_reason
         backend = self.llama.backend
         origin = {"model": self.llama.name, "backend": backend.name, "threads": backend.threads}
         used = asdict(self.settings) | {"seed": self.seed, "ctx_size": self.n_ctx}

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from . import resources
 from .backends import Backend, get_backend, one_blas_thread
+from .config import Config
 from .download import MODELS, models_folder, small_folder
 from .errors import TinyllamaError
 from .formats import Checkpoint, open_checkpoint
@@ -24,8 +25,6 @@ from .tokenizer import Tokenizer, make_tokenizer
 
 #: A model whose float32 weights take less than this many bytes is dequantized once, when it is loaded.
 UNPACK_BELOW = 2 * 2**30
-
-DEFAULT_CTX_SIZE = 2048
 
 
 class Llama:
@@ -129,8 +128,8 @@ class Llama:
         return self.backend.new_cache(self.config, n_ctx)
 
     def default_ctx_size(self) -> int:
-        """Tokens a run has room for if nobody says: 2048, or what the model was trained on if less."""
-        return min(self.config.max_seq_len, DEFAULT_CTX_SIZE)
+        """Tokens that a run of this model has room for if nobody says."""
+        return default_ctx_size(self.config)
 
     def close(self) -> None:
         """Give the weights' memory back. Closing twice is fine; using it afterwards is an error."""
@@ -181,7 +180,7 @@ def load(
             _loaded[key] = _loaded.pop(key)
             return _loaded[key]
         checkpoint = open_checkpoint(path)
-        needed = memory_needed(checkpoint, table.name, min(checkpoint.config.max_seq_len, DEFAULT_CTX_SIZE))
+        needed = memory_needed(checkpoint, table.name, default_ctx_size(checkpoint.config))
         while _loaded and (len(_loaded) >= KEPT or sum(needed.values()) > resources.available_memory()):
             del _loaded[next(iter(_loaded))]
         resources.require_memory(sum(needed.values()), str(path))
@@ -248,6 +247,11 @@ def _identity(path: Path) -> tuple:
     """Changes when a model's file does, so that a new file under an old name is loaded anew."""
     stats = [file.stat() for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     return (os.path.realpath(path), *((stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+
+def default_ctx_size(config: Config) -> int:
+    """Tokens that a run has room for if nobody says: 2048, or what the model was trained on if less."""
+    return min(config.max_seq_len, 2048)
 
 
 def unpacked(checkpoint: Checkpoint) -> bool:
