@@ -58,17 +58,20 @@ def matmul(x: np.ndarray, *weights: Tensor, run: Callable = map):
     """
     outputs = [np.empty((len(x), weight.shape[0]), np.float32) for weight in weights]
 
-    def multiply(job):
-        weight, out, start, stop = job
+    def multiply(weight, out, start, stop):
         np.matmul(x, weight.dequantize(start, stop).T, out=out[:, start:stop])
 
-    jobs = [(*pair, *rows) for pair in zip(weights, outputs, strict=True) for rows in _row_chunks(pair[0])]
-    for _ in (run if len(jobs) > 1 else map)(multiply, jobs):
+    jobs = [
+        (weight, out, start, stop)
+        for weight, out in zip(weights, outputs, strict=True)
+        for start, stop in _row_chunks(weight)
+    ]
+    for _ in (run if len(jobs) > 1 else map)(multiply, *zip(*jobs, strict=True)):
         pass
     return outputs if len(weights) > 1 else outputs[0]
 
 
-def _row_chunks(weight: Tensor):
+def _row_chunks(weight: Tensor) -> list[tuple[int, int]]:
     """(start, stop) of runs of rows with about CHUNK weights each."""
     n_out, n_in = weight.shape
     step = max(1, CHUNK // n_in)
