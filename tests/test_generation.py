@@ -190,8 +190,10 @@ def test_stages_are_recorded_on_request_alone(llama):
 
 
 def test_a_trailing_space_is_warned_of(llama):
-    with pytest.warns(UserWarning, match="space"):
+    with pytest.warns(UserWarning, match="space") as caught:
         tinyllama.generate(STORY + " ", n_predict=1)
+        tinyllama.stream(STORY + " ")
+    assert [warning.filename for warning in caught] == [__file__, __file__]
 
 
 def test_a_double_bos_is_warned_of():

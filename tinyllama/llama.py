@@ -200,10 +200,7 @@ def stream(
     **settings,
 ) -> Generation:
     """Continue a prompt piece by piece: `load(...).stream(prompt, ...)`; arguments as of `generate`."""
-    run = load(model, backend, threads).stream(prompt, cancel=cancel, **settings)
-    for warning in run.warnings:
-        warnings.warn(warning, stacklevel=2)
-    return run
+    return _start(prompt, model, backend, threads, cancel=cancel, **settings)
 
 
 def generate(prompt: str | list[int], model: str | Path = "small", **settings) -> Completion:
@@ -218,10 +215,17 @@ def generate(prompt: str | list[int], model: str | Path = "small", **settings) -
     Raises:
         TinyllamaError: no such model, a setting that makes no sense, a prompt that is empty or too long.
     """
-    run = stream(prompt, model, **settings)
+    run = _start(prompt, model, **settings)
     for _ in run:
         pass
     return run.completion()
+
+
+def _start(prompt, model, backend=None, threads=None, **settings) -> Generation:
+    run = load(model, backend, threads).stream(prompt, **settings)
+    for warning in run.warnings:
+        warnings.warn(warning, stacklevel=3)  # where `stream` or `generate` was called
+    return run
 
 
 def find(model: str | Path) -> Path:
