@@ -1,7 +1,6 @@
 """The one place where a file, a tokenizer, a backend and the model meet."""
 
 import math
-import os
 import sys
 import threading
 import time
@@ -183,7 +182,7 @@ def load(
         needed = memory_needed(checkpoint, table.name, default_ctx_size(checkpoint.config))
         while _loaded and (len(_loaded) >= KEPT or sum(needed.values()) > resources.available_memory()):
             del _loaded[next(iter(_loaded))]
-        resources.require_memory(sum(needed.values()), str(path))
+        _check_memory(path, needed, stays_in_file(checkpoint, table.name))
         if verbose:
             print(_announcement(path, needed), file=sys.stderr)
         _loaded[key] = Llama(checkpoint, table, str(model))
@@ -248,9 +247,23 @@ def find(model: str | Path) -> Path:
 
 
 def _identity(path: Path) -> tuple:
-    """Changes when a model's file does, so that a new file under an old name is loaded anew."""
-    stats = [file.stat() for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    return (os.path.realpath(path), *((stat.st_size, stat.st_mtime_ns) for stat in stats))
+    """Changes when a file of a model does, so that a new file under an old name is loaded anew."""
+    path = path.resolve()
+    folder = path if path.is_dir() else path.parent
+    files = [*folder.glob("*" if path.is_dir() else f"{path.name}*"), folder / "params.json"]
+    files += [folder / "tokenizer.model", folder.parent / "tokenizer.model"]
+    stats = [(str(file), file.stat()) for file in sorted(set(files)) if file.exists()]
+    return (str(path), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+def _check_memory(path: Path, needed: dict[str, int], in_file: bool) -> None:
+    """Refuse what doesn't fit; of weights that stay in their file, warn."""
+    total, free = sum(needed.values()), resources.available_memory()
+    resources.require_memory(total - in_file * needed["weights"], str(path))
+    if total > free:
+        weights, free = resources.human(needed["weights"]), resources.human(free)
+        message = f"{path}: {weights} of weights and {free} of free memory: every token will read the disk"
+        warnings.warn(message, stacklevel=3)
 
 
 def default_ctx_size(config: Config) -> int:
@@ -263,6 +276,11 @@ def unpacked(checkpoint: Checkpoint) -> bool:
     return _float32_bytes(checkpoint) < UNPACK_BELOW
 
 
+def stays_in_file(checkpoint: Checkpoint, backend: str) -> bool:
+    """Whether a backend runs from the mapped file, whose pages the system can drop and read again."""
+    return backend in ("numpy", "numexpr") and not unpacked(checkpoint)
+
+
 def _float32_bytes(checkpoint: Checkpoint) -> int:
     return 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
@@ -270,10 +288,7 @@ def _float32_bytes(checkpoint: Checkpoint) -> int:
 def memory_needed(
     checkpoint: Checkpoint, backend: str, ctx_size: int, batch_size: int = 512
 ) -> dict[str, int]:
-    """Bytes that running a model takes: {"weights", "kv_cache", "activations"}.
-
-    Weights that are not unpacked stay in the mapped file, which the system can drop and read again.
-    """
+    """Bytes that running a model takes: {"weights", "kv_cache", "activations"}."""
     config = checkpoint.config
     stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     wide = config.hidden_dim * 3 + config.dim * 6 + config.n_heads * ctx_size * 3
