@@ -12,7 +12,8 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -26,9 +27,10 @@ from .quant import TYPES, dequantize, quantize
 from .resources import human, require_disk, require_memory
 
 CHUNK = 1 << 20  # bytes of source that a thread takes at a time: with its float32 copies it fits the L2 cache
+WRITE = 1 << 17  # bytes in one write: for more, Linux looks for large pages, slow when files fill its memory
 N_THREADS = min(4, os.cpu_count() or 1)
 
-MEMORY = 150_000_000  # bytes: Python, NumPy and the chunks of all threads
+MEMORY = 200_000_000  # bytes: Python, NumPy and the chunks of all threads
 WRITING_SPEED = 500e6  # bytes a second of an ordinary SSD, for the estimate
 QUANTIZING_SPEED = 100e6  # weights a second and thread, likewise
 
@@ -118,17 +120,18 @@ def write(
         for path, output in unfinished:
             bar.update(_write_headers(path, output))
         with _in_background(check) as checked:
-            work = [
+            work = (
                 (path, chunk)
                 for path, output in unfinished
                 for rows in output.rows
                 for chunk in rows.chunks()
-            ]
+            )
             with closing(_in_parallel(work)) as moved:
                 for n_bytes in moved:
                     bar.update(n_bytes)
                     if checked.done():
                         checked.result()
+            bar.set_postfix_str("" if checked.done() else "checking")
             checked.result()
         bar.update(total - bar.n)  # padding
     return [output.path for output in outputs]
@@ -196,12 +199,17 @@ def _in_background(check: Callable[[threading.Event], None] | None):
             give_up.set()
 
 
-def _in_parallel(work: list[tuple[Path, Rows]]) -> Iterator[int]:
+def _in_parallel(work: Iterable[tuple[Path, Rows]]) -> Iterator[int]:
     """Move every chunk; yields the bytes of each. If one fails the rest isn't begun."""
     _keep_freed_memory()
-    pool = ThreadPoolExecutor(N_THREADS)
+    pool, begun = ThreadPoolExecutor(N_THREADS), deque()
     try:
-        yield from pool.map(_move, *zip(*work, strict=True))
+        for path, rows in work:
+            begun.append(pool.submit(_move, path, rows))
+            if len(begun) > 4 * N_THREADS:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -225,16 +233,16 @@ def _move(path: Path, rows: Rows) -> int:
     with path.open("r+b", buffering=0) as file:
         file.seek(rows.offset)
         while data:
-            data = data[file.write(data) :]
+            data = data[file.write(data[:WRITE]) :]
     return rows.nbytes
 
 
 def _read(source: Source, n_rows: int) -> np.ndarray:
     """Rows as they lie in their file. Reading, unlike mapping, leaves nothing in this process's memory."""
-    data = bytearray(n_rows * source.row_bytes)
+    data = np.empty(n_rows * source.row_bytes, np.uint8)
     with source.path.open("rb", buffering=0) as file:
         file.seek(source.offset)
-        if file.readinto(data) < len(data):
+        if file.readinto(data) < data.nbytes:
             raise TinyllamaError(f"{source.path} became shorter while it was read")
     return TYPES[source.type].view(data, (n_rows, source.n_cols))
 
