@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import tinyllama
 from tinyllama import streaming
 from tinyllama.config import Config, hidden_dim_of
 from tinyllama.convert import convert, quantize
@@ -102,6 +103,17 @@ def test_portions_of_any_size_give_the_same_bytes(folder, monkeypatch):
     (source,) = convert(folder)
     (path,) = quantize(source, folder / "q4_0.bin", 2)
     assert path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("type", ["f16", "q4_0", "q4_1"])
+def test_one_part_and_two_give_the_same_logits(folder, cut_folder, type):
+    logits = []
+    for source in (convert(folder)[0], convert(cut_folder)[0]):
+        path = source if type == "f16" else quantize(source, source.with_name(f"{type}.bin"), type)[0]
+        with tinyllama.load(path, backend="numpy") as llama:
+            logits.append(llama.logits("the youngest was so beautiful"))
+    assert np.array_equal(*logits)
+    assert np.ptp(logits[0]) > 0.1
 
 
 # --- GGUF -----------------------------------------------------------------------------------------
