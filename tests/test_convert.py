@@ -394,3 +394,21 @@ def test_a_new_file_has_the_usual_permissions(folder):
     (path,) = convert(folder)
     (folder / "usual").touch()
     assert path.stat().st_mode == (folder / "usual").stat().st_mode
+
+
+def test_a_device_is_not_replaced_by_a_file(folder):
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    checkpoints.refused(lambda: convert(folder, outfile=pipe), str(pipe), "device or a pipe")
+    assert pipe.is_fifo()
+
+
+def test_a_symbolic_link_stays_one_and_its_file_is_written(folder, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    link = folder / "ggml-model-f16.bin"
+    link.symlink_to(disk / "f16.bin")
+    convert(folder)
+    assert link.is_symlink() and names(disk) == {"f16.bin"}
+    whole = convert(folder, outfile=folder / "whole.bin")[0]
+    assert link.read_bytes() == whole.read_bytes()

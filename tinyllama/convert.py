@@ -100,6 +100,8 @@ def _refuse_to_replace(sources: list[Path], outputs: list[Output]) -> None:
     for output in outputs:
         if output.path.is_dir():
             raise TinyllamaError(f"{output.path} is a folder: name a file to write")
+        if output.path.exists() and not output.path.is_file():
+            raise TinyllamaError(f"{output.path} is a device or a pipe: name a file to write")
         if any(output.path.exists() and output.path.samefile(source) for source in sources):
             raise TinyllamaError(
                 f"{output.path} would replace what it is made from: name another file to write"

@@ -141,17 +141,18 @@ def _announce(outputs: list[Output], verb: str) -> None:
     """Say what it will need, and refuse what the machine doesn't have."""
     size = sum(output.size for output in outputs)
     first = outputs[0]
-    if not first.path.parent.is_dir():
-        raise TinyllamaError(f"{first.path}: there is no folder {first.path.parent}")
+    folder = first.path.resolve().parent
+    if not folder.is_dir():
+        raise TinyllamaError(f"{first.path}: there is no folder {folder}")
     every_row = [rows for output in outputs for rows in output.rows]
     quantized = sum(rows.n_rows * rows.n_cols for rows in every_row if TYPES[rows.type].block > 1)
     seconds = max(size / WRITING_SPEED, quantized / (QUANTIZING_SPEED * N_THREADS))
-    names = first.path.name + (f" to {outputs[-1].path.name}" if len(outputs) > 1 else "")
+    names = first.path.name + (f" … {outputs[-1].path.name}" if len(outputs) > 1 else "")
     print(
         f"{verb}: writes {names}, {human(size)}; takes about {seconds:.0f} s and {human(MEMORY)} of memory",
         file=sys.stderr,
     )
-    require_disk(size, first.path.parent, f"writing {names}")
+    require_disk(size, folder, f"writing {names}")
     require_memory(MEMORY, f"writing {names}")
 
 
@@ -160,13 +161,20 @@ def _announce(outputs: list[Output], verb: str) -> None:
 
 @contextmanager
 def _beside(outputs: list[Output]) -> Iterator[list[tuple[Path, Output]]]:
-    """Names beside the outputs to write to; they become the outputs at the end, or vanish at a failure."""
+    """Names beside the outputs to write to; they become the outputs at the end, or vanish at a failure.
+
+    An output that is a symbolic link stays one: the file that it points to is replaced.
+    """
     suffix = f".{secrets.token_hex(4)}.tmp"
-    unfinished = [(output.path.with_name(output.path.name + suffix), output) for output in outputs]
+    targets = [output.path.resolve() for output in outputs]
+    unfinished = [
+        (target.with_name(target.name + suffix), output)
+        for target, output in zip(targets, outputs, strict=True)
+    ]
     try:
         yield unfinished
-        for path, output in unfinished:
-            os.replace(path, output.path)
+        for (path, _), target in zip(unfinished, targets, strict=True):
+            os.replace(path, target)
     except OSError as error:
         raise TinyllamaError(f"{error.filename or outputs[0].path}: {error.strerror}") from None
     finally:
