@@ -37,7 +37,7 @@ def inspect(model: str | Path, ctx_size: int | None = None) -> dict:
         "format": checkpoint.format,
         "files": [{"path": str(file), "n_bytes": file.stat().st_size} for file in checkpoint.files],
         "config": asdict(checkpoint.config) | {"head_dim": checkpoint.config.head_dim},
-        "tokenizer": _describe_tokenizer(make_tokenizer(checkpoint.vocabulary)),
+        "tokenizer": _describe_tokenizer(make_tokenizer(checkpoint.vocabulary, checkpoint.path)),
         "tensors": [_describe_tensor(tensor) for tensor in tensors],
         "n_params": n_params,
         "n_bytes": n_bytes,
@@ -53,7 +53,8 @@ def tokens(model: str | Path, text: str) -> list[dict]:
     "piece" is its spelling in the vocabulary ("▁Once"), "text" what it stands for (" Once"); special tokens
     that are written out are taken as such, as in every prompt.
     """
-    tokenizer = make_tokenizer(open_checkpoint(find(model)).vocabulary)
+    checkpoint = open_checkpoint(find(model))
+    tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.path)
     ids = tokenizer.encode(text, special=True)
     return [{"id": i, "piece": tokenizer.vocabulary.pieces[i], "text": tokenizer.piece(i)} for i in ids]
 

@@ -34,18 +34,20 @@ class Llama:
     Attributes:
         checkpoint, config, tokenizer, backend: what it was made of.
         name: the name or path it was loaded by.
+        n_params: how many weights it has; an output matrix that is the embedding's counts once.
         load_seconds: how long loading took.
     """
 
     def __init__(self, checkpoint: Checkpoint, backend: Backend, name: str):
         started = time.perf_counter()
         self.name, self.checkpoint, self.config, self.backend = name, checkpoint, checkpoint.config, backend
-        self.tokenizer: Tokenizer = make_tokenizer(checkpoint.vocabulary)
+        self.tokenizer: Tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.path)
         if self.tokenizer.vocab_size > self.config.vocab_size:
             raise TinyllamaError(
                 f"{checkpoint.path}: its tokenizer has {self.tokenizer.vocab_size} tokens, "
                 f"the model {self.config.vocab_size}"
             )
+        self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
         prepare = partial(backend.prepare, unpack=unpacked(checkpoint))
         bar = partial(tqdm, desc="load", unit=" tensors", delay=0.5, leave=False)
         self._model = build(self.config, checkpoint.tensors, prepare, bar)
@@ -145,7 +147,7 @@ class Llama:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Llama({self.name!r}, {self.config.n_params():,} weights, backend {self.backend.name!r})"
+        return f"Llama({self.name!r}, {self.n_params:,} weights, backend {self.backend.name!r})"
 
 
 _loaded: dict[tuple, Llama] = {}  # the models loaded last, the newest at the end
