@@ -32,14 +32,16 @@ def test_numexpr_s_entries_compute_their_definitions(n_tokens):
 
 
 def test_auto_takes_the_first_that_runs_here():
-    assert backends.get_backend("auto", 1).name == next(iter(backends.BACKENDS))
+    first = next(name for name, reason in backends.available().items() if reason is None)
+    assert backends.get_backend("auto", 1).name == first
 
 
 def test_auto_goes_on_to_the_next_where_one_is_missing(monkeypatch):
     def missing(threads):
         raise ImportError("no compiler was there")
 
-    monkeypatch.setitem(backends.BACKENDS, "numexpr", missing)
+    for name in ("c", "numexpr"):
+        monkeypatch.setitem(backends.BACKENDS, name, missing)
     assert backends.available()["numexpr"] == "no compiler was there"
     assert backends.get_backend("auto", 1).name == "numpy"
     with pytest.raises(TinyllamaError, match=r"numexpr.*no compiler was there"):

@@ -57,8 +57,15 @@ def numexpr_backend(threads: int) -> Backend:
     return numexpr_backend(numpy_backend(threads))
 
 
+def native_backend(threads: int) -> Backend:
+    """NumPy's table with its entries in C."""
+    from .native import native_backend
+
+    return native_backend(numpy_backend(threads))
+
+
 #: Fastest first.
-BACKENDS = {"numexpr": numexpr_backend, "numpy": numpy_backend}
+BACKENDS = {"c": native_backend, "numexpr": numexpr_backend, "numpy": numpy_backend}
 
 
 def available() -> dict[str, str | None]:
@@ -83,7 +90,7 @@ def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
     """Make a backend's table.
 
     Args:
-        name: "numpy", "numexpr", or "auto" for the fastest that runs here. None: what the environment
+        name: "c", "numexpr", "numpy", or "auto" for the fastest that runs here. None: what the environment
             variable TINYLLAMA_BACKEND says, else "auto".
         threads: None for as many as there are cores.
     Raises:

@@ -1,0 +1,168 @@
+/* What the files of this folder share: the layout of prepared weights, the table of kernels that each
+ * instruction set fills, and the pool. README.md has the map and the drawing.
+ *
+ * Axis names are those of tinyllama/config.py. A weight [n_out, n_in] computes x @ weight.T. */
+#ifndef TINYLLAMA_KERNELS_H
+#define TINYLLAMA_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    BLOCK = 32,        /* weights that share a scale */
+    GROUP = 128,       /* weights that one 512-bit register of nibbles holds: 4 blocks */
+    STRIP = 32,        /* rows of a weight that are handed out together */
+    MAX_THREADS = 256,
+    MAX_HEAD_DIM = 256,
+    MAX_SHARED = 64,   /* query heads that share a key/value head */
+    SPAN = 256,        /* positions of the KV cache that one piece of decoding attends to */
+    TILE = 32,         /* queries that one piece of prefill attention handles */
+};
+
+/* ---- weights (pack.c) ---- */
+
+/* The types that kernels multiply by. Everything in a file becomes one of these when it is loaded. */
+typedef enum { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, N_TYPES } weight_type;
+
+/* A prepared weight. A row of blocks holds all its scales, then (by type) all its minima, all its fifth
+ * bits, and all its quants; see README.md. Quants are unsigned here: value = factor * d * (q - zero) + m. */
+typedef struct {
+    weight_type type;
+    long n_out, n_in;
+    long n_blocks;      /* a row's */
+    long row_bytes;
+    long m, high, q;    /* where a row's minima, fifth bits and quants start, in bytes */
+    float factor;       /* a power of two, so that scales that were float32 fit into f16 */
+    uint8_t *data;      /* SLACK bytes behind the last row can be read */
+} weight;
+
+enum { SLACK = 256 };
+
+/* Fills in everything but data, for rows of n_in weights. */
+void weight_layout(weight *w, weight_type type, long n_out, long n_in);
+
+/* What a type subtracts from its unsigned quants, and whether its blocks have a minimum. */
+static inline int zero_of(weight_type type) {
+    return type == Q4_0 ? 8 : type == Q5_0 ? 16 : type == Q8_0 ? 128 : 0;
+}
+static inline int has_minimum(weight_type type) { return type == Q4_1 || type == Q5_1; }
+static inline int has_blocks(weight_type type) { return type >= Q4_0; }
+
+/* Blocks as a file holds them: quant.py describes the layouts. */
+typedef enum {
+    FILE_F32, FILE_F16, FILE_BF16, FILE_Q4_0, FILE_Q4_1, FILE_Q5_0, FILE_Q5_1, FILE_Q8_0,
+    FILE_Q4_0_2023, FILE_Q4_0_2023_PLANAR, FILE_Q4_1_2023, N_FILE_TYPES
+} file_type;
+
+typedef struct {
+    file_type type;
+    long n_rows, n_cols;
+    const uint8_t *data;
+} file_blocks;
+
+weight_type prepared_type(file_type type);
+long file_row_bytes(file_type type, long n_cols);
+
+/* Puts rows first..last-1 of the file's blocks to (row + i, col) of a weight. */
+void pack_rows(const file_blocks *from, const weight *to, long row, long col, long first, long last);
+
+/* One row of a prepared weight as float32, out[n_in]. */
+void unpack_row(const weight *w, long row, float *out);
+
+/* The 32 unsigned quants of a block. */
+void unpack_block(const weight *w, const uint8_t *row, long block, uint8_t q[BLOCK]);
+
+float f32_from_f16(uint16_t half);
+uint16_t f16_from_f32(float value);
+
+/* ---- activations ---- */
+
+/* Inputs as int8, quantized once for all weights that share them. In each group of 128 the first 16
+ * elements of its 4 blocks come first, then the other 16 of each: the order in which nibbles unpack.
+ * Rows are padded with zeros to whole groups; scale and sum to a multiple of 16 blocks. */
+typedef struct {
+    long n_tokens, n_in;
+    long row_bytes;   /* of q: n_in rounded up to whole groups */
+    long n_blocks;    /* of scale and sum: rounded up to a multiple of 16 */
+    int8_t *q;        /* [n_tokens, row_bytes] */
+    float *scale;     /* [n_tokens, n_blocks] x = scale * q */
+    int32_t *sum;     /* [n_tokens, n_blocks] of a block's q */
+} activations;
+
+static inline long activation_at(long element) {
+    long in_block = element % BLOCK;
+    return element / GROUP * GROUP + in_block / 16 * 64 + element % GROUP / BLOCK * 16 + in_block % 16;
+}
+
+/* ---- one instruction set's kernels ---- */
+
+/* Heads of one sequence. q, out: [n_tokens, n_heads, head_dim]; keys, values: [n_kv_heads, n_ctx, head_dim]
+ * in f16, in which this call's n_tokens are already stored from pos on. */
+typedef struct {
+    const float *q;
+    const uint16_t *keys, *values;
+    float *out;
+    long n_tokens, n_heads, n_kv_heads, head_dim, n_ctx, pos;
+} heads;
+
+typedef struct {
+    const char *name;
+    /* One token's inputs -> row `token` of acts. */
+    void (*quantize)(const float *x, const activations *acts, long token);
+    /* out[t * stride + row] for all tokens and rows first..last-1, last - first <= STRIP. `scratch` has
+     * scratch_bytes(n_in) of room. */
+    void (*multiply_blocks)(const weight *w, const activations *acts, long first, long last, float *out,
+                            long stride, void *scratch);
+    void (*multiply_floats)(const weight *w, const float *x, long n_tokens, long first, long last, float *out,
+                            long stride, void *scratch);
+    void (*rms_norm)(const float *x, const float *scale, float eps, long dim, float *out);
+    void (*swiglu)(const float *gate, const float *up, long n, float *out);
+    /* freqs: [head_dim / 2] pairs of cos and sin. */
+    void (*rope)(const float *x, const float *freqs, long n_heads, long head_dim, float *out);
+    void (*to_f16)(const float *x, long n, uint16_t *out);
+    /* One token, the query heads of one key/value head, positions first..last-1: for each query head
+     * its highest score, the sum of e^(score - highest), and the values weighted by it. */
+    void (*attend_span)(const heads *h, long kv_head, long first, long last, float *highest, float *sum,
+                        float *values);
+    /* Queries first..last-1 (at most TILE) of the query heads of one key/value head, all positions. */
+    void (*attend_tile)(const heads *h, long kv_head, long first, long last, void *scratch);
+} kernels;
+
+/* Room that a thread needs for any kernel above. */
+size_t scratch_bytes(long n_in, long shared_heads);
+
+extern const kernels ref_kernels, avx2_kernels, avx512_kernels;
+
+/* ---- the choice among them (dispatch.c) ---- */
+
+const kernels *active_kernels(void);
+/* Names of the levels that this CPU and system have, best first; NULL ends the list. */
+const char *const *available_levels(void);
+/* Returns 0, or -1 where the CPU lacks the level. */
+int use_level(const char *name);
+
+/* ---- the pool (threads.c) ---- */
+
+typedef void task(void *job, long first, long last, int worker);
+
+/* Calls task for pieces of 0..n-1 of at most `grain` on `threads` threads and returns when all are done.
+ * The caller is worker 0. Only between pool_lock and pool_unlock. */
+void run_parallel(int threads, long n, long grain, task *task, void *job);
+void pool_lock(void);
+void pool_unlock(void);
+
+/* ---- whole operations (operations.c): 0, or -1 where memory is short ---- */
+
+int matmul(const float *x, long n_tokens, long n_weights, const weight *const *weights, float *const *outs,
+           int threads);
+int rms_norm(const float *x, const float *scale, float eps, long n_tokens, long dim, float *out, int threads);
+int swiglu(const float *gate, const float *up, long n, float *out, int threads);
+int rope(const float *x, const float *freqs, long n_tokens, long n_heads, long head_dim, float *out,
+         int threads);
+int attention(const heads *h, int threads);
+void store_heads(const float *x, long n_tokens, long n_heads, long head_dim, long n_ctx, long pos,
+                 uint16_t *cache);
+int pack(const file_blocks *from, const weight *to, long row, long col, int threads);
+uint64_t read_all(const uint8_t *data, size_t n_bytes, int threads);
+
+#endif

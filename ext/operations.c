@@ -1,0 +1,307 @@
+/* Whole operations: each cut into pieces for the pool, in a way that doesn't depend on the number of
+ * threads, so that the same input gives the same bits at any number. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+
+/* Work below this many bytes of weights, or as much in float operations, isn't worth waking a thread. */
+enum { WORTH_A_THREAD = 48 * 1024, CACHE_LINE = 64 };
+
+/* Memory that is kept from call to call, since fresh pages would cost more than a small product. One
+ * buffer for the activations and one a thread; the pool's lock guards them. */
+typedef struct {
+    void *data;
+    size_t size;
+} buffer;
+
+static buffer shared_buffer, thread_buffers[MAX_THREADS];
+
+static void *reserve(buffer *b, size_t size) {
+    if (size <= b->size) return b->data;
+    size = (size + size / 4 + 4095) / 4096 * 4096;
+    void *grown = NULL;
+    if (posix_memalign(&grown, 4096, size)) return NULL;
+    free(b->data);
+    b->data = grown, b->size = size;
+    return grown;
+}
+
+static int reserve_scratch(int threads, long n_in, long shared_heads) {
+    for (int i = 0; i < threads && i < MAX_THREADS; i++)
+        if (!reserve(&thread_buffers[i], scratch_bytes(n_in, shared_heads))) return -1;
+    return 0;
+}
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+size_t scratch_bytes(long n_in, long shared_heads) {
+    size_t groups = (size_t)(n_in + GROUP - 1) / GROUP;
+    /* a strip's quants as bytes with a float scale and minimum a block */
+    size_t blocks = groups * GROUP * STRIP + groups * 4 * STRIP * 2 * sizeof(float) + 4096;
+    size_t floats = (size_t)2 * STRIP * 1024 * sizeof(float);
+    size_t rows = (size_t)shared_heads * TILE, width = MAX_HEAD_DIM + 64;
+    size_t tile = (3 * 64 * width + rows * (64 + width + 2)) * sizeof(float);
+    return larger(larger(blocks, floats), shared_heads ? tile : 0);
+}
+
+static int worthwhile(int threads, double work) { return work < WORTH_A_THREAD ? 1 : threads; }
+
+/* ---- matmul ---- */
+
+typedef struct {
+    const kernels *k;
+    const float *x;
+    const activations *acts;
+    long n_tokens, n_weights;
+    const weight *const *weights;
+    float *const *outs;
+} product;
+
+static void quantize_tokens(void *job, long first, long last, int worker) {
+    (void)worker;
+    product *p = job;
+    for (long t = first; t < last; t++) p->k->quantize(p->x + t * p->acts->n_in, p->acts, t);
+}
+
+static long strips_of(const weight *w) { return (w->n_out + STRIP - 1) / STRIP; }
+
+/* All weights' strips follow each other as one range. */
+static void multiply_strips(void *job, long first, long last, int worker) {
+    product *p = job;
+    void *scratch = thread_buffers[worker].data;
+    for (long i = 0; i < p->n_weights; i++) {
+        const weight *w = p->weights[i];
+        long n = strips_of(w);
+        for (long s = first > 0 ? first : 0; s < last && s < n; s++) {
+            long row = s * STRIP, end = row + STRIP < w->n_out ? row + STRIP : w->n_out;
+            if (has_blocks(w->type))
+                p->k->multiply_blocks(w, p->acts, row, end, p->outs[i], w->n_out, scratch);
+            else
+                p->k->multiply_floats(w, p->x, p->n_tokens, row, end, p->outs[i], w->n_out, scratch);
+        }
+        first -= n, last -= n;
+    }
+}
+
+static int reserve_activations(activations *acts) {
+    size_t blocks = (size_t)(acts->n_tokens * acts->n_blocks), q = (size_t)(acts->n_tokens * acts->row_bytes);
+    char *memory = reserve(&shared_buffer, blocks * 8 + q + CACHE_LINE);
+    if (!memory) return -1;
+    acts->scale = (float *)memory;
+    acts->sum = (int32_t *)(acts->scale + blocks);
+    acts->q = (int8_t *)(acts->sum + blocks);
+    for (long t = 0; t < acts->n_tokens; t++) { /* the padding behind each row counts as zeros */
+        long used = acts->n_in / BLOCK, group = acts->n_in / GROUP * GROUP;
+        memset(acts->q + t * acts->row_bytes + group, 0, (size_t)(acts->row_bytes - group));
+        memset(acts->scale + t * acts->n_blocks + used, 0, (size_t)(acts->n_blocks - used) * 4);
+        memset(acts->sum + t * acts->n_blocks + used, 0, (size_t)(acts->n_blocks - used) * 4);
+    }
+    return 0;
+}
+
+int matmul(const float *x, long n_tokens, long n_weights, const weight *const *weights, float *const *outs,
+           int threads) {
+    long n_in = weights[0]->n_in, strips = 0;
+    activations acts = {
+        .n_tokens = n_tokens,
+        .n_in = n_in,
+        .row_bytes = (n_in + GROUP - 1) / GROUP * GROUP,
+        .n_blocks = (n_in / BLOCK + 15) / 16 * 16,
+    };
+    product job = {active_kernels(), x, &acts, n_tokens, n_weights, weights, outs};
+    double bytes = 0;
+    int blocks = 0;
+    for (long i = 0; i < n_weights; i++) {
+        strips += strips_of(weights[i]);
+        bytes += (double)weights[i]->n_out * (double)weights[i]->row_bytes;
+        blocks |= has_blocks(weights[i]->type);
+    }
+    threads = worthwhile(threads, bytes * (double)n_tokens);
+    if (reserve_scratch(threads, n_in, 0) || (blocks && reserve_activations(&acts))) return -1;
+    if (blocks) run_parallel(n_tokens < 8 ? 1 : threads, n_tokens, 4, quantize_tokens, &job);
+    run_parallel(threads, strips, 2, multiply_strips, &job);
+    return 0;
+}
+
+/* ---- attention ---- */
+
+void store_heads(const float *x, long n_tokens, long n_heads, long head_dim, long n_ctx, long pos,
+                 uint16_t *cache) {
+    for (long t = 0; t < n_tokens; t++)
+        for (long head = 0; head < n_heads; head++, x += head_dim)
+            active_kernels()->to_f16(x, head_dim, cache + (head * n_ctx + pos + t) * head_dim);
+}
+
+typedef struct {
+    const kernels *k;
+    const heads *h;
+    long pieces; /* a head's */
+    float *partial; /* of each piece: highest[shared], sum[shared], values[shared, head_dim] */
+} attending;
+
+static long shared_by(const heads *h) { return h->n_heads / h->n_kv_heads; }
+static long partial_size(const heads *h) { return shared_by(h) * (h->head_dim + 2); }
+
+static void attend_spans(void *job, long first, long last, int worker) {
+    (void)worker;
+    attending *a = job;
+    long shared = shared_by(a->h), n_past = a->h->pos + 1;
+    for (long i = first; i < last; i++) {
+        float *partial = a->partial + i * partial_size(a->h);
+        long start = i % a->pieces * SPAN, end = start + SPAN < n_past ? start + SPAN : n_past;
+        a->k->attend_span(a->h, i / a->pieces, start, end, partial, partial + shared, partial + 2 * shared);
+    }
+}
+
+/* The spans of one query head -> its output. */
+static void merge_spans(const attending *a, long kv_head, long g) {
+    const heads *h = a->h;
+    long shared = shared_by(h), size = partial_size(h);
+    const float *spans = a->partial + kv_head * a->pieces * size;
+    float *out = h->out + (kv_head * shared + g) * h->head_dim;
+    float top = spans[g], total = 0;
+    for (long i = 1; i < a->pieces; i++) top = spans[i * size + g] > top ? spans[i * size + g] : top;
+    memset(out, 0, (size_t)h->head_dim * sizeof *out);
+    for (long i = 0; i < a->pieces; i++) {
+        const float *span = spans + i * size, *values = span + 2 * shared + g * h->head_dim;
+        float share = __builtin_expf(span[g] - top);
+        total += share * span[shared + g];
+        for (long j = 0; j < h->head_dim; j++) out[j] += share * values[j];
+    }
+    for (long j = 0; j < h->head_dim; j++) out[j] /= total;
+}
+
+static int attend_token(const heads *h, int threads) {
+    attending job = {active_kernels(), h, (h->pos + SPAN) / SPAN, NULL};
+    long pieces = h->n_kv_heads * job.pieces;
+    job.partial = reserve(&shared_buffer, (size_t)(pieces * partial_size(h)) * sizeof(float));
+    if (!job.partial) return -1;
+    double bytes = 4.0 * (double)(h->pos + 1) * (double)(h->n_kv_heads * h->head_dim);
+    run_parallel(worthwhile(threads, bytes), pieces, 1, attend_spans, &job);
+    for (long kv_head = 0; kv_head < h->n_kv_heads; kv_head++)
+        for (long g = 0; g < shared_by(h); g++) merge_spans(&job, kv_head, g);
+    return 0;
+}
+
+/* Causal work is triangular: the last tiles are the longest and go first. */
+static void attend_tiles(void *job, long first, long last, int worker) {
+    attending *a = job;
+    for (long i = first; i < last; i++) {
+        long start = (a->pieces - 1 - i / a->h->n_kv_heads) * TILE;
+        long end = start + TILE < a->h->n_tokens ? start + TILE : a->h->n_tokens;
+        a->k->attend_tile(a->h, i % a->h->n_kv_heads, start, end, thread_buffers[worker].data);
+    }
+}
+
+int attention(const heads *h, int threads) {
+    if (h->n_tokens == 1) return attend_token(h, threads);
+    attending job = {active_kernels(), h, (h->n_tokens + TILE - 1) / TILE, NULL};
+    double work = (double)h->n_tokens * (double)(h->pos + h->n_tokens) * (double)h->n_heads;
+    threads = worthwhile(threads, work * (double)h->head_dim / 16);
+    if (reserve_scratch(threads, 0, shared_by(h))) return -1;
+    run_parallel(threads, job.pieces * h->n_kv_heads, 1, attend_tiles, &job);
+    return 0;
+}
+
+/* ---- element-wise ---- */
+
+typedef struct {
+    const kernels *k;
+    const float *x, *y;
+    float eps, *out;
+    long n_heads, width;
+} elementwise;
+
+static void norm_tokens(void *job, long first, long last, int worker) {
+    (void)worker;
+    elementwise *e = job;
+    for (long t = first; t < last; t++)
+        e->k->rms_norm(e->x + t * e->width, e->y, e->eps, e->width, e->out + t * e->width);
+}
+
+int rms_norm(const float *x, const float *scale, float eps, long n_tokens, long dim, float *out, int threads) {
+    elementwise job = {active_kernels(), x, scale, eps, out, 1, dim};
+    run_parallel(worthwhile(threads, (double)n_tokens * (double)dim), n_tokens, 4, norm_tokens, &job);
+    return 0;
+}
+
+static void swiglu_some(void *job, long first, long last, int worker) {
+    (void)worker;
+    elementwise *e = job;
+    e->k->swiglu(e->x + first, e->y + first, last - first, e->out + first);
+}
+
+int swiglu(const float *gate, const float *up, long n, float *out, int threads) {
+    elementwise job = {active_kernels(), gate, up, 0, out, 1, 1};
+    run_parallel(worthwhile(threads, (double)n * 4), n, 4096, swiglu_some, &job);
+    return 0;
+}
+
+static void rope_tokens(void *job, long first, long last, int worker) {
+    (void)worker;
+    elementwise *e = job;
+    for (long t = first; t < last; t++)
+        e->k->rope(e->x + t * e->n_heads * e->width, e->y + t * e->width, e->n_heads, e->width,
+                   e->out + t * e->n_heads * e->width);
+}
+
+int rope(const float *x, const float *freqs, long n_tokens, long n_heads, long head_dim, float *out,
+         int threads) {
+    elementwise job = {active_kernels(), x, freqs, 0, out, n_heads, head_dim};
+    double work = (double)(n_tokens * n_heads * head_dim);
+    run_parallel(worthwhile(threads, work), n_tokens, 4, rope_tokens, &job);
+    return 0;
+}
+
+/* ---- loading ---- */
+
+typedef struct {
+    const file_blocks *from;
+    const weight *to;
+    long row, col;
+} packing;
+
+static void pack_some(void *job, long first, long last, int worker) {
+    (void)worker;
+    packing *p = job;
+    pack_rows(p->from, p->to, p->row, p->col, first, last);
+}
+
+int pack(const file_blocks *from, const weight *to, long row, long col, int threads) {
+    packing job = {from, to, row, col};
+    double bytes = (double)from->n_rows * (double)to->row_bytes;
+    run_parallel(worthwhile(threads, bytes), from->n_rows, 64, pack_some, &job);
+    return 0;
+}
+
+/* ---- the pure-read probe ---- */
+
+typedef struct {
+    const uint8_t *data;
+    uint64_t sums[MAX_THREADS][8]; /* a cache line each */
+} reading;
+
+static void read_some(void *job, long first, long last, int worker) {
+    reading *r = job;
+    const uint64_t *p = (const uint64_t *)r->data;
+    uint64_t sums[8] = {0};
+    for (long i = first * 8; i < last * 8; i += 8) {
+        __builtin_prefetch(p + i + 512);
+        for (int j = 0; j < 8; j++) sums[j] += p[i + j];
+    }
+    for (int j = 0; j < 8; j++) r->sums[worker][j] += sums[j];
+}
+
+/* Reads whole cache lines of memory and does next to nothing with them: the speed that decoding can't
+ * exceed. Returns the sum of the words, which the compiler therefore can't leave out. */
+uint64_t read_all(const uint8_t *data, size_t n_bytes, int threads) {
+    static reading job;
+    memset(&job, 0, sizeof job);
+    job.data = data;
+    run_parallel(threads, (long)(n_bytes / CACHE_LINE), 4096, read_some, &job);
+    uint64_t total = 0;
+    for (int i = 0; i < MAX_THREADS; i++)
+        for (int j = 0; j < 8; j++) total += job.sums[i][j];
+    return total;
+}

@@ -1,0 +1,93 @@
+/* The scalar reference: what every other level must compute, a number at a time, in any C99. */
+#include <math.h>
+
+#include "kernels.h"
+
+typedef float vec;
+enum { LANES = 1 };
+static inline vec v_load(const float *p) { return *p; }
+static inline void v_store(float *p, vec x) { *p = x; }
+static inline vec v_load_f16(const uint16_t *p) { return f32_from_f16(*p); }
+static inline vec v_load_bf16(const uint16_t *p) {
+    union { uint32_t word; float value; } bits = {.word = (uint32_t)*p << 16};
+    return bits.value;
+}
+static inline vec v_set1(float x) { return x; }
+static inline vec v_add(vec a, vec b) { return a + b; }
+static inline vec v_sub(vec a, vec b) { return a - b; }
+static inline vec v_mul(vec a, vec b) { return a * b; }
+static inline vec v_div(vec a, vec b) { return a / b; }
+static inline vec v_fma(vec a, vec b, vec c) { return a * b + c; }
+static inline vec v_max(vec a, vec b) { return a > b ? a : b; }
+static inline vec v_min(vec a, vec b) { return a < b ? a : b; }
+static inline vec v_times_power(vec x, vec n) { return ldexpf(x, (int)n); }
+static inline float v_sum(vec x) { return x; }
+static inline void v_transpose(const float *rows, long row_stride, float *out, long out_stride) {
+    (void)row_stride, (void)out_stride;
+    *out = *rows;
+}
+
+#include "generic.h"
+
+static void to_f16(const float *x, long n, uint16_t *out) {
+    for (long i = 0; i < n; i++) out[i] = f16_from_f32(x[i]);
+}
+
+/* Of each block: scale = max |x| / 127, q = x / scale to the nearest integer, ties to even. */
+static void quantize(const float *x, const activations *acts, long token) {
+    int8_t *q = acts->q + token * acts->row_bytes;
+    for (long b = 0; b < acts->n_in / BLOCK; b++) {
+        float largest = 0;
+        for (int j = 0; j < BLOCK; j++) largest = fmaxf(largest, fabsf(x[b * BLOCK + j]));
+        float inverse = largest > 0 ? 127 / largest : 0;
+        int32_t sum = 0;
+        for (int j = 0; j < BLOCK; j++) {
+            int8_t rounded = (int8_t)rintf(x[b * BLOCK + j] * inverse);
+            q[activation_at(b * BLOCK + j)] = rounded;
+            sum += rounded;
+        }
+        acts->scale[token * acts->n_blocks + b] = largest / 127;
+        acts->sum[token * acts->n_blocks + b] = sum;
+    }
+}
+
+/* The sum of products of one block's integers, exactly. */
+static int32_t block_product(const weight *w, const uint8_t *row, const int8_t *q, long b) {
+    uint8_t unsigned_q[BLOCK];
+    int32_t product = 0;
+    unpack_block(w, row, b, unsigned_q);
+    for (int j = 0; j < BLOCK; j++)
+        product += (unsigned_q[j] - zero_of(w->type)) * q[activation_at(b * BLOCK + j)];
+    return product;
+}
+
+static float f16_at(const uint8_t *p) {
+    uint16_t half;
+    memcpy(&half, p, 2);
+    return f32_from_f16(half);
+}
+
+static float row_product(const weight *w, const uint8_t *row, const activations *acts, long token) {
+    const int8_t *q = acts->q + token * acts->row_bytes;
+    float total = 0;
+    for (long b = 0; b < w->n_blocks; b++) {
+        float scale = acts->scale[token * acts->n_blocks + b];
+        total += f16_at(row + 2 * b) * scale * (float)block_product(w, row, q, b);
+        if (has_minimum(w->type))
+            total += f16_at(row + w->m + 2 * b) * scale * (float)acts->sum[token * acts->n_blocks + b];
+    }
+    return total * w->factor;
+}
+
+static void multiply_blocks(const weight *w, const activations *acts, long first, long last, float *out,
+                            long stride, void *scratch) {
+    (void)scratch;
+    for (long row = first; row < last; row++)
+        for (long t = 0; t < acts->n_tokens; t++)
+            out[t * stride + row] = row_product(w, w->data + row * w->row_bytes, acts, t);
+}
+
+const kernels ref_kernels = {
+    "ref", quantize, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    attend_span, attend_tile,
+};
