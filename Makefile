@@ -19,7 +19,7 @@ help:
 	@echo "make clean     remove caches and build products; .venv and data/models stay"
 	@echo "Another Python (3.11 or newer) than the first on PATH: make demo PYTHON=/path/to/python3"
 
-demo: $(MODEL)
+demo: .venv/demo.installed $(MODEL)
 	@$(RUN) tinyllama generate --model smollm2 --prompt "$(PROMPT)" --temp 0 --n_predict 64
 
 test: .venv/test.installed $(MODEL)
@@ -42,21 +42,24 @@ clean:
 
 # ---- set-up: .venv/NAME.installed says that what NAME needs has been installed, and since when ----
 
-$(MODEL): | .venv/demo.installed
+$(MODEL): # after any of the .installed, in the order in which the goals above name them
 	@$(RUN) tinyllama download smollm2
 
 .venv/demo.installed: WHAT := --quiet --editable .
 .venv/test.installed: WHAT := --editable .[test]
 .venv/lint.installed: WHAT := --quiet --editable .[lint]
 
-.venv/%.installed: $(BIN)/python pyproject.toml constraints.txt
+.venv/%.installed: $(BIN)/python $(BIN)/pip pyproject.toml constraints.txt
 	@echo "Setting up .venv for make $* (the first time takes a minute) ..."
 	@$(RUN) pip install --constraint constraints.txt --quiet setuptools
 	@$(RUN) pip install --constraint constraints.txt --no-build-isolation $(WHAT)
 	@touch $@
 
+$(BIN)/pip: | $(BIN)/python
+	@$(RUN) ensurepip --default-pip >/dev/null
+
 $(BIN)/python:
-	$(check_tools)@"$(FOUND)" -m venv --clear .venv
+	$(check_tools)@"$(FOUND)" -m venv --clear --without-pip .venv
 
 # The newest Python on PATH, unless PYTHON names one; empty where none is 3.11 or newer.
 CANDIDATES := $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)

@@ -3,6 +3,7 @@
 The modules in reading order:
 
     config      hyper-parameters, the published sizes, the names of axes and tensors
+    vocabulary  what a tokenizer is made from
     tokenizer   text <-> token ids
     quant       block formats; a Tensor = blocks + type + shape
     ops         every operation of a LLaMA, in NumPy: the definition
@@ -12,11 +13,14 @@ The modules in reading order:
     backends    the seam: tables of operations, NumPy's and faster ones
     formats     model files: meta (.pth), ggml (March 2023), gguf (today)
     llama       where a file, a tokenizer, a backend and the model meet
-    convert     checkpoint -> f16 file -> 4-bit file
+    convert     checkpoint -> f16 file -> 4-bit file: what goes where
+    streaming   and how it gets there, in little memory
     perplexity  how well a model predicts a text
     inspect     what is in a model file, and what running it needs
     download    models by name
-    cli         the command line
+    resources   what this computer has of memory and disk
+    cli         the command line: its arguments
+    commands    and what each command does
 """
 
 from .errors import Cancelled, TinyllamaError

@@ -1,5 +1,6 @@
 """The one place where a file, a tokenizer, a backend and the model meet."""
 
+import math
 import os
 import sys
 import threading
@@ -14,7 +15,6 @@ from tqdm.auto import tqdm
 
 from . import resources
 from .backends import Backend, get_backend, one_blas_thread
-from .config import Config
 from .download import MODELS, models_folder, small_folder
 from .errors import TinyllamaError
 from .formats import Checkpoint, open_checkpoint
@@ -48,7 +48,7 @@ class Llama:
                 f"{checkpoint.path}: its tokenizer has {self.tokenizer.vocab_size} tokens, "
                 f"the model {self.config.vocab_size}"
             )
-        prepare = partial(backend.prepare, unpack=unpacked(self.config))
+        prepare = partial(backend.prepare, unpack=unpacked(checkpoint))
         bar = partial(tqdm, desc="load", unit=" tensors", delay=0.5, leave=False)
         self._model = build(self.config, checkpoint.tensors, prepare, bar)
         self.load_seconds = time.perf_counter() - started
@@ -248,9 +248,13 @@ def _identity(path: Path) -> tuple:
     return (os.path.realpath(path), *((stat.st_size, stat.st_mtime_ns) for stat in stats))
 
 
-def unpacked(config: Config) -> bool:
+def unpacked(checkpoint: Checkpoint) -> bool:
     """Whether the NumPy backends dequantize this model once, when it is loaded."""
-    return 4 * config.n_params() < UNPACK_BELOW
+    return _float32_bytes(checkpoint) < UNPACK_BELOW
+
+
+def _float32_bytes(checkpoint: Checkpoint) -> int:
+    return 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
 def memory_needed(
@@ -265,7 +269,7 @@ def memory_needed(
     in_c = backend == "c"  # repacks the blocks without unpacking them, and keeps its cache in half precision
     wide = config.hidden_dim * 3 + config.dim * 6 + config.n_heads * ctx_size * 3
     return {
-        "weights": 4 * config.n_params() if unpacked(config) and not in_c else stored,
+        "weights": _float32_bytes(checkpoint) if unpacked(checkpoint) and not in_c else stored,
         "kv_cache": (2 if in_c else 4) * 2 * config.n_layers * ctx_size * config.kv_dim,
         "activations": 4 * (min(batch_size, ctx_size) * wide + config.vocab_size),
     }

@@ -191,9 +191,17 @@ def _inverse(d: np.ndarray) -> np.ndarray:
     return np.where(d == 0, np.float32(0), np.float32(1) / d)
 
 
+def _reduce(better: np.ufunc, x: np.ndarray) -> np.ndarray:
+    """np.maximum or np.minimum over each block, by halves: five long loops beat many short ones."""
+    left = x.reshape(-1)
+    while left.size > x.size // BLOCK:
+        left = better(left[0::2], left[1::2])
+    return left.reshape(x.shape[:-1])
+
+
 def _largest(x: np.ndarray) -> np.ndarray:
     """The element of largest magnitude of each block with its sign; of two equals the first."""
-    high, low = x.max(-1), x.min(-1)
+    high, low = _reduce(np.maximum, x), _reduce(np.minimum, x)
     largest = np.where(high >= -low, high, low)
     tied = np.nonzero((high == -low) & (high != 0))
     first = np.abs(x[tied]).argmax(-1)
@@ -214,7 +222,8 @@ def _halves(q: np.ndarray) -> np.ndarray:
 
 def _neighbours(q: np.ndarray) -> np.ndarray:
     """Nibbles as 2023 packed them: byte j holds elements 2j (low) and 2j+1 (high)."""
-    return q[..., 0::2] | q[..., 1::2] << 4
+    pairs = q.view("<u2")
+    return (pairs | pairs >> 4).astype(np.uint8)
 
 
 def _quantize_symmetric(x: np.ndarray, blocks: np.ndarray, zero: int) -> np.ndarray:
@@ -228,8 +237,8 @@ def _quantize_symmetric(x: np.ndarray, blocks: np.ndarray, zero: int) -> np.ndar
 
 def _quantize_affine(x: np.ndarray, blocks: np.ndarray, top: int) -> np.ndarray:
     """q = min(top, trunc((x - m) / d + 0.5)), where m is the smallest element."""
-    m = x.min(-1)
-    d = (x.max(-1) - m) / np.float32(top)
+    m = _reduce(np.minimum, x)
+    d = (_reduce(np.maximum, x) - m) / np.float32(top)
     blocks["d"], blocks["m"] = d, m
     q = (x - m[..., None]) * _inverse(d)[..., None]
     q += np.float32(0.5)
@@ -255,13 +264,13 @@ def _quantize_q5_1(x, blocks):
 
 
 def _quantize_q8_0(x, blocks):
-    d = np.abs(x).max(-1) / np.float32(127)
+    d = _reduce(np.maximum, np.abs(x)) / np.float32(127)
     blocks["d"] = d
     blocks["qs"] = _round_half_away(x * (2 * _inverse(d))[..., None])
 
 
 def _quantize_q4_0_2023(x, blocks):
-    d = np.abs(x).max(-1) / np.float32(7)
+    d = _reduce(np.maximum, np.abs(x)) / np.float32(7)
     blocks["d"] = d
     q = _round_half_away(x * (2 * _inverse(d))[..., None]) + np.int8(8)
     blocks["qs"] = _neighbours(q.view(np.uint8))
@@ -269,8 +278,8 @@ def _quantize_q4_0_2023(x, blocks):
 
 def _quantize_q4_1_2023(x, blocks):
     # Its search for the maximum started at FLT_MIN, the smallest positive float, not at -FLT_MAX.
-    high = np.maximum(x.max(-1), np.finfo(np.float32).tiny)
-    m = x.min(-1)
+    high = np.maximum(_reduce(np.maximum, x), np.finfo(np.float32).tiny)
+    m = _reduce(np.minimum, x)
     d = (high - m) / np.float32(15)
     blocks["d"], blocks["m"] = d, m
     q = _round_half_away((x - m[..., None]) * (2 * _inverse(d))[..., None])
@@ -299,9 +308,21 @@ def dequantize(blocks: np.ndarray, type: str) -> np.ndarray:
     """Blocks of a type -> float32 weights [n_rows, n_cols] (plain numbers keep their shape)."""
     kind = TYPES[type]
     if kind.block == 1:
-        return _from_bf16(blocks) if type == "bf16" else blocks.astype(np.float32, copy=False)
+        return {"f32": np.asarray, "f16": _from_f16, "bf16": _from_bf16}[type](blocks)
     x = _from_q6_k(blocks) if type == "q6_k" else _from_small(blocks, type)
     return x.reshape(len(blocks), -1)
+
+
+def _from_f16(x: np.ndarray) -> np.ndarray:
+    """As astype, but six times as fast: move the bits to where float32 has them, then bias the exponent."""
+    bits = x.view(np.int16).astype(np.int32) << 13
+    bits &= -0x70000001  # between the sign and the exponent, shifting has put three copies of the sign
+    top = 0x7C00 << 13  # the exponent of infinity and NaN: no bias turns it into float32's
+    if (bits & top == top).any():
+        return x.astype(np.float32)
+    y = bits.view(np.float32)
+    y *= np.float32(2.0**112)
+    return y
 
 
 def _from_bf16(bits: np.ndarray) -> np.ndarray:

@@ -1,35 +1,311 @@
-"""Text <-> token ids: SentencePiece (LLaMA) and byte-level BPE (SmolLM2, Llama 3)."""
+"""Text <-> token ids: SentencePiece (LLaMA) and byte-level BPE (SmolLM2, Llama 3).
 
-from dataclasses import dataclass
-from pathlib import Path
+Both start from small pieces (characters or bytes) and merge the best neighbouring pair again and again.
+They differ in what "best" means (SentencePiece: the highest score of the merged piece; BPE: the first in
+a list of merges) and in how they keep every text writable:
+
+- SentencePiece works on characters and writes a space as "▁" (U+2581), one of them put before the text.
+  What has no piece of its own falls back to the pieces of its UTF-8 bytes, "<0xF0>".
+- Byte-level BPE works on bytes, each shown as a printable character ("Ġ" is the space), after cutting the
+  text into words by a rule that its model file names.
+"""
+
+import codecs
+import re
+from collections.abc import Iterable
+
+from .errors import TinyllamaError
+from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, check, vocabulary_from_model
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a tokenizer is made from: a tokenizer.model, or the pieces that a model file carries.
+def make_tokenizer(vocabulary: Vocabulary) -> "Tokenizer":
+    """The tokenizer of a vocabulary.
+
+    Raises TinyllamaError where its tokenizer.model can't be read or its pieces contradict each other.
+    """
+    if vocabulary.model is not None:
+        vocabulary = vocabulary_from_model(vocabulary.model)
+    if vocabulary.kind not in ("sentencepiece", "bpe"):
+        raise TinyllamaError(f"a vocabulary of the unknown kind {vocabulary.kind!r}")
+    check(vocabulary)
+    return (SentencePiece if vocabulary.kind == "sentencepiece" else ByteLevelBPE)(vocabulary)
+
+
+class Tokenizer:
+    """Text <-> ids; its two kinds say how plain text becomes ids and which bytes a token stands for.
 
     Attributes:
-        kind: "sentencepiece" or "bpe" (byte-level).
-        model: path of a tokenizer.model, or None; if there is one, the pieces below are empty.
-        pieces: every piece in the order of the ids, as GGUF spells them ("▁Hello", "<0x0A>", "ĠHello").
-        scores: of SentencePiece, one a piece: the higher is merged first.
-        types: one a piece: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
-        merges: of byte-level BPE, "left right", the first is merged first.
-        pre: of byte-level BPE, the name of the rule that cuts text before merging ("smollm", "llama-bpe").
-        bos_id, eos_id, unk_id: None where there is none.
-        add_bos: put bos before every prompt.
-        add_space_prefix: of SentencePiece, put a space before the text.
+        vocabulary: what it was made from, with all its pieces.
+        vocab_size: number of tokens.
+        bos_id, eos_id: the tokens that begin and end a text, or None.
+        stop_ids: all tokens that end a text.
+        add_bos: whether `encode` puts bos first if nobody says otherwise.
+        missing_bytes: bytes that no token stands for: `encode` can't keep them.
     """
 
-    kind: str
-    model: Path | None = None
-    pieces: tuple[str, ...] = ()
-    scores: tuple[float, ...] = ()
-    types: tuple[int, ...] = ()
-    merges: tuple[str, ...] = ()
-    pre: str = ""
-    bos_id: int | None = 1
-    eos_id: int | None = 2
-    unk_id: int | None = 0
-    add_bos: bool = True
-    add_space_prefix: bool = True
+    prefix = b""  # what `encode` puts before a text
+    missing_bytes: frozenset[int] = frozenset()
+    _always_special: frozenset[int] = frozenset()  # types of pieces that are looked for in every text
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
+        self.vocab_size = len(vocabulary.pieces)
+        self.bos_id, self.eos_id, self.add_bos = vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos
+        stops = (vocabulary.eos_id, *vocabulary.stop_ids)
+        self.stop_ids = frozenset(token_id for token_id in stops if token_id is not None)
+        self._special = {False: self._written_out(special=False), True: self._written_out(special=True)}
+
+    def encode(self, text: str | bytes, bos: bool | None = None, special: bool = False) -> list[int]:
+        """Text -> ids. Unless it is `special` or has `missing_bytes`, `decode_bytes` gives exactly it back.
+
+        Args:
+            text: bytes needn't be UTF-8; a str may hold undecodable bytes as Python's "surrogateescape" does.
+            bos: put bos first; None: if the vocabulary says so.
+            special: control tokens that are written out, "<|im_start|>", become those tokens. Leave it out
+                for text of strangers.
+        Raises TinyllamaError for half a surrogate pair, or bos=True where there is none.
+        """
+        ids = self._bos(bos)
+        known = self._special[special]
+        for run in self._cut(_lenient(text), known):
+            ids += [known[run]] if run in known else self._encode_text(run)
+        return ids
+
+    def decode_bytes(self, ids: Iterable[int], strip_prefix: bool = True) -> bytes:
+        """Ids -> the bytes they stand for; control tokens stand for none.
+
+        Args:
+            strip_prefix: the ids are a whole text: drop the space that `encode` put before it. False: they
+                continue one.
+        """
+        data = b"".join(map(self.token_bytes, ids))
+        return data.removeprefix(self.prefix) if strip_prefix else data
+
+    def decode(self, ids: Iterable[int], strip_prefix: bool = True) -> str:
+        """As `decode_bytes`, as text: what isn't UTF-8 becomes "�"."""
+        return self.decode_bytes(ids, strip_prefix).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds in the middle of a text; none of a control token."""
+        return b"" if self.is_control(token_id) else self._spell(self.vocabulary.pieces[token_id], token_id)
+
+    def piece(self, token_id: int) -> str:
+        """A token for people to read: its text, "\\xf0" for a part of a character, a control token's name."""
+        if self.is_control(token_id):
+            return self.vocabulary.pieces[token_id]
+        return self.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether a token stands for no text, as bos does. Raises TinyllamaError for an id out of range."""
+        if not 0 <= token_id < self.vocab_size:
+            raise TinyllamaError(f"there is no token {token_id}: the vocabulary has {self.vocab_size}")
+        return self.vocabulary.types[token_id] == CONTROL
+
+    def _bos(self, wanted: bool | None) -> list[int]:
+        if wanted and self.bos_id is None:
+            raise TinyllamaError("this vocabulary has no bos token")
+        put = self.add_bos and self.bos_id is not None if wanted is None else wanted
+        return [self.bos_id] if put else []
+
+    def _written_out(self, special: bool) -> dict[str, int]:
+        """Pieces that are looked for before anything else, -> their ids."""
+        types = self._always_special | ({CONTROL} if special else set())
+        rows = enumerate(zip(self.vocabulary.pieces, self.vocabulary.types, strict=True))
+        return {piece: token_id for token_id, (piece, kind) in rows if piece and kind in types}
+
+    def _cut(self, text: str, known: dict[str, int]) -> list[str]:
+        """Cut text before and after every known piece; of two that begin together the longer one is meant."""
+        longest_first = sorted(known, key=len, reverse=True)
+        pattern = f"({'|'.join(map(re.escape, longest_first))})"
+        return [run for run in (re.split(pattern, text) if known else [text]) if run]
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Text without special pieces, not empty -> ids."""
+        raise NotImplementedError
+
+    def _spell(self, piece: str, token_id: int) -> bytes:
+        """The bytes that a token which is no control token stands for."""
+        raise NotImplementedError
+
+
+class TextStream:
+    """Ids in, text out as soon as it is whole: a character is never split between two pieces.
+
+    All pieces and `flush` joined are what `decode` makes of all ids. As generated ids continue a prompt, its
+    `strip_prefix` is False here unless asked for.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, strip_prefix: bool = False):
+        self._tokenizer = tokenizer
+        self._prefix = tokenizer.prefix if strip_prefix else b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token_id: int) -> str:
+        """The text that this token completes, often its own, sometimes ""."""
+        data = self._tokenizer.token_bytes(token_id)
+        if data:
+            data, self._prefix = data.removeprefix(self._prefix), b""
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        """At the end: "�" if half a character is left over."""
+        return self._decoder.decode(b"", final=True)
+
+
+# --- SentencePiece --------------------------------------------------------------------------------
+
+#: What SentencePiece would change: a "▁" of the text's own would come back as a space, a byte that isn't
+#: UTF-8 (a lone surrogate after `_lenient`) not at all. They become byte pieces instead.
+_NOT_VERBATIM = re.compile("([\u2581\udc80-\udcff]+)")
+
+
+class SentencePiece(Tokenizer):
+    """LLaMA's tokenizer (Kudo and Richardson, arXiv:1808.06226), through the sentencepiece package.
+
+    Without byte pieces in the vocabulary, unknown characters become `unk_id`, which decodes to " ⁇ ".
+    """
+
+    def __init__(self, vocabulary: Vocabulary):
+        super().__init__(vocabulary)
+        self._processor = _processor(vocabulary)
+        self._unk_id = self._processor.unk_id()
+        rows = enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True))
+        self._byte_ids = {int(piece[1:-1], 16): token_id for token_id, (piece, kind) in rows if kind == BYTE}
+        self.prefix = b" " if vocabulary.add_space_prefix else b""
+
+    def _encode_text(self, text: str) -> list[int]:
+        # The prefix comes after a control token, too: for LLaMA that is where the next text begins.
+        ids = []
+        for index, run in enumerate(_NOT_VERBATIM.split(self.prefix.decode() + text)):
+            if index % 2:
+                ids += [self._byte_ids.get(byte, self._unk_id) for byte in _bytes(run)]
+            else:
+                ids += self._processor.encode(run)
+        return ids
+
+    def _spell(self, piece: str, token_id: int) -> bytes:
+        kind = self.vocabulary.types[token_id]
+        if kind == BYTE:
+            return bytes([int(piece[1:-1], 16)])
+        return " ⁇ ".encode() if kind == UNKNOWN else piece.replace("▁", " ").encode()
+
+
+def _processor(vocabulary: Vocabulary):
+    """Build SentencePiece from pieces, scores and types, with nothing done to the text on its way in."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    proto.trainer_spec.byte_fallback = BYTE in vocabulary.types
+    proto.normalizer_spec.name = "identity"
+    proto.normalizer_spec.add_dummy_prefix = False
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    try:
+        for piece, score, kind in zip(vocabulary.pieces, vocabulary.scores, vocabulary.types, strict=True):
+            proto.pieces.add(piece=piece, score=score, type=kind)
+        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    except (RuntimeError, ValueError) as error:
+        raise TinyllamaError(f"SentencePiece can't use this vocabulary: {_one_line(error)}") from None
+
+
+# --- byte-level BPE -------------------------------------------------------------------------------
+
+#: Bytes as byte-level BPE shows them (GPT-2): those that print as themselves, the others from U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + i): byte for i, byte in enumerate(_HIDDEN)}
+
+#: Llama 3's rule: contractions; a word with the sign before it; up to three digits; signs; line ends; spaces.
+_LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class ByteLevelBPE(Tokenizer):
+    """GPT-2's kind of tokenizer (Sennrich et al., arXiv:1508.07909, on bytes), by the tokenizers package.
+
+    Not every such vocabulary holds all 256 bytes: SmolLM2's lacks 21 that UTF-8 text seldom or never has.
+    Bytes without a token (`missing_bytes`) are left out, as llama.cpp and Hugging Face do.
+    """
+
+    _always_special = frozenset({USER_DEFINED})
+
+    def __init__(self, vocabulary: Vocabulary):
+        super().__init__(vocabulary)
+        rows = enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True))
+        plain = {piece: token_id for token_id, (piece, kind) in rows if kind != CONTROL}
+        self._byte_ids = {byte: plain[char] for char, byte in _BYTE_OF.items() if char in plain}
+        self.missing_bytes = frozenset(range(256)) - self._byte_ids.keys()
+        self._bpe = _bpe(vocabulary, plain)
+
+    def _encode_text(self, text: str) -> list[int]:
+        ids = []
+        for index, run in enumerate(re.split("([\udc80-\udcff]+)", text)):
+            if index % 2:
+                ids += [self._byte_ids[byte] for byte in _bytes(run) if byte in self._byte_ids]
+            else:
+                ids += self._bpe.encode(run, add_special_tokens=False).ids
+        return ids
+
+    def _spell(self, piece: str, token_id: int) -> bytes:
+        if self.vocabulary.types[token_id] == NORMAL and all(char in _BYTE_OF for char in piece):
+            return bytes(_BYTE_OF[char] for char in piece)
+        return piece.encode()
+
+
+def _bpe(vocabulary: Vocabulary, plain: dict[str, int]):
+    import tokenizers
+
+    merges = [tuple(merge.split(" ")) for merge in vocabulary.merges]
+    wrong = next((merge for merge in merges if not _is_merge(merge, plain)), None)
+    if wrong is not None:
+        raise TinyllamaError(
+            f"the merge {' '.join(wrong)!r} isn't of two pieces of the vocabulary into a third"
+        )
+    # Llama 3's rule takes a word that is a piece as it is, without looking for merges that lead to it.
+    model = tokenizers.models.BPE(plain, merges, ignore_merges=vocabulary.pre == "llama-bpe")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = _pre_tokenizer(vocabulary.pre)
+    return tokenizer
+
+
+def _is_merge(merge: tuple[str, ...], plain: dict[str, int]) -> bool:
+    return len(merge) == 2 and merge[0] in plain and merge[1] in plain and merge[0] + merge[1] in plain
+
+
+def _pre_tokenizer(name: str):
+    """The rule that cuts text into words, by the name that llama.cpp gives it."""
+    from tokenizers import Regex, pre_tokenizers
+
+    gpt2_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    rules = {
+        "gpt-2": [gpt2_words],
+        "smollm": [pre_tokenizers.Digits(individual_digits=True), gpt2_words],
+        "llama-bpe": [pre_tokenizers.Split(Regex(_LLAMA3_WORDS), "isolated"), bytes_only],
+    }
+    if name not in rules:
+        raise TinyllamaError(f"the pre-tokenizer {name!r} isn't supported, only {', '.join(rules)}")
+    return pre_tokenizers.Sequence(rules[name])
+
+
+# --- bytes that are no text ----------------------------------------------------------------------
+
+
+def _lenient(text: str | bytes) -> str:
+    """As str, with each byte that isn't UTF-8 as the lone surrogate U+DC00 + byte (PEP 383)."""
+    try:
+        data = text if isinstance(text, bytes) else _bytes(text)
+    except UnicodeEncodeError as error:
+        raise TinyllamaError(f"the text holds half a character at position {error.start}") from None
+    return data.decode("utf-8", errors="surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogateescape")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

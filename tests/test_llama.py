@@ -1,0 +1,112 @@
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import tinyllama
+from tinyllama import llama as llama_module
+from tinyllama import resources
+from tinyllama.download import small_folder
+from tinyllama.errors import TinyllamaError
+
+STORY = "Once upon a time"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(small_folder(), tmp_path / "small")
+
+
+def test_a_loaded_model_is_returned_again(folder):
+    assert tinyllama.load(folder) is tinyllama.load(folder)
+
+
+def test_a_changed_file_is_loaded_anew(folder):
+    before = tinyllama.load(folder)
+    weights = folder / "consolidated.00.pth"
+    weights.write_bytes(weights.read_bytes())
+    assert tinyllama.load(folder) is not before
+
+
+def test_another_backend_or_number_of_threads_is_another_model(folder):
+    assert tinyllama.load(folder, "numpy", 1) is not tinyllama.load(folder, "numpy", 2)
+
+
+def test_after_close_a_model_is_gone_and_loaded_anew(folder):
+    first = tinyllama.load(folder)
+    first.close()
+    first.close()
+    with pytest.raises(TinyllamaError, match="closed"):
+        first.generate(STORY)
+    assert tinyllama.load(folder) is not first
+
+
+def test_leaving_a_with_statement_closes_the_model(folder):
+    with tinyllama.load(folder) as llama:
+        assert llama.generate(STORY, n_predict=2)
+    with pytest.raises(TinyllamaError, match="closed"):
+        llama.logits(STORY)
+
+
+def test_logits_have_a_row_a_token():
+    llama = tinyllama.load("small")
+    assert llama.logits(STORY).shape == (len(llama.tokens(STORY)), llama.config.vocab_size)
+
+
+def test_trace_keeps_what_its_patterns_name():
+    llama = tinyllama.load("small")
+    taps = llama.trace("The first man", "layers.*.attention.weights", "layers.1.residual")
+    n_tokens, c = len(llama.tokens("The first man")), llama.config
+    names = [f"layers.{i}.attention.weights" for i in range(c.n_layers)]
+    assert set(taps) == {*names, "layers.1.residual"}
+    assert taps[names[0]].shape == (c.n_heads, n_tokens, n_tokens)
+    assert taps["layers.1.residual"].shape == (n_tokens, c.dim)
+
+
+def test_trace_without_patterns_keeps_everything():
+    taps = tinyllama.load("small").trace("The")
+    np.testing.assert_allclose(taps["logits"], tinyllama.load("small").logits("The"), rtol=0, atol=1e-4)
+
+
+def test_a_pattern_that_names_nothing_is_an_error():
+    with pytest.raises(TinyllamaError, match=r"layers\.99"):
+        tinyllama.load("small").trace("The", "layers.99.*")
+
+
+def test_two_python_threads_get_what_each_gets_alone():
+    llama = tinyllama.load("small", threads=2)
+    alone = [llama.generate(STORY, seed=seed, n_predict=20) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda seed: llama.generate(STORY, seed=seed, n_predict=20), range(4)))
+    assert together == alone
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "models/70B/none.gguf"])
+def test_a_model_that_is_not_there_is_named(name):
+    with pytest.raises(TinyllamaError, match=name):
+        tinyllama.load(name)
+
+
+def test_a_model_that_was_not_downloaded_says_how_to(monkeypatch, tmp_path):
+    monkeypatch.setattr(llama_module, "models_folder", lambda: tmp_path)
+    with pytest.raises(TinyllamaError, match="tinyllama download smollm2"):
+        tinyllama.load("smollm2")
+
+
+def test_a_model_that_needs_more_memory_than_there_is_is_refused_with_the_figures(folder, monkeypatch):
+    monkeypatch.setattr(resources, "available_memory", lambda: 10_000_000)
+    with pytest.raises(TinyllamaError, match=r"needs .* MB of memory, and 10 MB are free"):
+        tinyllama.load(folder)
+
+
+def test_the_announcement_names_the_file_the_memory_and_the_time(folder, capsys):
+    tinyllama.load(folder, verbose=True)
+    line = capsys.readouterr().err
+    assert str(folder) in line and "MB of memory" in line and "about 1 s" in line
+
+
+def test_a_tokenizer_that_is_larger_than_the_model_is_refused(folder, shared_data):
+    shutil.copy(shared_data / "llama_tokenizer" / "tokenizer.model", folder)
+    with pytest.raises(TinyllamaError, match="32000"):
+        tinyllama.load(folder)

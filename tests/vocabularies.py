@@ -1,0 +1,148 @@
+"""Small vocabularies, trained in a blink, and a slow and obvious BPE to compare with."""
+
+import functools
+import io
+import itertools
+import json
+import re
+import unicodedata
+
+import sentencepiece
+import tokenizers
+
+from tinyllama.tokenizer import Vocabulary
+
+TEXT = """\
+In old times, when wishing still helped one, there lived a king whose daughters were all beautiful, but the
+youngest was so beautiful that the sun itself, which has seen so much, was astonished whenever it shone in her
+face. Close by the king's castle lay a great dark forest, and under an old lime-tree in the forest was a well,
+and when the day was very warm, the king's child went out into the forest and sat down by the side of the cool
+fountain, and when she was bored she took a golden ball, and threw it up on high and caught it, and this ball
+was her favourite plaything. It's 1812, they'll say: 3 wishes, 12 brothers, 1001 nights: "we've seen it"!
+"""
+
+LANGUAGES = [
+    "The quick brown fox jumps over the lazy dog.",
+    "Falsches Üben von Xylophonmusik quält jeden größeren Zwerg.",
+    "Voix ambiguë d'un cœur qui, au zéphyr, préfère les jattes de kiwis.",
+    "Съешь же ещё этих мягких французских булок, да выпей чаю.",
+    "いろはにほへと ちりぬるを、我が世 誰ぞ 常ならむ。",
+    "我能吞下玻璃而不伤身体。",
+    "키스의 고유조건은 입술끼리 만나야 하고 특별한 기술은 필요치 않다.",
+    "نص حكيم له سر قاطع وذو شأن عظيم مكتوب على ثوب أخضر",
+    "ऋषियों को सताने वाले दुष्ट राक्षसों के राजा रावण का सर्वनाश",
+    "This is 🦙.cpp, 👩‍👩‍👧‍👦 and e\u0301, \u00bd, \u2167, 2¹⁰ = 1024.",
+    "\tdef f(x):\n\t\treturn  x ** 2    # four   spaces\r\n\r\n",
+    "   leading,   inner and trailing   ",
+    "<s> and </s>, <0x0A>, <unk>, <|im_start|>user",
+]
+
+
+@functools.cache
+def sentencepiece_model(model_type: str = "bpe", byte_fallback: bool = True) -> bytes:
+    """A tokenizer.model made the way LLaMA's was, but of 400 pieces."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.splitlines()),
+        model_writer=model,
+        model_type=model_type,
+        vocab_size=400 if byte_fallback else 120,
+        byte_fallback=byte_fallback,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@functools.cache
+def bpe(pre: str = "gpt-2") -> Vocabulary:
+    """A byte-level BPE of 400 pieces: two control pieces, a user-defined one, all bytes, merges."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=alphabet,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<br>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    pieces = sorted(model["vocab"], key=model["vocab"].get)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    types = (3, 3, 4) + (1,) * (len(pieces) - 3)
+    return Vocabulary(
+        "bpe",
+        pieces=tuple(pieces),
+        types=types,
+        merges=tuple(merges),
+        pre=pre,
+        bos_id=0,
+        eos_id=0,
+        unk_id=None,
+        add_bos=False,
+        add_space_prefix=False,
+    )
+
+
+def bpe_by_hand(vocabulary: Vocabulary, text: str) -> list[int]:
+    """Byte-level BPE as the paper has it: in each word merge the pair that is listed first, and again."""
+    ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(vocabulary.merges)}
+    token_ids = {piece: token_id for token_id, piece in enumerate(vocabulary.pieces)}
+    ids = []
+    for word in _words(text, vocabulary.pre):
+        symbols = [_printable(byte) for byte in word.encode()]
+        if vocabulary.pre == "llama-bpe" and "".join(symbols) in token_ids:
+            symbols = ["".join(symbols)]
+        while True:
+            pairs = [pair for pair in itertools.pairwise(symbols) if pair in ranks]
+            if not pairs:
+                break
+            symbols = _merge(symbols, min(pairs, key=ranks.get))
+        ids += [token_ids[symbol] for symbol in symbols]
+    return ids
+
+
+def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    merged = []
+    for symbol in symbols:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] = "".join(pair)
+            merged.append(None)  # a merged symbol isn't merged again in the same round
+        else:
+            merged.append(symbol)
+    return [symbol for symbol in merged if symbol is not None]
+
+
+def _printable(byte: int) -> str:
+    """GPT-2's character for a byte: itself if it is printable, otherwise the next one free from U+0100 on."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    return chr(byte) if byte in printable else chr(256 + sum(other not in printable for other in range(byte)))
+
+
+def _words(text: str, pre: str) -> list[str]:
+    """Cut text by a pre-tokenizer's rule, in terms of Python's own re."""
+    letter, number = _class(text, "L"), _class(text, "N")
+    other = f"(?:(?!{letter}|{number})\\S)"
+    gpt2 = rf"'s|'t|'re|'ve|'m|'ll|'d| ?{letter}+| ?{number}+| ?{other}+|\s+(?!\S)|\s+"
+    if pre == "gpt-2":
+        return re.findall(gpt2, text)
+    if pre == "smollm":
+        return [word for run in re.split(f"({number})", text) for word in re.findall(gpt2, run)]
+    before = rf"(?:(?!{letter}|{number}|[\r\n])(?s:.))"
+    llama = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{before}?{letter}+|{number}{{1,3}}| ?{other}+[\r\n]*"
+    return re.findall(llama + r"|\s*[\r\n]+|\s+(?!\S)|\s+", text)
+
+
+def _class(text: str, category: str) -> str:
+    """A regular expression for those characters of a text that are of a Unicode category."""
+    chars = sorted(char for char in set(text) if unicodedata.category(char)[0] == category)
+    return f"(?:[{''.join(map(re.escape, chars))}])" if chars else "(?:(?!))"

@@ -1,0 +1,212 @@
+"""The command line: convert, quantize, generate, perplexity, inspect, download.
+
+What a command produces goes to stdout, everything else to stderr, so that a pipe gets text alone. Exit
+status: 0; 1 for a file or machine that won't do; 2 for bad arguments; 130 after Ctrl-C; 141 where the reader
+of a pipe has gone.
+
+Here are the arguments; `commands` holds what each command does. It is imported when one runs, so that
+`tinyllama --help` doesn't wait for NumPy.
+"""
+
+import argparse
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from . import __version__
+from .errors import TinyllamaError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status. Raises SystemExit for --help and bad arguments."""
+    if hasattr(sys.stdout, "reconfigure"):
+        # Better a "?" than no text where a terminal lacks a character.
+        sys.stdout.reconfigure(errors="replace")
+    parser = make_parser()
+    args = parser.parse_args(_with_underscores(sys.argv[1:] if argv is None else argv))
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run the chosen command; every failure that isn't a bug becomes one line on stderr."""
+    try:
+        from .commands import COMMANDS
+
+        status = COMMANDS[args.command](args) or 0
+        print(end="", flush=True)  # here, where a full disk or a closed pipe can still be told
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        status = 141
+    except (TinyllamaError, OSError, MemoryError) as error:
+        if os.environ.get("TINYLLAMA_DEBUG"):
+            raise
+        status = _fail(error)
+    _drop_unwritten()
+    return status
+
+
+def _drop_unwritten() -> None:
+    """Where stdout takes no more, don't let Python try again, and complain, when it exits."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(error: Exception) -> int:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        text = f"there is not enough memory: {text or 'the system gave none'}"
+    _say("tinyllama: " + " ".join(text.split()))
+    return 1
+
+
+def _say(line: str = "") -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line; its sub-parsers are of this class too."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` lists the arguments)\n")
+
+
+def _with_underscores(argv: Sequence[str]) -> list[str]:
+    """Spell "--top-k" as "--top_k", as all options are below; what follows "--" isn't an option."""
+    end = list(argv).index("--") if "--" in argv else len(argv)
+
+    def spell(arg: str) -> str:
+        option = re.match(r"--\w[\w-]*(?==|$)", arg)
+        return "--" + option[0][2:].replace("-", "_") + arg[option.end() :] if option else arg
+
+    return [*map(spell, argv[:end]), *argv[end:]]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    parser = _Parser(
+        prog="tinyllama",
+        description="LLaMA on your own laptop: from a checkpoint to a 4-bit file to text.",
+        epilog="Dashes and underscores in long options are the same: --top-k is --top_k.",
+    )
+    parser.add_argument("--version", action="version", version=f"tinyllama {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, (summary, add_arguments) in ARGUMENTS.items():
+        names = {"name": name, "aliases": ["main"] if name == "generate" else []}
+        command = commands.add_parser(
+            **names, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+        )
+        command.set_defaults(command=name, parser=command)
+        add_arguments(command)
+    return parser
+
+
+def _convert(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("folder", metavar="FOLDER", help="holds consolidated.NN.pth and params.json")
+    add("ftype", nargs="?", type=int, choices=(0, 1), default=1, help="0 writes f32, 1 f16 (default)")
+    add("--format", choices=("ggml", "gguf"), default="ggml", help="of March 2023 (default), or today's")
+    add("--outfile", metavar="FILE", help="default: FOLDER/ggml-model-f16.bin, or .gguf")
+
+
+def _quantize(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("source", metavar="IN", help="a ggml file, the first part of several, or a GGUF file")
+    add("target", metavar="OUT", help="where to write")
+    types = "2 or q4_0, 3 or q4_1; of GGUF files also q5_0, q5_1, q8_0"
+    add("type", metavar="TYPE", type=_block_type, help=types)
+
+
+def _block_type(text: str) -> str:
+    """2 and 3 are llama.cpp's numbers of file types, which the 2023 quantizer took."""
+    name = {"2": "q4_0", "3": "q4_1"}.get(text, text.lower())
+    if name not in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0"):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of 2, 3, q4_0, q4_1, q5_0, q5_1, q8_0")
+    return name
+
+
+def _generate(command: argparse.ArgumentParser) -> None:
+    _model(command)
+    prompt = command.add_mutually_exclusive_group()
+    prompt.add_argument("-p", "--prompt", metavar="TEXT", help="what to continue; default: a random one")
+    prompt.add_argument("-f", "--file", help="a file with the prompt; - is stdin")
+    add, count, number = command.add_argument, _count(command), _number(command)
+    add("-e", "--escape", action="store_true", help=r"\n in the prompt and in --stop is a newline, and so on")
+    count("-n", "--n_predict", default=128, help="tokens to write (%(default)s); -1: no limit")
+    count("-s", "--seed", default=-1, help="of the random numbers; -1 (default): a new one")
+    number("--temp", default=0.8, help="temperature (%(default)s); 0: always the likeliest token")
+    count("--top_k", default=40, help="choose among the N likeliest tokens (%(default)s); 0: among all")
+    number("--top_p", default=0.9, help="and the likeliest that make up X (%(default)s); 1: all")
+    number("--repeat_penalty", default=1.0, help="makes recent tokens unlikelier (%(default)s: doesn't)")
+    count("--repeat_last_n", default=64, help="how many tokens are recent (%(default)s)")
+    add("--stop", metavar="TEXT", action="append", default=[], help="end before this text; may be repeated")
+    count("-c", "--ctx_size", help="room for prompt and text, in tokens; default: the model's, at most 2048")
+    _batch_size(command)
+
+
+def _perplexity(command: argparse.ArgumentParser) -> None:
+    _model(command)
+    command.add_argument("-f", "--file", required=True, help="the text; - is stdin")
+    _count(command)("-c", "--ctx_size", default=512, help="tokens in a window (%(default)s)")
+    _batch_size(command)
+    command.add_argument("--json", action="store_true", help="print all figures as JSON")
+
+
+def _inspect(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("model", metavar="FILE", nargs="?", default="small", help="a file, folder or name (%(default)s)")
+    _count(command)("-c", "--ctx_size", help="the context that memory is reckoned for, in tokens")
+    add("--tokens", metavar="TEXT", help="show this text's pieces and ids instead")
+    add("--backends", action="store_true", help="show what can compute here instead")
+    add("--json", action="store_true", help="print it as JSON, with every single tensor")
+
+
+def _download(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME", help="smollm2")
+
+
+def _model(command: argparse.ArgumentParser) -> None:
+    model = "a GGUF or ggml file, a folder with Meta's checkpoint, or a name: small (default), smollm2"
+    command.add_argument("-m", "--model", default="small", help=model)
+    _count(command)("-t", "--threads", help="default: one a core")
+    command.add_argument("--backend", metavar="NAME", help="auto (default), numexpr or numpy")
+
+
+def _batch_size(command: argparse.ArgumentParser) -> None:
+    _count(command)("-b", "--batch_size", default=512, help="tokens computed at once (%(default)s)")
+
+
+def _count(command: argparse.ArgumentParser) -> Callable:
+    return partial(command.add_argument, type=int, metavar="N")
+
+
+def _number(command: argparse.ArgumentParser) -> Callable:
+    return partial(command.add_argument, type=float, metavar="X")
+
+
+ARGUMENTS = {
+    "convert": ("turn Meta's checkpoint into a ggml or GGUF file", _convert),
+    "quantize": ("turn an f16 file into a 4-bit one", _quantize),
+    "generate": ("continue a prompt", _generate),
+    "perplexity": ("measure how well a model predicts a text", _perplexity),
+    "inspect": ("show what is in a model file and what running it needs", _inspect),
+    "download": ("fetch a model by name", _download),
+}

@@ -1,0 +1,248 @@
+"""Weights from files to files, in little memory: what `convert` and `quantize` have in common.
+
+Everything about a file to be written is known beforehand: its size, its headers, and for every tensor
+where the weights come from, what type they get and where they go. So a few threads take chunks of rows,
+
+    read some rows  ->  to another type  ->  write them where they belong
+
+in any order, and what is in memory at a time is a few chunks, however large the model.
+"""
+
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .errors import TinyllamaError
+from .quant import TYPES, dequantize, quantize
+from .resources import human, require_disk, require_memory
+
+CHUNK = 1 << 20  # bytes of source that a thread takes at a time: with its float32 copies it fits the L2 cache
+N_THREADS = min(4, os.cpu_count() or 1)
+
+MEMORY = 150_000_000  # bytes: Python, NumPy and the chunks of all threads
+WRITING_SPEED = 500e6  # bytes a second of an ordinary SSD, for the estimate
+QUANTIZING_SPEED = 100e6  # weights a second and thread, likewise
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows of weights lie in a file, `n_cols` weights of a type in each."""
+
+    path: Path
+    offset: int
+    type: str
+    n_cols: int
+
+    @property
+    def row_bytes(self) -> int:
+        return TYPES[self.type].row_bytes(self.n_cols)
+
+    def skip(self, n_rows: int) -> "Source":
+        return replace(self, offset=self.offset + n_rows * self.row_bytes)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to be moved into a file.
+
+    Attributes:
+        name: of the tensor, for error messages.
+        sources: one, or of a tensor cut by columns the pieces that make up a row, left to right.
+        n_rows: how many rows.
+        type: that they get.
+        offset: in the file to be written.
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    n_rows: int
+    type: str
+    offset: int
+
+    @property
+    def n_cols(self) -> int:
+        return sum(source.n_cols for source in self.sources)
+
+    @property
+    def row_bytes(self) -> int:
+        return TYPES[self.type].row_bytes(self.n_cols)
+
+    @property
+    def nbytes(self) -> int:
+        return self.n_rows * self.row_bytes
+
+    def chunks(self) -> Iterator["Rows"]:
+        """The same in portions of about CHUNK bytes of source."""
+        step = max(1, CHUNK // sum(source.row_bytes for source in self.sources))
+        for start in range(0, self.n_rows, step):
+            sources = tuple(source.skip(start) for source in self.sources)
+            n_rows, offset = min(step, self.n_rows - start), self.offset + start * self.row_bytes
+            yield replace(self, sources=sources, n_rows=n_rows, offset=offset)
+
+
+@dataclass
+class Output:
+    """A file to be written: its size in bytes, its headers as (offset, bytes), and its weights."""
+
+    path: Path
+    size: int
+    headers: list[tuple[int, bytes]]
+    rows: list[Rows] = field(default_factory=list)
+
+
+def write(
+    outputs: list[Output], verb: str, check: Callable[[threading.Event], None] | None = None
+) -> list[Path]:
+    """Write files. They appear under their names when all are whole, and not at all if anything fails.
+
+    Args:
+        outputs: what to write.
+        verb: "convert" or "quantize", for the progress bar.
+        check: runs beside the writing, and makes it fail by raising; is given an event that says: give up.
+    Returns:
+        the paths of the files.
+    Raises TinyllamaError where the disk hasn't the room or a file can't be read or written.
+    """
+    _announce(outputs, verb)
+    total = sum(output.size for output in outputs)
+    with _beside(outputs) as unfinished, tqdm(total=total, desc=verb, unit="B", unit_scale=True) as bar:
+        for path, output in unfinished:
+            bar.update(_write_headers(path, output))
+        with _in_background(check) as checked:
+            work = [
+                (path, chunk)
+                for path, output in unfinished
+                for rows in output.rows
+                for chunk in rows.chunks()
+            ]
+            with closing(_in_parallel(work)) as moved:
+                for n_bytes in moved:
+                    bar.update(n_bytes)
+                    if checked.done():
+                        checked.result()
+            checked.result()
+        bar.update(total - bar.n)  # padding
+    return [output.path for output in outputs]
+
+
+def _announce(outputs: list[Output], verb: str) -> None:
+    """Say what it will need, and refuse what the machine doesn't have."""
+    size = sum(output.size for output in outputs)
+    first = outputs[0]
+    if not first.path.parent.is_dir():
+        raise TinyllamaError(f"{first.path}: there is no folder {first.path.parent}")
+    every_row = [rows for output in outputs for rows in output.rows]
+    quantized = sum(rows.n_rows * rows.n_cols for rows in every_row if TYPES[rows.type].block > 1)
+    seconds = max(size / WRITING_SPEED, quantized / (QUANTIZING_SPEED * N_THREADS))
+    names = first.path.name + (f" to {outputs[-1].path.name}" if len(outputs) > 1 else "")
+    print(
+        f"{verb}: writes {names}, {human(size)}; takes about {seconds:.0f} s and {human(MEMORY)} of memory",
+        file=sys.stderr,
+    )
+    require_disk(size, first.path.parent, f"writing {names}")
+    require_memory(MEMORY, f"writing {names}")
+
+
+# --- files that appear when they are whole --------------------------------------------------------
+
+
+@contextmanager
+def _beside(outputs: list[Output]) -> Iterator[list[tuple[Path, Output]]]:
+    """Names beside the outputs to write to; they become the outputs at the end, or vanish at a failure."""
+    suffix = f".{secrets.token_hex(4)}.tmp"
+    unfinished = [(output.path.with_name(output.path.name + suffix), output) for output in outputs]
+    try:
+        yield unfinished
+        for path, output in unfinished:
+            os.replace(path, output.path)
+    except OSError as error:
+        raise TinyllamaError(f"{error.filename or outputs[0].path}: {error.strerror}") from None
+    finally:
+        for path, _ in unfinished:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _write_headers(path: Path, output: Output) -> int:
+    """Make the file, full of zeros, and put its headers in. Returns their bytes."""
+    with path.open("xb") as file:
+        file.truncate(output.size)
+        for offset, data in output.headers:
+            file.seek(offset)
+            file.write(data)
+    return sum(len(data) for _, data in output.headers)
+
+
+# --- threads --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _in_background(check: Callable[[threading.Event], None] | None):
+    """Run the check in a thread of its own; leaving early tells it to give up."""
+    give_up = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(check or (lambda _: None), give_up)
+        finally:
+            give_up.set()
+
+
+def _in_parallel(work: list[tuple[Path, Rows]]) -> Iterator[int]:
+    """Move every chunk; yields the bytes of each. If one fails the rest isn't begun."""
+    _keep_freed_memory()
+    pool = ThreadPoolExecutor(N_THREADS)
+    try:
+        yield from pool.map(_move, *zip(*work, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _keep_freed_memory() -> None:
+    """Spare every chunk hundreds of page faults.
+
+    glibc's malloc gives blocks as large as a chunk back to the system whenever one is freed, until it has
+    seen a larger one come and go (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    np.empty(24 << 20, np.uint8)
+
+
+def _move(path: Path, rows: Rows) -> int:
+    """Read, turn into the wanted type, write."""
+    pieces = [_read(source, rows.n_rows) for source in rows.sources]
+    blocks = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+    if rows.type != rows.sources[0].type:
+        blocks = _to_type(blocks, rows)
+    data = memoryview(blocks).cast("B")
+    with path.open("r+b", buffering=0) as file:
+        file.seek(rows.offset)
+        while data:
+            data = data[file.write(data) :]
+    return rows.nbytes
+
+
+def _read(source: Source, n_rows: int) -> np.ndarray:
+    """Rows as they lie in their file. Reading, unlike mapping, leaves nothing in this process's memory."""
+    data = bytearray(n_rows * source.row_bytes)
+    with source.path.open("rb", buffering=0) as file:
+        file.seek(source.offset)
+        if file.readinto(data) < len(data):
+            raise TinyllamaError(f"{source.path} became shorter while it was read")
+    return TYPES[source.type].view(data, (n_rows, source.n_cols))
+
+
+def _to_type(blocks: np.ndarray, rows: Rows) -> np.ndarray:
+    x = dequantize(blocks, rows.sources[0].type)
+    if rows.type == "f16" and np.abs(x).max() > np.finfo(np.float16).max:
+        raise TinyllamaError(
+            f"{rows.sources[0].path}: {rows.name} holds weights too large for f16: choose f32"
+        )
+    return quantize(x, rows.type)
