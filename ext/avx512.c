@@ -141,16 +141,19 @@ INLINE void dot_rows(const weight_type type, const int n_rows, const weight *w, 
     const int32_t *sum = acts->sum + token * acts->n_blocks;
     const long stride = w->row_bytes;
     __m512 totals[ROWS];
+    UNROLL
     for (int r = 0; r < n_rows; r++) totals[r] = _mm512_setzero_ps();
     for (long block = 0; block < w->n_blocks; block += 16) {
         const long left = w->n_blocks - block;
         __m512 scales[ROWS], x_scale = _mm512_loadu_ps(scale + block);
         __m512i correction = _mm512_setzero_si512();
         if (zero_of(type)) correction = corrections(type, sum + block);
+        UNROLL
         for (int r = 0; r < n_rows; r++)
             scales[r] = _mm512_mul_ps(load_scales(row + r * stride + 2 * block, left), x_scale);
         if (has_minimum(type)) {
             __m512 x_sum = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sum + block)), x_scale);
+            UNROLL
             for (int r = 0; r < n_rows; r++)
                 totals[r] = _mm512_fmadd_ps(load_scales(row + r * stride + w->m + 2 * block, left), x_sum, totals[r]);
         }
@@ -162,6 +165,7 @@ INLINE void dot_rows(const weight_type type, const int n_rows, const weight *w, 
             const __m512i x_high = _mm512_loadu_si512(q + group * GROUP + 64);
             __m512i start = _mm512_setzero_si512();
             if (zero_of(type)) start = _mm512_maskz_permutexvar_epi32(0x1111, lanes, correction);
+            UNROLL
             for (int r = 0; r < n_rows; r++) {
                 __m512i low, high;
                 unpack_group(type, w, row + r * stride, group, &low, &high);
@@ -175,6 +179,7 @@ INLINE void dot_rows(const weight_type type, const int n_rows, const weight *w, 
             }
         }
     }
+    UNROLL
     for (int r = 0; r < n_rows; r++) out[r] = _mm512_reduce_add_ps(totals[r]) * w->factor;
 }
 
@@ -243,15 +248,19 @@ INLINE void panel_tile(const weight_type type, const int tokens, const panel *p,
     const float *scale = acts->scale + token * acts->n_blocks;
     const int32_t *sum = acts->sum + token * acts->n_blocks;
     const int zero = zero_of(type);
+    UNROLL
     for (int t = 0; t < tokens; t++) left[t] = right[t] = _mm512_setzero_ps();
     for (long b = 0; b < n_blocks; b++) {
         const uint8_t *quants = p->quants + b * BLOCK * STRIP;
         const int8_t *x = q + activation_at(b * BLOCK);
         __m512i a[TILE_TOKENS], c[TILE_TOKENS];
+        UNROLL
         for (int t = 0; t < tokens; t++)
             a[t] = c[t] = zero ? _mm512_set1_epi32(-zero * sum[t * acts->n_blocks + b]) : _mm512_setzero_si512();
+        UNROLL
         for (int k = 0; k < 8; k++) {
             const __m512i one = _mm512_load_si512(quants + k * 128), two = _mm512_load_si512(quants + k * 128 + 64);
+            UNROLL
             for (int t = 0; t < tokens; t++) {
                 int32_t four;
                 memcpy(&four, x + t * acts->row_bytes + (k < 4 ? k * 4 : 64 + k * 4 - 16), 4);
@@ -261,6 +270,7 @@ INLINE void panel_tile(const weight_type type, const int tokens, const panel *p,
             }
         }
         const __m512 d = _mm512_load_ps(p->scales + b * STRIP), e = _mm512_load_ps(p->scales + b * STRIP + 16);
+        UNROLL
         for (int t = 0; t < tokens; t++) {
             const __m512 s = _mm512_set1_ps(scale[t * acts->n_blocks + b]);
             left[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[t]), _mm512_mul_ps(d, s), left[t]);
@@ -268,6 +278,7 @@ INLINE void panel_tile(const weight_type type, const int tokens, const panel *p,
         }
         if (has_minimum(type)) {
             const __m512 m = _mm512_load_ps(p->minima + b * STRIP), n = _mm512_load_ps(p->minima + b * STRIP + 16);
+            UNROLL
             for (int t = 0; t < tokens; t++) {
                 const __m512 s = _mm512_set1_ps(scale[t * acts->n_blocks + b] * (float)sum[t * acts->n_blocks + b]);
                 left[t] = _mm512_fmadd_ps(m, s, left[t]);
@@ -280,6 +291,7 @@ INLINE void panel_tile(const weight_type type, const int tokens, const panel *p,
 INLINE void store_tile(const int tokens, __m512 left[TILE_TOKENS], __m512 right[TILE_TOKENS], long rows,
                        float *out, long stride) {
     const uint32_t have = rows >= 32 ? 0xffffffffu : (1u << rows) - 1;
+    UNROLL
     for (int t = 0; t < tokens; t++) {
         _mm512_mask_storeu_ps(out + t * stride, (__mmask16)have, left[t]);
         _mm512_mask_storeu_ps(out + t * stride + 16, (__mmask16)(have >> 16), right[t]);

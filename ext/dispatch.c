@@ -41,7 +41,7 @@ static const struct {
 } levels[] = {
 #if defined(__x86_64__)
     {&avx512_kernels, has_avx512},
-    //{&avx2_kernels, has_avx2},
+    {&avx2_kernels, has_avx2},
 #endif
     {&ref_kernels, always},
 };

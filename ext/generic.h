@@ -96,15 +96,18 @@ static inline __attribute__((always_inline)) void tile_of(const int tokens, cons
                                                           const float *panel, long panel_stride, long n,
                                                           float *sums) {
     vec left[TILE_TOKENS], right[TILE_TOKENS];
+    UNROLL
     for (int t = 0; t < tokens; t++) left[t] = right[t] = v_set1(0);
     for (long k = 0; k < n; k++) {
         vec p = v_load(panel + k * panel_stride), q = v_load(panel + k * panel_stride + LANES);
+        UNROLL
         for (int t = 0; t < tokens; t++) {
             vec v = v_set1(x[t * x_stride + k]);
             left[t] = v_fma(v, p, left[t]);
             right[t] = v_fma(v, q, right[t]);
         }
     }
+    UNROLL
     for (int t = 0; t < tokens; t++) {
         v_store(sums + t * COLUMNS, left[t]);
         v_store(sums + t * COLUMNS + LANES, right[t]);
@@ -172,12 +175,15 @@ static inline __attribute__((always_inline)) void float_rows(const weight_type t
                                                              float *out) {
     const uint8_t *data = w->data + row * w->row_bytes;
     vec sums[4];
+    UNROLL
     for (int r = 0; r < n_rows; r++) sums[r] = v_set1(0);
     for (long i = 0; i < w->n_in; i += LANES) {
         vec v = v_load_part(x + i, w->n_in - i);
+        UNROLL
         for (int r = 0; r < n_rows; r++)
             sums[r] = v_fma(load_weights(type, data + r * w->row_bytes, i, w->n_in - i), v, sums[r]);
     }
+    UNROLL
     for (int r = 0; r < n_rows; r++) out[r] = v_sum(sums[r]);
 }
 
@@ -237,12 +243,15 @@ static inline __attribute__((always_inline)) void score_positions(const int n, c
                                                                   const uint16_t *keys, long head_dim,
                                                                   float scale, float *scores) {
     vec sums[4];
+    UNROLL
     for (int p = 0; p < n; p++) sums[p] = v_set1(0);
     for (long i = 0; i < head_dim; i += LANES) {
         vec v = v_load_part(q + i, head_dim - i);
+        UNROLL
         for (int p = 0; p < n; p++)
             sums[p] = v_fma(v_load_f16_part(keys + p * head_dim + i, head_dim - i), v, sums[p]);
     }
+    UNROLL
     for (int p = 0; p < n; p++) scores[p] = v_sum(sums[p]) * scale;
 }
 
@@ -271,6 +280,7 @@ static void weigh_values(const float *weights, const uint16_t *values, long n, l
             vec weight = v_set1(weights[p]);
             const uint16_t *v = values + p * head_dim + i;
             if (left >= 4 * LANES)
+                UNROLL
                 for (int j = 0; j < 4; j++) sums[j] = v_fma(weight, v_load_f16(v + j * LANES), sums[j]);
             else
                 for (int j = 0; j < vectors; j++)

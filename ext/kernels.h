@@ -19,6 +19,13 @@ enum {
     TILE = 32,         /* queries that one piece of prefill attention handles */
 };
 
+/* Before a loop of a known, small number of steps: sums in registers need it written out. */
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
 /* ---- weights (pack.c) ---- */
 
 /* The types that kernels multiply by. Everything in a file becomes one of these when it is loaded. */
