@@ -27,7 +27,11 @@ typedef struct {
 
 static share shares[MAX_THREADS];
 static worker_state workers[MAX_THREADS];
-static _Alignas(CACHE_LINE) atomic_int unfinished;
+
+/* How many workers are inside the current job, or CLOSED. The caller closes a job when nothing is left of
+ * it and waits only for those inside: one whose core the system has given away never holds it up. */
+enum { CLOSED = 1 << 30 };
+static _Alignas(CACHE_LINE) atomic_int inside = CLOSED;
 
 static struct {
     task *task;
@@ -55,7 +59,15 @@ static long now(void) {
     return t.tv_sec * 1000000000L + t.tv_nsec;
 }
 
+static bool enter(void) {
+    int n = atomic_load(&inside);
+    while (!(n & CLOSED))
+        if (atomic_compare_exchange_weak(&inside, &n, n + 1)) return true;
+    return false;
+}
+
 static void work(int me) {
+    if (me >= current.threads) return; /* woken for an earlier, wider job */
     for (int i = 0; i < current.threads; i++) {
         share *s = &shares[(me + i) % current.threads];
         long first;
@@ -86,8 +98,9 @@ static void *worker_main(void *argument) {
     unsigned seen = 0;
     for (;;) {
         seen = wait_for_job(&workers[me], seen);
+        if (!enter()) continue;
         work(me);
-        atomic_fetch_sub(&unfinished, 1);
+        atomic_fetch_sub(&inside, 1);
     }
     return NULL;
 }
@@ -126,12 +139,13 @@ void run_parallel(int threads, long n, long grain, task *task, void *job) {
         long end = pieces * (i + 1) / threads * grain;
         shares[i].end = end < n ? end : n;
     }
-    atomic_store(&unfinished, threads - 1);
+    atomic_store(&inside, 0);
     for (int i = 1; i < threads; i++) send(i);
     work(0);
-    for (int spins = 0; atomic_load(&unfinished); spins++) {
+    atomic_fetch_or(&inside, CLOSED);
+    for (int spins = 0; atomic_load(&inside) != CLOSED; spins++) {
         pause_briefly();
-        if (spins > 10000) sched_yield(); /* the system has taken a worker's core away */
+        if (spins > 1000) sched_yield(); /* perhaps a worker waits for this very core */
     }
 }
 
@@ -141,6 +155,7 @@ static void in_child(void) {
     static const pthread_cond_t idle = PTHREAD_COND_INITIALIZER;
     calls = open, bed = open, wake = idle;
     started = 1;
+    atomic_store(&inside, CLOSED);
 }
 
 static void install_fork_handler(void) { pthread_atfork(NULL, NULL, in_child); }
