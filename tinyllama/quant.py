@@ -174,7 +174,7 @@ def quantize(x: np.ndarray, type: str) -> np.ndarray:
         return _QUANTIZERS[type](x)
     x = np.ascontiguousarray(x, dtype=np.float32)
     blocks = kind.empty(len(x), x.shape[-1])
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # of zeros, and of blocks below 1e-38
         _QUANTIZERS[type](x.reshape(len(x), -1, BLOCK), blocks)
     return blocks
 
@@ -200,13 +200,22 @@ def _reduce(better: np.ufunc, x: np.ndarray) -> np.ndarray:
 
 
 def _largest(x: np.ndarray) -> np.ndarray:
-    """The element of largest magnitude of each block with its sign; of two equals the first."""
+    """The element of largest magnitude of each block with its sign; of two equals the first. Of zeros, +0."""
     high, low = _reduce(np.maximum, x), _reduce(np.minimum, x)
     largest = np.where(high >= -low, high, low)
     tied = np.nonzero((high == -low) & (high != 0))
     first = np.abs(x[tied]).argmax(-1)
     largest[tied] = x[(*tied, first)]
-    return largest
+    return largest + np.float32(0)
+
+
+def _smallest(x: np.ndarray) -> np.ndarray:
+    """The smallest element of each block; of +0 and -0 the first."""
+    smallest = _reduce(np.minimum, x)
+    zero = np.nonzero(smallest == 0)
+    first = (x[zero] == 0).argmax(-1)
+    smallest[zero] = x[(*zero, first)]
+    return smallest
 
 
 def _round_half_away(v: np.ndarray) -> np.ndarray:
@@ -237,7 +246,7 @@ def _quantize_symmetric(x: np.ndarray, blocks: np.ndarray, zero: int) -> np.ndar
 
 def _quantize_affine(x: np.ndarray, blocks: np.ndarray, top: int) -> np.ndarray:
     """q = min(top, trunc((x - m) / d + 0.5)), where m is the smallest element."""
-    m = _reduce(np.minimum, x)
+    m = _smallest(x)
     d = (_reduce(np.maximum, x) - m) / np.float32(top)
     blocks["d"], blocks["m"] = d, m
     q = (x - m[..., None]) * _inverse(d)[..., None]
@@ -279,7 +288,7 @@ def _quantize_q4_0_2023(x, blocks):
 def _quantize_q4_1_2023(x, blocks):
     # Its search for the maximum started at FLT_MIN, the smallest positive float, not at -FLT_MAX.
     high = np.maximum(_reduce(np.maximum, x), np.finfo(np.float32).tiny)
-    m = _reduce(np.minimum, x)
+    m = _smallest(x)
     d = (high - m) / np.float32(15)
     blocks["d"], blocks["m"] = d, m
     q = _round_half_away((x - m[..., None]) * (2 * _inverse(d))[..., None])

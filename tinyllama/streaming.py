@@ -240,9 +240,11 @@ def _read(source: Source, n_rows: int) -> np.ndarray:
 
 
 def _to_type(blocks: np.ndarray, rows: Rows) -> np.ndarray:
+    """As `rows.type`. Raises TinyllamaError for NaN, and for what float16 numbers or scales can't hold."""
     x = dequantize(blocks, rows.sources[0].type)
-    if rows.type == "f16" and np.abs(x).max() > np.finfo(np.float16).max:
+    has_f32_scale = rows.type == "f32" or "2023" in rows.type
+    if not np.abs(x).max() <= np.finfo(np.float32 if has_f32_scale else np.float16).max:
         raise TinyllamaError(
-            f"{rows.sources[0].path}: {rows.name} holds weights too large for f16: choose f32"
+            f"{rows.sources[0].path}: {rows.name} holds NaN or numbers too large for {rows.type}"
         )
     return quantize(x, rows.type)

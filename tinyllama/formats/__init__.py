@@ -41,7 +41,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises TinyllamaError, naming the file, where it is none of these or doesn't hold what it says.
     """
-    from . import gguf, ggml, meta
+    from . import ggml, gguf, meta
 
     path = Path(path)
     if path.is_dir() or path.suffix in (".pth", ".json"):

@@ -35,7 +35,7 @@ import numpy as np
 from ..config import PRESETS, Config, hidden_dim_of
 from ..errors import TinyllamaError
 from ..quant import TYPES
-from ..vocabulary import Vocabulary
+from ..vocabulary import Vocabulary, vocabulary_from_model
 from . import Checkpoint
 from .meta import find_tokenizer, read_params
 from .parts import Entry, Part, check, count_parts, map_file, merge, what_it_is
@@ -50,6 +50,7 @@ FTYPES = {"f32": 0, "f16": 1, "q4_0_2023": 2, "q4_0_2023_planar": 2, "q4_1_2023"
 Q4_0_LAYOUTS = {"blocks": "q4_0_2023", "planar": "q4_0_2023_planar"}
 LARGEST_SCALE = 65504.0  # weights were float16 before
 FIRST_PIECE = 3 + 256  # unknown, bos, eos and the bytes come first
+LAST = -1e9  # a score below that of any merge
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,7 @@ def read(path: str | Path, layout: str | None = None) -> Checkpoint:
         if other.config != header.config:
             raise TinyllamaError(f"{part_path} doesn't belong to {path}: it has other hyper-parameters")
         parts.append(part)
-    model = find_tokenizer(path.parent)
-    vocabulary = (
-        Vocabulary("sentencepiece", model=model) if model else rebuild_vocabulary(path, header.vocabulary)
-    )
+    vocabulary = _own_tokenizer(path, header.config) or rebuild_vocabulary(path, header.vocabulary)
     metadata = {"ftype": header.ftype}
     return Checkpoint(path, "ggml", header.config, merge(parts, header.config), vocabulary, paths, metadata)
 
@@ -256,10 +254,19 @@ def _with_layout(part: Part, layout: str) -> Part:
 # --- the vocabulary -------------------------------------------------------------------------------
 
 
+def _own_tokenizer(path: Path, config: Config) -> Vocabulary | None:
+    """tokenizer.model beside the file or one folder up, unless it is another model's."""
+    model = find_tokenizer(path.parent)
+    if model is None or len(vocabulary_from_model(model).pieces) != config.vocab_size:
+        return None
+    return Vocabulary("sentencepiece", model=model)
+
+
 def rebuild_vocabulary(path: Path, texts: list[bytes]) -> Vocabulary:
     """SentencePiece's pieces, scores and types from the texts of the tokens.
 
-    The earlier a piece was merged in training, the higher its score: -(id - 259).
+    The earlier a piece was merged in training, the higher its score: -(id - 259). LLaMA's runs of spaces
+    come last, or the space before a word would be lost to them.
     """
     if len(texts) <= FIRST_PIECE:
         raise TinyllamaError(
@@ -267,7 +274,8 @@ def rebuild_vocabulary(path: Path, texts: list[bytes]) -> Vocabulary:
         )
     pieces = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     pieces += [text.decode("utf-8", "replace").replace(" ", "▁") for text in texts[FIRST_PIECE:]]
-    scores = [0.0] * FIRST_PIECE + [float(-rank) for rank in range(len(texts) - FIRST_PIECE)]
+    ranks = enumerate(pieces[FIRST_PIECE:])
+    scores = [0.0] * FIRST_PIECE + [float(-rank) if piece.strip("▁") else LAST for rank, piece in ranks]
     types = [2, 3, 3] + [6] * 256 + [1] * (len(texts) - FIRST_PIECE)
     return Vocabulary("sentencepiece", pieces=tuple(pieces), scores=tuple(scores), types=tuple(types))
 

@@ -41,7 +41,7 @@ from ..errors import TinyllamaError
 from ..quant import TYPES, Tensor
 from ..vocabulary import Vocabulary
 from . import Checkpoint
-from .parts import Entry, Part, count_parts, map_file, merge, split_axis, what_it_is
+from .parts import Entry, Part, count_parts, cut, map_file, merge, split_axis, what_it_is
 
 LARGEST_PICKLE = 64 << 20  # bytes; 65B's is 0.2 MB
 
@@ -105,6 +105,10 @@ def _config(folder: Path, params: dict, part: Part) -> Config:
     if name not in part.entries:
         raise TinyllamaError(f"{part.path} lacks the tensor {name}: it holds no LLaMA")
     vocab_size = part.entries[name].shape[0]
+    if params.get("vocab_size", -1) not in (-1, vocab_size):
+        raise TinyllamaError(
+            f"{path}: vocab_size is {params['vocab_size']}, but {part.path} embeds {vocab_size}"
+        )
     try:
         config = Config.from_params(params, vocab_size)
     except KeyError as error:
@@ -327,15 +331,6 @@ def split(folder: str | Path, out_folder: str | Path, n_parts: int) -> list[Path
     for number, path in enumerate(paths):
         save({name: cut(tensor, number, n_parts) for name, tensor in checkpoint.tensors.items()}, path)
     return paths
-
-
-def cut(tensor: Tensor, number: int, n_parts: int) -> Tensor:
-    """One share of a whole tensor."""
-    (array,), axis = tensor.parts, tensor.split
-    if array.ndim == 1:
-        return tensor
-    share = np.split(array, n_parts, axis)[number]
-    return Tensor(tensor.name, tensor.type, share.shape, (share,), axis)
 
 
 def save(tensors: dict[str, Tensor], path: Path) -> None:

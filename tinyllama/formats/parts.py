@@ -18,6 +18,8 @@ import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..config import Config
 from ..errors import TinyllamaError
 from ..quant import TYPES, Tensor
@@ -131,6 +133,15 @@ def share(name: str, shape: tuple[int, ...], n_parts: int) -> tuple[int, ...]:
         return shape
     n_out, n_in = shape
     return (n_out, n_in // n_parts) if split_axis(name) == 1 else (n_out // n_parts, n_in)
+
+
+def cut(tensor: Tensor, number: int, n_parts: int) -> Tensor:
+    """One share of a whole tensor."""
+    (array,), axis = tensor.parts, tensor.split
+    if array.ndim == 1:
+        return tensor
+    piece = np.split(array, n_parts, axis)[number]
+    return Tensor(tensor.name, tensor.type, piece.shape, (piece,), axis)
 
 
 def _merged(name: str, shape: tuple[int, ...], parts: list[Part]) -> Tensor:
