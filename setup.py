@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-#: Python's stable interface of 3.11, the first with the buffer protocol: one build for all Pythons from there.
+#: Python's stable interface as of 3.11, the first with the buffer protocol: one build serves all later ones.
 STABLE_ABI = "0x030b0000"
 
 native = Extension(

@@ -379,9 +379,23 @@ static void multiply_blocks(const weight *w, const activations *acts, long first
     }
 }
 
+static double multiply_registers(long rounds, float *sink) {
+    enum { SUMS = 8 }; /* enough of them to hide the latency of each */
+    __m256i sums[SUMS], total = _mm256_setzero_si256(), x = _mm256_set1_epi8(3);
+    for (int i = 0; i < SUMS; i++) sums[i] = _mm256_setzero_si256();
+    for (long n = 0; n < rounds; n++) {
+        __asm__ volatile("" : "+x"(x)); /* x may have changed, for all that the compiler knows */
+        UNROLL
+        for (int i = 0; i < SUMS; i++) sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(x, x));
+    }
+    for (int i = 0; i < SUMS; i++) total = _mm256_add_epi32(total, dword_sums(sums[i]));
+    *sink += v_sum(_mm256_cvtepi32_ps(total));
+    return (double)rounds * SUMS * 32;
+}
+
 const kernels avx2_kernels = {
     "avx2", quantize, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    attend_span, attend_tile,
+    attend_span, attend_tile, multiply_registers,
 };
 
 #if defined(__clang__)

@@ -337,9 +337,23 @@ static void multiply_blocks(const weight *w, const activations *acts, long first
     }
 }
 
+static double multiply_registers(long rounds, float *sink) {
+    enum { SUMS = 12 }; /* enough of them to hide the latency of each */
+    __m512i sums[SUMS], total = _mm512_setzero_si512(), x = _mm512_set1_epi8(3);
+    for (int i = 0; i < SUMS; i++) sums[i] = _mm512_setzero_si512();
+    for (long n = 0; n < rounds; n++) {
+        __asm__ volatile("" : "+v"(x)); /* x may have changed, for all that the compiler knows */
+#pragma GCC unroll 12
+        for (int i = 0; i < SUMS; i++) sums[i] = _mm512_dpbusd_epi32(sums[i], x, x);
+    }
+    for (int i = 0; i < SUMS; i++) total = _mm512_add_epi32(total, sums[i]);
+    *sink += (float)_mm512_reduce_add_epi32(total);
+    return (double)rounds * SUMS * 64;
+}
+
 const kernels avx512_kernels = {
     "avx512", quantize, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    attend_span, attend_tile,
+    attend_span, attend_tile, multiply_registers,
 };
 
 #if defined(__clang__)

@@ -133,6 +133,9 @@ typedef struct {
                         float *values);
     /* Queries first..last-1 (at most TILE) of the query heads of one key/value head, all positions. */
     void (*attend_tile)(const heads *h, long kv_head, long first, long last, void *scratch);
+    /* Multiplies registers of small integers `rounds` times and returns how many products that were: the
+     * speed that prefill can't exceed. `sink` takes the sum, so that none can be left out. */
+    double (*multiply_registers)(long rounds, float *sink);
 } kernels;
 
 /* Room that a thread needs for any kernel above. */
@@ -170,6 +173,9 @@ int attention(const heads *h, int threads);
 void store_heads(const float *x, long n_tokens, long n_heads, long head_dim, long n_ctx, long pos,
                  uint16_t *cache);
 int pack(const file_blocks *from, const weight *to, long row, long col, int threads);
+
+/* The two limits that `tinyllama bench` holds speeds against: bytes read, products of registers. */
 uint64_t read_all(const uint8_t *data, size_t n_bytes, int threads);
+double multiply_all(long rounds, int threads);
 
 #endif

@@ -83,11 +83,12 @@ static PyObject *finish(opened *all, int failed) {
     Py_RETURN_NONE;
 }
 
-#define WITHOUT_GIL(call)                                                                                    \
+/* result = call, with the pool locked and Python unlocked. */
+#define WITHOUT_GIL(result, call)                                                                            \
     do {                                                                                                     \
         Py_BEGIN_ALLOW_THREADS;                                                                              \
         pool_lock();                                                                                         \
-        failed = (call);                                                                                     \
+        result = (call);                                                                                     \
         pool_unlock();                                                                                       \
         Py_END_ALLOW_THREADS;                                                                                \
     } while (0)
@@ -198,9 +199,17 @@ static PyObject *weight_nbytes(PyObject *object, void *closure) {
     return PyLong_FromSize_t(weight_bytes(&((WeightObject *)object)->w));
 }
 
+static PyObject *weight_memory(PyObject *object, void *closure) {
+    (void)closure;
+    PyObject *memory = ((WeightObject *)object)->memory.obj;
+    Py_INCREF(memory);
+    return memory;
+}
+
 static PyGetSetDef weight_attributes[] = {
     {"shape", weight_shape, NULL, "(n_out, n_in)", NULL},
     {"type", weight_type_name, NULL, "which kernels multiply by it", NULL},
+    {"memory", weight_memory, NULL, "the array it lies in", NULL},
     {"nbytes", weight_nbytes, NULL, "memory it takes", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -262,7 +271,7 @@ static PyObject *py_pack(PyObject *module, PyObject *args) {
     Py_buffer *view = type >= 0 && to ? array(&all, data, "data", BYTES, 1, 0) : NULL;
     if (view) {
         file_blocks from = {type, n_rows, n_cols, view->buf};
-        if (!check_pack(&from, to, row, col, view->len)) WITHOUT_GIL(pack(&from, to, row, col, threads));
+        if (!check_pack(&from, to, row, col, view->len)) WITHOUT_GIL(failed, pack(&from, to, row, col, threads));
     }
     return finish(&all, failed);
 }
@@ -299,7 +308,7 @@ static PyObject *py_matmul(PyObject *module, PyObject *args) {
     Py_buffer *x = array(&all, input, "x", FLOAT32, 2, 0);
     if (x && !open_products(&all, weights, outs, x, n, w, out)) {
         failed = 0;
-        if (x->shape[0] > 0) WITHOUT_GIL(matmul(x->buf, x->shape[0], n, w, out, threads));
+        if (x->shape[0] > 0) WITHOUT_GIL(failed, matmul(x->buf, x->shape[0], n, w, out, threads));
     }
     return finish(&all, failed);
 }
@@ -344,7 +353,7 @@ static PyObject *py_rms_norm(PyObject *module, PyObject *args) {
     if (out && (scale->shape[0] != x->shape[1] || !same_shape(x, out)))
         fail(PyExc_ValueError, "the shapes of x, weight and out differ");
     else if (out)
-        WITHOUT_GIL(rms_norm(x->buf, scale->buf, eps, x->shape[0], x->shape[1], out->buf, threads));
+        WITHOUT_GIL(failed, rms_norm(x->buf, scale->buf, eps, x->shape[0], x->shape[1], out->buf, threads));
     return finish(&all, failed);
 }
 
@@ -360,7 +369,7 @@ static PyObject *py_swiglu(PyObject *module, PyObject *args) {
     if (out && (!same_shape(gate, up) || !same_shape(gate, out)))
         fail(PyExc_ValueError, "the shapes of gate, up and out differ");
     else if (out)
-        WITHOUT_GIL(swiglu(gate->buf, up->buf, count(gate), out->buf, threads));
+        WITHOUT_GIL(failed, swiglu(gate->buf, up->buf, count(gate), out->buf, threads));
     return finish(&all, failed);
 }
 
@@ -376,7 +385,7 @@ static PyObject *py_rope(PyObject *module, PyObject *args) {
     if (out && (!same_shape(x, out) || freqs->shape[0] != x->shape[0] || 2 * freqs->shape[1] != x->shape[2]))
         fail(PyExc_ValueError, "the shapes of x, freqs and out don't match");
     else if (out)
-        WITHOUT_GIL(rope(x->buf, freqs->buf, x->shape[0], x->shape[1], x->shape[2], out->buf, threads));
+        WITHOUT_GIL(failed, rope(x->buf, freqs->buf, x->shape[0], x->shape[1], x->shape[2], out->buf, threads));
     return finish(&all, failed);
 }
 
@@ -423,7 +432,7 @@ static PyObject *py_attention(PyObject *module, PyObject *args) {
     if (out && !check_heads(q, k, v, keys, values, out, pos)) {
         heads h = {q->buf,      keys->buf,   values->buf, out->buf,       q->shape[0],
                    q->shape[1], k->shape[1], q->shape[2], keys->shape[1], pos};
-        WITHOUT_GIL(store_and_attend(&h, k->buf, v->buf, keys->buf, values->buf, threads));
+        WITHOUT_GIL(failed, store_and_attend(&h, k->buf, v->buf, keys->buf, values->buf, threads));
     }
     return finish(&all, failed);
 }
@@ -432,15 +441,24 @@ static PyObject *py_read_all(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *object;
     int threads;
-    uint64_t sum = 0, failed;
+    uint64_t sum;
     opened all = {.n = 0};
     if (!PyArg_ParseTuple(args, "Oi", &object, &threads)) return NULL;
     Py_buffer *data = array(&all, object, "data", BYTES, 1, 0);
     if (!data) return NULL;
-    WITHOUT_GIL((sum = read_all(data->buf, (size_t)data->len, threads)));
-    (void)failed;
+    WITHOUT_GIL(sum, read_all(data->buf, (size_t)data->len, threads));
     PyBuffer_Release(data);
     return PyLong_FromUnsignedLongLong(sum);
+}
+
+static PyObject *py_multiply_all(PyObject *module, PyObject *args) {
+    (void)module;
+    long rounds;
+    int threads;
+    double products;
+    if (!PyArg_ParseTuple(args, "li", &rounds, &threads)) return NULL;
+    WITHOUT_GIL(products, multiply_all(rounds, threads));
+    return PyFloat_FromDouble(products);
 }
 
 static PyObject *py_levels(PyObject *module, PyObject *unused) {
@@ -482,6 +500,8 @@ static PyMethodDef functions[] = {
     {"rope", py_rope, METH_VARARGS, "rope(x, freqs, out, threads)"},
     {"attention", py_attention, METH_VARARGS, "attention(q, k, v, keys, values, pos, out, threads)"},
     {"read_all", py_read_all, METH_VARARGS, "read_all(data, threads): the sum of its words, as fast as memory allows"},
+    {"multiply_all", py_multiply_all, METH_VARARGS,
+     "multiply_all(rounds, threads): the number of products of registers it has done, as fast as the level can"},
     {"levels", py_levels, METH_NOARGS, "levels(): what this CPU can run, best first"},
     {"level", py_level, METH_NOARGS, "level(): what is running"},
     {"use_level", py_use_level, METH_VARARGS, "use_level(name): run another"},

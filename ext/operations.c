@@ -305,3 +305,24 @@ uint64_t read_all(const uint8_t *data, size_t n_bytes, int threads) {
         for (int j = 0; j < 8; j++) total += job.sums[i][j];
     return total;
 }
+
+typedef struct {
+    const kernels *k;
+    double products[MAX_THREADS];
+    float sink[MAX_THREADS];
+} multiplying;
+
+static void multiply_some(void *job, long first, long last, int worker) {
+    multiplying *m = job;
+    m->products[worker] += m->k->multiply_registers(last - first, &m->sink[worker]);
+}
+
+double multiply_all(long rounds, int threads) {
+    static multiplying job;
+    memset(&job, 0, sizeof job);
+    job.k = active_kernels();
+    run_parallel(threads, rounds, 10000, multiply_some, &job);
+    double total = 0;
+    for (int i = 0; i < MAX_THREADS; i++) total += job.products[i];
+    return total;
+}

@@ -10,9 +10,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from importlib.util import find_spec
 from pathlib import Path
 
-from . import inspect
+from . import bench, inspect
 from .backends import available, get_backend
 from .convert import convert, quantize
 from .download import MODELS, download
@@ -192,6 +193,28 @@ def _inspect(args: argparse.Namespace) -> None:
     print(json.dumps(found, indent=2) if args.json else show(found))
 
 
+def _bench(args: argparse.Namespace) -> None:
+    if args.n_predict < 1:
+        args.parser.error(f"argument -n/--n_predict: must be at least 1, not {args.n_predict}")
+    if args.plot and not find_spec("matplotlib"):
+        raise TinyllamaError("--plot needs matplotlib: pip install 'tinyllama[notebooks]'")
+    results = list(
+        bench.bench(
+            args.model,
+            shape=args.shape,
+            type=args.type,
+            backends=args.backend,
+            levels=args.level,
+            threads=args.threads,
+            n_predict=args.n_predict,
+            prefill=tuple(args.prefill),
+        )
+    )
+    print(json.dumps(bench.as_json(results), indent=2) if args.json else bench.table(results))
+    if args.plot:
+        bench.plot(results, args.plot)
+
+
 # --- what they share ------------------------------------------------------------------------------
 
 
@@ -235,4 +258,5 @@ COMMANDS = {
     "perplexity": _perplexity,
     "inspect": _inspect,
     "download": _download,
+    "bench": _bench,
 }

@@ -43,7 +43,11 @@ def out(*shape):
         (X, (out(2, 8), out(2, 8)), ValueError),
         (X, [out(2, 8)], TypeError),
         (None, (out(2, 8),), TypeError),
-        (np.frombuffer(b"\0" + X.tobytes(), np.uint8)[1:].view(np.float32).reshape(2, 64), (out(2, 8),), ValueError),
+        (
+            np.frombuffer(b"\0" + X.tobytes(), np.uint8)[1:].view(np.float32).reshape(2, 64),
+            (out(2, 8),),
+            ValueError,
+        ),
     ],
 )
 def test_matmul_refuses_what_does_not_fit(x, outs, error):
@@ -204,7 +208,8 @@ tensor = Tensor.from_array("", np.ones((4096, 256), np.float32), "q4_0")
 weight = native.prepare(tensor, False, arena=native.Arena(), threads=2)
 x = np.ones((3, 256), np.float32)
 expected = native.matmul(x, weight, threads=2)
-threading.Thread(target=lambda: [native.matmul(x, weight, threads=2) for _ in range(500)], daemon=True).start()
+busy = lambda: [native.matmul(x, weight, threads=2) for _ in range(500)]
+threading.Thread(target=busy, daemon=True).start()
 for _ in range(5):
     child = os.fork()
     if child == 0:

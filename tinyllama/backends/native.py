@@ -166,7 +166,10 @@ def swiglu(gate: np.ndarray, up: np.ndarray, *, threads: int) -> np.ndarray:
 def native_backend(numpy_backend):
     """The NumPy backend with these entries in place of its own."""
     threads = numpy_backend.threads
-    threaded = {entry.__name__: partial(entry, threads=threads) for entry in (rms_norm, matmul, rope, attention, swiglu)}
+    threaded = {
+        entry.__name__: partial(entry, threads=threads)
+        for entry in (rms_norm, matmul, rope, attention, swiglu)
+    }
     return replace(
         numpy_backend,
         name="c",
