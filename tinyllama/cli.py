@@ -1,4 +1,5 @@
-"""The command line: convert, quantize, generate, perplexity, inspect, download, bench.
+"""The command line: convert, quantize, generate, perplexity, inspect, download, bench,
+compare.
 
 What a command produces goes to stdout, everything else to stderr, so that a pipe gets text alone. Exit
 status: 0; 1 for a file or machine that won't do; 2 for bad arguments; 130 after Ctrl-C; 141 where the reader
@@ -232,6 +233,16 @@ def _bench(command: argparse.ArgumentParser) -> None:
     add("--plot", metavar="FILE.png", help="draw speeds below their limits (needs matplotlib)")
 
 
+def _compare(command: argparse.ArgumentParser) -> None:
+    add, count = command.add_argument, _count(command)
+    add("-m", "--model", default="small", help="a file, folder or name (%(default)s)")
+    add("-p", "--prompt", metavar="TEXT", default="Once upon a time", help="what to run through both (%(default)s)")
+    add("--backends", metavar="ONE,OTHER", type=_names, default=["numpy", "c"], help="default: numpy,c")
+    count("-t", "--threads", help="default: one a core")
+    add("--json", action="store_true", help="print it as JSON, with every step of every layer")
+    add("--plot", metavar="FILE.png", help="draw the error of each step over the layers (needs matplotlib)")
+
+
 def _names(text: str) -> list[str]:
     return text.split(",")
 
@@ -251,4 +262,5 @@ ARGUMENTS = {
     "inspect": ("show what is in a model file and what running it needs", _inspect),
     "download": ("fetch a model by name", _download),
     "bench": ("measure how fast this computer runs a model, real or of a size alone", _bench),
+    "compare": ("run a prompt through two backends, step by step", _compare),
 }
