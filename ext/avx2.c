@@ -166,6 +166,66 @@ INLINE __m256i pair_product(const weight_type type, __m256i low, __m256i high, _
     return dword_sums(_mm256_add_epi16(_mm256_maddubs_epi16(low, x_low), _mm256_maddubs_epi16(high, x_high)));
 }
 
+/* One block of two rows, 16 bytes of each: the first quants, and the other 16. */
+INLINE void unpack_two(const weight_type type, const weight *w, const uint8_t *one, const uint8_t *two, long block,
+                       __m256i *low, __m256i *high) {
+    const long at = w->q + (type == Q8_0 ? block / 4 * GROUP + block % 4 * 16 : block * 16);
+    __m256i both = _mm256_loadu2_m128i((const __m128i *)(two + at), (const __m128i *)(one + at));
+    if (type == Q8_0) {
+        const __m256i top = _mm256_set1_epi8(-128);
+        *low = _mm256_xor_si256(both, top);
+        both = _mm256_loadu2_m128i((const __m128i *)(two + at + 64), (const __m128i *)(one + at + 64));
+        *high = _mm256_xor_si256(both, top);
+        return;
+    }
+    const __m256i nibble = _mm256_set1_epi8(15);
+    *low = _mm256_and_si256(both, nibble);
+    *high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+    if (type != Q5_0 && type != Q5_1) return;
+    uint8_t bits[2][4];
+    for (int half = 0; half < 2; half++) {
+        memcpy(bits[half], one + w->high + block / 4 * 16 + block % 4 * 2 + 8 * half, 2);
+        memcpy(bits[half] + 2, two + w->high + block / 4 * 16 + block % 4 * 2 + 8 * half, 2);
+    }
+    *low = _mm256_or_si256(*low, fifth_bits(bits[0]));
+    *high = _mm256_or_si256(*high, fifth_bits(bits[1]));
+}
+
+INLINE __m256 two_scales(const uint8_t *one, const uint8_t *two, long at) {
+    uint16_t halves[2];
+    memcpy(&halves[0], one + at, 2);
+    memcpy(&halves[1], two + at, 2);
+    int32_t together;
+    memcpy(&together, halves, 4);
+    __m128 pair = _mm_cvtph_ps(_mm_cvtsi32_si128(together));
+    return _mm256_set_m128(_mm_permute_ps(pair, 0x55), _mm_permute_ps(pair, 0));
+}
+
+/* The refined blocks of two rows; the lower four sums are row one's. */
+INLINE __m256 dot_rest(const weight_type type, const weight *w, const uint8_t *one, const uint8_t *two,
+                       const activations *acts, long token) {
+    const long set = token / TOGETHER, at = token * acts->max_rest;
+    const __m256 first_lane = _mm256_setr_ps(1, 0, 0, 0, 1, 0, 0, 0);
+    __m256 sums = _mm256_setzero_ps();
+    for (long i = 0; i < acts->n_rest[set]; i++) {
+        const long block = acts->rest_block[set * acts->max_rest + i];
+        const int8_t *rest = acts->rest + (at + i) * BLOCK;
+        const __m256 scale = _mm256_set1_ps(acts->scale[token * acts->n_blocks + block] * REST_SCALE);
+        const __m256 x_sum = _mm256_mul_ps(_mm256_set1_ps((float)acts->rest_sum[at + i]), first_lane);
+        const __m256 d = _mm256_mul_ps(two_scales(one, two, 2 * block), scale);
+        __m256i low, high, x_low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)rest));
+        __m256i x_high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(rest + 16)));
+        unpack_two(type, w, one, two, block, &low, &high);
+        __m256 product = _mm256_cvtepi32_ps(pair_product(type, low, high, x_low, x_high));
+        if (zero_here(type))
+            product = _mm256_sub_ps(product, _mm256_mul_ps(x_sum, _mm256_set1_ps((float)zero_here(type))));
+        sums = _mm256_fmadd_ps(product, d, sums);
+        if (has_minimum(type))
+            sums = _mm256_fmadd_ps(two_scales(one, two, w->m + 2 * block), _mm256_mul_ps(x_sum, scale), sums);
+    }
+    return sums;
+}
+
 INLINE void dot_rows(const weight_type type, const int n_rows, const weight *w, const activations *acts,
                      long token, long first, float *out) {
     const uint8_t *row = w->data + first * w->row_bytes;
@@ -212,8 +272,15 @@ INLINE void dot_rows(const weight_type type, const int n_rows, const weight *w, 
             for (long i = 0; i < 8 * bytes; i += 64)
                 _mm_prefetch((const char *)(row + (r + n_rows) * stride + w->q + block * bytes + i), _MM_HINT_T0);
     }
-    UNROLL
-    for (int r = 0; r < n_rows; r++) out[r] = v_sum(totals[r]) * w->factor;
+    for (int r = 0; r < n_rows; r += 2) {
+        const int pair = r + 1 < n_rows;
+        float rest[8];
+        _mm256_storeu_ps(rest, dot_rest(type, w, row + r * stride, row + (r + pair) * stride, acts, token));
+        for (int i = 0; i <= pair; i++) {
+            float more = (rest[4 * i] + rest[4 * i + 1]) + (rest[4 * i + 2] + rest[4 * i + 3]);
+            out[r + i] = (v_sum(totals[r + i]) + more) * w->factor;
+        }
+    }
 }
 
 INLINE void dot_strip(const weight_type type, const weight *w, const activations *acts, long first, long last,
@@ -273,9 +340,9 @@ INLINE panel make_panel(const weight_type type, const weight *w, long first, lon
     return p;
 }
 
-/* 8 rows' products of a block as int32. `quants` and `x` are where the block's begin. */
+/* 16 rows' products of a block as int32. x: its first 16 inputs; the others are `other` bytes further on. */
 INLINE void block_products(const weight_type type, const int tokens, const uint8_t *quants, const int8_t *x,
-                           long x_stride, __m256i sums[2][DEEP]) {
+                           const int other, long x_stride, __m256i sums[2][DEEP]) {
     /* How many products fit into 16 bits: 8 * 3810 of nibbles, 4 * 7874 with a fifth bit, 1 * 32512. */
     const int together = type == Q8_0 ? 1 : type == Q5_0 || type == Q5_1 ? 4 : 8;
     __m256i words[2][DEEP];
@@ -287,7 +354,7 @@ INLINE void block_products(const weight_type type, const int tokens, const uint8
         UNROLL
         for (int t = 0; t < tokens; t++) {
             int32_t four;
-            memcpy(&four, x + t * x_stride + (k < 4 ? k * 4 : 64 + k * 4 - 16), 4);
+            memcpy(&four, x + t * x_stride + (k < 4 ? k * 4 : other + k * 4 - 16), 4);
             const __m256i inputs = _mm256_set1_epi32(four);
             UNROLL
             for (int half = 0; half < 2; half++) {
@@ -305,34 +372,47 @@ INLINE void block_products(const weight_type type, const int tokens, const uint8
     }
 }
 
+/* Adds one block's products of 16 rows and `tokens` tokens. scale and sum have one number a token. */
+INLINE void panel_block(const weight_type type, const int tokens, const panel *p, long block, long column,
+                        const int8_t *x, const int other, long x_stride, const float *scale, long scale_stride,
+                        const float unit, const int32_t *sum, long sum_stride, __m256 totals[2][DEEP]) {
+    __m256i sums[2][DEEP];
+    block_products(type, tokens, p->quants + block * BLOCK * STRIP + column * 4, x, other, x_stride, sums);
+    UNROLL
+    for (int half = 0; half < 2; half++) {
+        const long at = block * STRIP + column + half * 8;
+        const __m256 d = _mm256_load_ps(p->scales + at);
+        const __m256 m = has_minimum(type) ? _mm256_load_ps(p->minima + at) : d;
+        UNROLL
+        for (int t = 0; t < tokens; t++) {
+            const float s = scale[t * scale_stride] * unit;
+            const int32_t x_sum = sum[t * sum_stride];
+            __m256i product = sums[half][t];
+            if (zero_here(type))
+                product = _mm256_add_epi32(product, _mm256_set1_epi32(-zero_here(type) * x_sum));
+            const __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(s));
+            totals[half][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), ds, totals[half][t]);
+            if (has_minimum(type))
+                totals[half][t] = _mm256_fmadd_ps(m, _mm256_set1_ps(s * (float)x_sum), totals[half][t]);
+        }
+    }
+}
+
+/* 16 rows times `tokens` tokens, all of which share their choice of refined blocks. */
 INLINE void panel_tile(const weight_type type, const int tokens, const panel *p, long n_blocks, long column,
                        const activations *acts, long token, __m256 totals[2][DEEP]) {
-    const int8_t *q = acts->q + token * acts->row_bytes;
+    const int8_t *q = acts->q + token * acts->row_bytes, *rest = acts->rest + token * acts->max_rest * BLOCK;
     const float *scale = acts->scale + token * acts->n_blocks;
-    const int32_t *sum = acts->sum + token * acts->n_blocks;
-    UNROLL
+    const int32_t *sum = acts->sum + token * acts->n_blocks, *rest_sum = acts->rest_sum + token * acts->max_rest;
+    const long set = token / TOGETHER;
     for (int t = 0; t < tokens; t++) totals[0][t] = totals[1][t] = _mm256_setzero_ps();
-    for (long b = 0; b < n_blocks; b++) {
-        __m256i sums[2][DEEP];
-        block_products(type, tokens, p->quants + b * BLOCK * STRIP + column * 4, q + activation_at(b * BLOCK),
-                       acts->row_bytes, sums);
-        UNROLL
-        for (int half = 0; half < 2; half++) {
-            const __m256 d = _mm256_load_ps(p->scales + b * STRIP + column + half * 8);
-            const __m256 m = has_minimum(type) ? _mm256_load_ps(p->minima + b * STRIP + column + half * 8) : d;
-            UNROLL
-            for (int t = 0; t < tokens; t++) {
-                const float s = scale[t * acts->n_blocks + b];
-                const int32_t x_sum = sum[t * acts->n_blocks + b];
-                __m256i product = sums[half][t];
-                if (zero_here(type))
-                    product = _mm256_add_epi32(product, _mm256_set1_epi32(-zero_here(type) * x_sum));
-                const __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(s));
-                totals[half][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), ds, totals[half][t]);
-                if (has_minimum(type))
-                    totals[half][t] = _mm256_fmadd_ps(m, _mm256_set1_ps(s * (float)x_sum), totals[half][t]);
-            }
-        }
+    for (long b = 0; b < n_blocks; b++)
+        panel_block(type, tokens, p, b, column, q + activation_at(b * BLOCK), 64, acts->row_bytes, scale + b,
+                    acts->n_blocks, 1, sum + b, acts->n_blocks, totals);
+    for (long i = 0; i < acts->n_rest[set]; i++) {
+        const long b = acts->rest_block[set * acts->max_rest + i];
+        panel_block(type, tokens, p, b, column, rest + i * BLOCK, 16, acts->max_rest * BLOCK, scale + b,
+                    acts->n_blocks, REST_SCALE, rest_sum + i, acts->max_rest, totals);
     }
 }
 
@@ -394,7 +474,7 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels avx2_kernels = {
-    "avx2", quantize, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    "avx2", quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
     attend_span, attend_tile, multiply_registers,
 };
 

@@ -133,6 +133,71 @@ INLINE __m512i block_of_lane(int g) {
 /* How far ahead of its use a row is asked for: the same place in the next rows of the same worker. */
 enum { ROWS = 4 };
 
+/* One block of four rows, 16 bytes of each: the first quants, and the other 16. */
+INLINE void unpack_four(const weight_type type, const weight *w, const uint8_t *const rows[4], long block,
+                        __m512i *low, __m512i *high) {
+    const long at = w->q + (type == Q8_0 ? block / 4 * GROUP + block % 4 * 16 : block * 16);
+    __m512i both = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(rows[0] + at)));
+    both = _mm512_inserti32x4(both, _mm_loadu_si128((const __m128i *)(rows[1] + at)), 1);
+    both = _mm512_inserti32x4(both, _mm_loadu_si128((const __m128i *)(rows[2] + at)), 2);
+    both = _mm512_inserti32x4(both, _mm_loadu_si128((const __m128i *)(rows[3] + at)), 3);
+    if (type == Q8_0) {
+        __m512i other = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(rows[0] + at + 64)));
+        other = _mm512_inserti32x4(other, _mm_loadu_si128((const __m128i *)(rows[1] + at + 64)), 1);
+        other = _mm512_inserti32x4(other, _mm_loadu_si128((const __m128i *)(rows[2] + at + 64)), 2);
+        *high = _mm512_inserti32x4(other, _mm_loadu_si128((const __m128i *)(rows[3] + at + 64)), 3);
+        *low = both;
+        return;
+    }
+    const __m512i nibble = _mm512_set1_epi8(15), fifth = _mm512_set1_epi8(16);
+    *low = _mm512_and_si512(both, nibble);
+    *high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+    if (type != Q5_0 && type != Q5_1) return;
+    uint16_t bits[2][4];
+    for (int r = 0; r < 4; r++) {
+        memcpy(&bits[0][r], rows[r] + w->high + block / 4 * 16 + block % 4 * 2, 2);
+        memcpy(&bits[1][r], rows[r] + w->high + block / 4 * 16 + block % 4 * 2 + 8, 2);
+    }
+    uint64_t masks[2];
+    memcpy(masks, bits, 16);
+    *low = _mm512_mask_add_epi8(*low, masks[0], *low, fifth);
+    *high = _mm512_mask_add_epi8(*high, masks[1], *high, fifth);
+}
+
+/* Four f16 numbers, one of each row, each in four lanes. */
+INLINE __m512 four_scales(const uint8_t *const rows[4], long at) {
+    uint16_t halves[4];
+    for (int r = 0; r < 4; r++) memcpy(&halves[r], rows[r] + at, 2);
+    int64_t together;
+    memcpy(&together, halves, 8);
+    __m512 four = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi64_si128(together)));
+    return _mm512_permutexvar_ps(_mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0), four);
+}
+
+/* The refined blocks of four rows; sums[4r..4r+3] are row r's. */
+INLINE __m512 dot_rest(const weight_type type, const weight *w, const uint8_t *const rows[4],
+                       const activations *acts, long token) {
+    const long set = token / TOGETHER, at = token * acts->max_rest;
+    __m512 sums = _mm512_setzero_ps();
+    for (long i = 0; i < acts->n_rest[set]; i++) {
+        const long block = acts->rest_block[set * acts->max_rest + i];
+        const int8_t *rest = acts->rest + (at + i) * BLOCK;
+        const __m512 scale = _mm512_set1_ps(acts->scale[token * acts->n_blocks + block] * REST_SCALE);
+        const int32_t sum = acts->rest_sum[at + i];
+        __m512i low, high, product = _mm512_maskz_set1_epi32(0x1111, -zero_of(type) * sum);
+        unpack_four(type, w, rows, block, &low, &high);
+        product = _mm512_dpbusd_epi32(product, low, _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)rest)));
+        product = _mm512_dpbusd_epi32(product, high,
+                                      _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(rest + 16))));
+        sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_mul_ps(four_scales(rows, 2 * block), scale), sums);
+        if (has_minimum(type)) {
+            const __m512 x_sum = _mm512_mul_ps(_mm512_maskz_mov_ps(0x1111, _mm512_set1_ps((float)sum)), scale);
+            sums = _mm512_fmadd_ps(four_scales(rows, w->m + 2 * block), x_sum, sums);
+        }
+    }
+    return sums;
+}
+
 INLINE void dot_rows(const weight_type type, const int n_rows, const weight *w, const activations *acts,
                      long token, long first, float *out) {
     const uint8_t *row = w->data + first * w->row_bytes;
@@ -179,8 +244,14 @@ INLINE void dot_rows(const weight_type type, const int n_rows, const weight *w, 
             }
         }
     }
-    UNROLL
-    for (int r = 0; r < n_rows; r++) out[r] = _mm512_reduce_add_ps(totals[r]) * w->factor;
+    const uint8_t *rows[4];
+    for (int r = 0; r < 4; r++) rows[r] = row + (r < n_rows ? r : 0) * stride;
+    float rest[16];
+    _mm512_storeu_ps(rest, dot_rest(type, w, rows, acts, token));
+    for (int r = 0; r < n_rows; r++) {
+        float more = (rest[4 * r] + rest[4 * r + 1]) + (rest[4 * r + 2] + rest[4 * r + 3]);
+        out[r] = (_mm512_reduce_add_ps(totals[r]) + more) * w->factor;
+    }
 }
 
 INLINE void dot_strip(const weight_type type, const weight *w, const activations *acts, long first, long last,
@@ -240,51 +311,64 @@ INLINE panel make_panel(const weight_type type, const weight *w, long first, lon
     return p;
 }
 
-/* 32 rows times `tokens` tokens; out[t * stride + lane]. */
+/* Adds one block's products of 32 rows and `tokens` tokens. x: its first 16 inputs; the others are `other`
+ * bytes further on; tokens are x_stride apart. scale and sum have one number a token, `stride` apart. */
+INLINE void panel_block(const weight_type type, const int tokens, const panel *p, long block, const int8_t *x,
+                        const int other, long x_stride, const float *scale, long scale_stride,
+                        const float unit, const int32_t *sum, long sum_stride, __m512 left[TILE_TOKENS],
+                        __m512 right[TILE_TOKENS]) {
+    const uint8_t *quants = p->quants + block * BLOCK * STRIP;
+    const int zero = zero_of(type);
+    __m512i a[TILE_TOKENS], c[TILE_TOKENS];
+    UNROLL
+    for (int t = 0; t < tokens; t++)
+        a[t] = c[t] = zero ? _mm512_set1_epi32(-zero * sum[t * sum_stride]) : _mm512_setzero_si512();
+    UNROLL
+    for (int k = 0; k < 8; k++) {
+        const __m512i one = _mm512_load_si512(quants + k * 128), two = _mm512_load_si512(quants + k * 128 + 64);
+        UNROLL
+        for (int t = 0; t < tokens; t++) {
+            int32_t four;
+            memcpy(&four, x + t * x_stride + (k < 4 ? k * 4 : other + k * 4 - 16), 4);
+            const __m512i inputs = _mm512_set1_epi32(four);
+            a[t] = _mm512_dpbusd_epi32(a[t], one, inputs);
+            c[t] = _mm512_dpbusd_epi32(c[t], two, inputs);
+        }
+    }
+    const float *scales = p->scales + block * STRIP, *minima = p->minima + block * STRIP;
+    const __m512 d = _mm512_load_ps(scales), e = _mm512_load_ps(scales + 16);
+    UNROLL
+    for (int t = 0; t < tokens; t++) {
+        const __m512 s = _mm512_set1_ps(scale[t * scale_stride] * unit);
+        left[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[t]), _mm512_mul_ps(d, s), left[t]);
+        right[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c[t]), _mm512_mul_ps(e, s), right[t]);
+    }
+    if (!has_minimum(type)) return;
+    const __m512 m = _mm512_load_ps(minima), n = _mm512_load_ps(minima + 16);
+    UNROLL
+    for (int t = 0; t < tokens; t++) {
+        const __m512 s = _mm512_set1_ps(scale[t * scale_stride] * unit * (float)sum[t * sum_stride]);
+        left[t] = _mm512_fmadd_ps(m, s, left[t]);
+        right[t] = _mm512_fmadd_ps(n, s, right[t]);
+    }
+}
+
+/* 32 rows times `tokens` tokens, all of which share their choice of refined blocks. */
 INLINE void panel_tile(const weight_type type, const int tokens, const panel *p, long n_blocks,
                        const activations *acts, long token, __m512 left[TILE_TOKENS],
                        __m512 right[TILE_TOKENS]) {
-    const int8_t *q = acts->q + token * acts->row_bytes;
+    const int8_t *q = acts->q + token * acts->row_bytes, *rest = acts->rest + token * acts->max_rest * BLOCK;
     const float *scale = acts->scale + token * acts->n_blocks;
-    const int32_t *sum = acts->sum + token * acts->n_blocks;
-    const int zero = zero_of(type);
-    UNROLL
+    const int32_t *sum = acts->sum + token * acts->n_blocks, *rest_sum = acts->rest_sum + token * acts->max_rest;
+    const long set = token / TOGETHER;
     for (int t = 0; t < tokens; t++) left[t] = right[t] = _mm512_setzero_ps();
-    for (long b = 0; b < n_blocks; b++) {
-        const uint8_t *quants = p->quants + b * BLOCK * STRIP;
-        const int8_t *x = q + activation_at(b * BLOCK);
-        __m512i a[TILE_TOKENS], c[TILE_TOKENS];
-        UNROLL
-        for (int t = 0; t < tokens; t++)
-            a[t] = c[t] = zero ? _mm512_set1_epi32(-zero * sum[t * acts->n_blocks + b]) : _mm512_setzero_si512();
-        UNROLL
-        for (int k = 0; k < 8; k++) {
-            const __m512i one = _mm512_load_si512(quants + k * 128), two = _mm512_load_si512(quants + k * 128 + 64);
-            UNROLL
-            for (int t = 0; t < tokens; t++) {
-                int32_t four;
-                memcpy(&four, x + t * acts->row_bytes + (k < 4 ? k * 4 : 64 + k * 4 - 16), 4);
-                const __m512i inputs = _mm512_set1_epi32(four);
-                a[t] = _mm512_dpbusd_epi32(a[t], one, inputs);
-                c[t] = _mm512_dpbusd_epi32(c[t], two, inputs);
-            }
-        }
-        const __m512 d = _mm512_load_ps(p->scales + b * STRIP), e = _mm512_load_ps(p->scales + b * STRIP + 16);
-        UNROLL
-        for (int t = 0; t < tokens; t++) {
-            const __m512 s = _mm512_set1_ps(scale[t * acts->n_blocks + b]);
-            left[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[t]), _mm512_mul_ps(d, s), left[t]);
-            right[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c[t]), _mm512_mul_ps(e, s), right[t]);
-        }
-        if (has_minimum(type)) {
-            const __m512 m = _mm512_load_ps(p->minima + b * STRIP), n = _mm512_load_ps(p->minima + b * STRIP + 16);
-            UNROLL
-            for (int t = 0; t < tokens; t++) {
-                const __m512 s = _mm512_set1_ps(scale[t * acts->n_blocks + b] * (float)sum[t * acts->n_blocks + b]);
-                left[t] = _mm512_fmadd_ps(m, s, left[t]);
-                right[t] = _mm512_fmadd_ps(n, s, right[t]);
-            }
-        }
+    for (long b = 0; b < n_blocks; b++)
+        panel_block(type, tokens, p, b, q + activation_at(b * BLOCK), 64, acts->row_bytes, scale + b,
+                    acts->n_blocks, 1, sum + b, acts->n_blocks, left, right);
+    for (long i = 0; i < acts->n_rest[set]; i++) {
+        const long b = acts->rest_block[set * acts->max_rest + i];
+        panel_block(type, tokens, p, b, rest + i * BLOCK, 16, acts->max_rest * BLOCK, scale + b, acts->n_blocks,
+                    REST_SCALE, rest_sum + i, acts->max_rest, left, right);
     }
 }
 
@@ -352,7 +436,7 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels avx512_kernels = {
-    "avx512", quantize, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    "avx512", quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
     attend_span, attend_tile, multiply_registers,
 };
 

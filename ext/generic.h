@@ -89,6 +89,24 @@ static void rope_one(const float *x, const float *freqs, long n_heads, long head
     }
 }
 
+/* What rounding left of the chosen blocks, in units of scale / 254. */
+static void refine(const float *x, const activations *acts, long token) {
+    long set = token / TOGETHER;
+    for (long i = 0; i < acts->n_rest[set]; i++) {
+        long block = acts->rest_block[set * acts->max_rest + i];
+        float scale = acts->scale[token * acts->n_blocks + block], inverse = scale > 0 ? 254 / scale : 0;
+        const int8_t *q = acts->q + token * acts->row_bytes + activation_at(block * BLOCK);
+        int8_t *rest = acts->rest + (token * acts->max_rest + i) * BLOCK;
+        int32_t sum = 0;
+        for (int j = 0; j < BLOCK; j++) {
+            float left = x[block * BLOCK + j] - scale * (float)q[j < 16 ? j : j + 48];
+            rest[j] = (int8_t)rintf(left * inverse);
+            sum += rest[j];
+        }
+        acts->rest_sum[token * acts->max_rest + i] = sum;
+    }
+}
+
 /* ---- products ---- */
 
 /* sums[t][c] = sum over k of x[t * x_stride + k] * panel[k * panel_stride + c], for COLUMNS c. */

@@ -58,10 +58,41 @@ typedef struct {
     float *const *outs;
 } product;
 
-static void quantize_tokens(void *job, long first, long last, int worker) {
+/* The blocks of tokens first..last-1 that carry most of the error, which goes with the square of the scale.
+ * The threshold is found by bisection over the bits of a float, whose order is that of the numbers. */
+static void choose_blocks(const activations *acts, long first, long last) {
+    long n_blocks = acts->n_in / BLOCK, set = first / TOGETHER, n = 0;
+    union { float value; uint32_t bits; } error[n_blocks], high = {.value = 0};
+    for (long b = 0; b < n_blocks; b++) {
+        error[b].value = 0;
+        for (long t = first; t < last; t++) {
+            float scale = acts->scale[t * acts->n_blocks + b];
+            error[b].value += scale * scale;
+        }
+        high.bits = error[b].bits > high.bits ? error[b].bits : high.bits;
+    }
+    uint32_t too_low = 0, enough = high.bits + 1;
+    while (enough - too_low > 1 << 16) { /* to 1 part in 128 */
+        uint32_t middle = too_low + (enough - too_low) / 2;
+        long above = 0;
+        for (long b = 0; b < n_blocks; b++) above += error[b].bits >= middle;
+        *(above > acts->max_rest ? &too_low : &enough) = middle;
+    }
+    for (long b = 0; b < n_blocks && n < acts->max_rest; b++)
+        if (error[b].bits >= enough) acts->rest_block[set * acts->max_rest + n++] = (int32_t)b;
+    acts->n_rest[set] = (int32_t)n;
+}
+
+static void quantize_sets(void *job, long first, long last, int worker) {
     (void)worker;
     product *p = job;
-    for (long t = first; t < last; t++) p->k->quantize(p->x + t * p->acts->n_in, p->acts, t);
+    for (long set = first; set < last; set++) {
+        long start = set * TOGETHER, end = start + TOGETHER;
+        if (end > p->n_tokens) end = p->n_tokens;
+        for (long t = start; t < end; t++) p->k->quantize(p->x + t * p->acts->n_in, p->acts, t);
+        choose_blocks(p->acts, start, end);
+        for (long t = start; t < end; t++) p->k->refine(p->x + t * p->acts->n_in, p->acts, t);
+    }
 }
 
 static long strips_of(const weight *w) { return (w->n_out + STRIP - 1) / STRIP; }
@@ -84,13 +115,21 @@ static void multiply_strips(void *job, long first, long last, int worker) {
     }
 }
 
+static long sets_of(const activations *acts) { return (acts->n_tokens + TOGETHER - 1) / TOGETHER; }
+
 static int reserve_activations(activations *acts) {
     size_t blocks = (size_t)(acts->n_tokens * acts->n_blocks), q = (size_t)(acts->n_tokens * acts->row_bytes);
-    char *memory = reserve(&shared_buffer, blocks * 8 + q + CACHE_LINE);
+    size_t rests = (size_t)(acts->n_tokens * acts->max_rest), sets = (size_t)sets_of(acts);
+    size_t words = 2 * blocks + sets * (size_t)(1 + acts->max_rest) + rests;
+    char *memory = reserve(&shared_buffer, words * 4 + q + rests * BLOCK + CACHE_LINE);
     if (!memory) return -1;
     acts->scale = (float *)memory;
     acts->sum = (int32_t *)(acts->scale + blocks);
-    acts->q = (int8_t *)(acts->sum + blocks);
+    acts->rest_sum = acts->sum + blocks;
+    acts->n_rest = acts->rest_sum + rests;
+    acts->rest_block = acts->n_rest + sets;
+    acts->q = (int8_t *)(acts->rest_block + sets * (size_t)acts->max_rest);
+    acts->rest = acts->q + q;
     for (long t = 0; t < acts->n_tokens; t++) { /* the padding behind each row counts as zeros */
         long used = acts->n_in / BLOCK, group = acts->n_in / GROUP * GROUP;
         memset(acts->q + t * acts->row_bytes + group, 0, (size_t)(acts->row_bytes - group));
@@ -108,6 +147,7 @@ int matmul(const float *x, long n_tokens, long n_weights, const weight *const *w
         .n_in = n_in,
         .row_bytes = (n_in + GROUP - 1) / GROUP * GROUP,
         .n_blocks = (n_in / BLOCK + 15) / 16 * 16,
+        .max_rest = (n_in / BLOCK + REFINED - 1) / REFINED,
     };
     product job = {active_kernels(), x, &acts, n_tokens, n_weights, weights, outs};
     double bytes = 0;
@@ -119,7 +159,7 @@ int matmul(const float *x, long n_tokens, long n_weights, const weight *const *w
     }
     threads = worthwhile(threads, bytes * (double)n_tokens);
     if (reserve_scratch(threads, n_in, 0) || (blocks && reserve_activations(&acts))) return -1;
-    if (blocks) run_parallel(n_tokens < 8 ? 1 : threads, n_tokens, 4, quantize_tokens, &job);
+    if (blocks) run_parallel(threads, sets_of(&acts), 1, quantize_sets, &job);
     run_parallel(threads, strips, 2, multiply_strips, &job);
     return 0;
 }

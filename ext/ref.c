@@ -51,30 +51,35 @@ static void quantize(const float *x, const activations *acts, long token) {
     }
 }
 
-/* The sum of products of one block's integers, exactly. */
-static int32_t block_product(const weight *w, const uint8_t *row, const int8_t *q, long b) {
-    uint8_t unsigned_q[BLOCK];
-    int32_t product = 0;
-    unpack_block(w, row, b, unsigned_q);
-    for (int j = 0; j < BLOCK; j++)
-        product += (unsigned_q[j] - zero_of(w->type)) * q[activation_at(b * BLOCK + j)];
-    return product;
-}
-
 static float f16_at(const uint8_t *p) {
     uint16_t half;
     memcpy(&half, p, 2);
     return f32_from_f16(half);
 }
 
+/* A block of weights times 32 integers: first[16], other[16]. The sum of products is exact. */
+static float block_product(const weight *w, const uint8_t *row, long b, const int8_t *first, const int8_t *other,
+                           int32_t sum, float scale) {
+    uint8_t q[BLOCK];
+    int32_t product = 0;
+    unpack_block(w, row, b, q);
+    for (int j = 0; j < 16; j++)
+        product += (q[j] - zero_of(w->type)) * first[j] + (q[j + 16] - zero_of(w->type)) * other[j];
+    float result = f16_at(row + 2 * b) * scale * (float)product;
+    return has_minimum(w->type) ? result + f16_at(row + w->m + 2 * b) * scale * (float)sum : result;
+}
+
 static float row_product(const weight *w, const uint8_t *row, const activations *acts, long token) {
-    const int8_t *q = acts->q + token * acts->row_bytes;
+    const float *scale = acts->scale + token * acts->n_blocks;
     float total = 0;
     for (long b = 0; b < w->n_blocks; b++) {
-        float scale = acts->scale[token * acts->n_blocks + b];
-        total += f16_at(row + 2 * b) * scale * (float)block_product(w, row, q, b);
-        if (has_minimum(w->type))
-            total += f16_at(row + w->m + 2 * b) * scale * (float)acts->sum[token * acts->n_blocks + b];
+        const int8_t *q = acts->q + token * acts->row_bytes + activation_at(b * BLOCK);
+        total += block_product(w, row, b, q, q + 64, acts->sum[token * acts->n_blocks + b], scale[b]);
+    }
+    for (long i = 0; i < acts->n_rest[token / TOGETHER]; i++) {
+        long b = acts->rest_block[token / TOGETHER * acts->max_rest + i], at = token * acts->max_rest + i;
+        const int8_t *rest = acts->rest + at * BLOCK;
+        total += block_product(w, row, b, rest, rest + 16, acts->rest_sum[at], scale[b] * REST_SCALE);
     }
     return total * w->factor;
 }
@@ -96,6 +101,6 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels ref_kernels = {
-    "ref", quantize, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    "ref", quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
     attend_span, attend_tile, multiply_registers,
 };
