@@ -340,9 +340,11 @@ INLINE panel make_panel(const weight_type type, const weight *w, long first, lon
     return p;
 }
 
-/* 16 rows' products of a block as int32. x: its first 16 inputs; the others are `other` bytes further on. */
-INLINE void block_products(const weight_type type, const int tokens, const uint8_t *quants, const int8_t *x,
-                           const int other, long x_stride, __m256i sums[2][DEEP]) {
+typedef TILE_BLOCK(DEEP) tile_block;
+
+/* 16 rows' products of a block with the tokens of a tile, as int32. */
+INLINE void block_products(const weight_type type, const uint8_t *quants, const tile_block *x,
+                           __m256i sums[2][DEEP]) {
     /* How many products fit into 16 bits: 8 * 3810 of nibbles, 4 * 7874 with a fifth bit, 1 * 32512. */
     const int together = type == Q8_0 ? 1 : type == Q5_0 || type == Q5_1 ? 4 : 8;
     __m256i words[2][DEEP];
@@ -352,10 +354,8 @@ INLINE void block_products(const weight_type type, const int tokens, const uint8
         w[0] = _mm256_load_si256((const __m256i *)(quants + k * 128));
         w[1] = _mm256_load_si256((const __m256i *)(quants + k * 128 + 32));
         UNROLL
-        for (int t = 0; t < tokens; t++) {
-            int32_t four;
-            memcpy(&four, x + t * x_stride + (k < 4 ? k * 4 : other + k * 4 - 16), 4);
-            const __m256i inputs = _mm256_set1_epi32(four);
+        for (int t = 0; t < DEEP; t++) {
+            const __m256i inputs = _mm256_set1_epi32(x->q[k][t]);
             UNROLL
             for (int half = 0; half < 2; half++) {
                 __m256i product;
@@ -372,77 +372,56 @@ INLINE void block_products(const weight_type type, const int tokens, const uint8
     }
 }
 
-/* Adds one block's products of 16 rows and `tokens` tokens. scale and sum have one number a token. */
-INLINE void panel_block(const weight_type type, const int tokens, const panel *p, long block, long column,
-                        const int8_t *x, const int other, long x_stride, const float *scale, long scale_stride,
-                        const float unit, const int32_t *sum, long sum_stride, __m256 totals[2][DEEP]) {
+/* Adds one block's products of 16 rows and the tokens of a tile. */
+INLINE void panel_block(const weight_type type, const panel *p, long column, const tile_block *x,
+                        __m256 totals[2][DEEP]) {
     __m256i sums[2][DEEP];
-    block_products(type, tokens, p->quants + block * BLOCK * STRIP + column * 4, x, other, x_stride, sums);
+    block_products(type, p->quants + x->block * BLOCK * STRIP + column * 4, x, sums);
     UNROLL
     for (int half = 0; half < 2; half++) {
-        const long at = block * STRIP + column + half * 8;
+        const long at = x->block * STRIP + column + half * 8;
         const __m256 d = _mm256_load_ps(p->scales + at);
         const __m256 m = has_minimum(type) ? _mm256_load_ps(p->minima + at) : d;
         UNROLL
-        for (int t = 0; t < tokens; t++) {
-            const float s = scale[t * scale_stride] * unit;
-            const int32_t x_sum = sum[t * sum_stride];
+        for (int t = 0; t < DEEP; t++) {
             __m256i product = sums[half][t];
             if (zero_here(type))
-                product = _mm256_add_epi32(product, _mm256_set1_epi32(-zero_here(type) * x_sum));
-            const __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(s));
+                product = _mm256_add_epi32(product, _mm256_set1_epi32(zero_here(type) * x->minus_sum[t]));
+            const __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(x->scale[t]));
             totals[half][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), ds, totals[half][t]);
-            if (has_minimum(type))
-                totals[half][t] = _mm256_fmadd_ps(m, _mm256_set1_ps(s * (float)x_sum), totals[half][t]);
+            if (has_minimum(type)) {
+                const __m256 s = _mm256_set1_ps(x->scale[t] * (float)x->minus_sum[t]);
+                totals[half][t] = _mm256_fnmadd_ps(m, s, totals[half][t]);
+            }
         }
     }
 }
 
-/* 16 rows times `tokens` tokens, all of which share their choice of refined blocks. */
-INLINE void panel_tile(const weight_type type, const int tokens, const panel *p, long n_blocks, long column,
-                       const activations *acts, long token, __m256 totals[2][DEEP]) {
-    const int8_t *q = acts->q + token * acts->row_bytes, *rest = acts->rest + token * acts->max_rest * BLOCK;
-    const float *scale = acts->scale + token * acts->n_blocks;
-    const int32_t *sum = acts->sum + token * acts->n_blocks, *rest_sum = acts->rest_sum + token * acts->max_rest;
-    const long set = token / TOGETHER;
-    for (int t = 0; t < tokens; t++) totals[0][t] = totals[1][t] = _mm256_setzero_ps();
-    for (long b = 0; b < n_blocks; b++)
-        panel_block(type, tokens, p, b, column, q + activation_at(b * BLOCK), 64, acts->row_bytes, scale + b,
-                    acts->n_blocks, 1, sum + b, acts->n_blocks, totals);
-    for (long i = 0; i < acts->n_rest[set]; i++) {
-        const long b = acts->rest_block[set * acts->max_rest + i];
-        panel_block(type, tokens, p, b, column, rest + i * BLOCK, 16, acts->max_rest * BLOCK, scale + b,
-                    acts->n_blocks, REST_SCALE, rest_sum + i, acts->max_rest, totals);
+INLINE void panel_columns(const weight_type type, const panel *p, long column, long rows, const activations *acts,
+                          long n_blocks, float *out, long stride) {
+    for (long token = 0; token < acts->n_tokens; token += DEEP) {
+        const uint8_t *x = acts->tiles + token / DEEP * acts->tile_stride;
+        const long n = n_blocks + acts->n_rest[token / TOGETHER];
+        __m256 totals[2][DEEP];
+        for (int t = 0; t < DEEP; t++) totals[0][t] = totals[1][t] = _mm256_setzero_ps();
+        for (long i = 0; i < n; i++, x += tile_block_bytes(DEEP))
+            panel_block(type, p, column, (const tile_block *)x, totals);
+        for (long t = 0; t < smaller(acts->n_tokens - token, DEEP); t++)
+            for (int half = 0; half < 2 && rows > half * 8; half++)
+                v_store_part(out + (token + t) * stride + half * 8, totals[half][t], rows - half * 8);
     }
-}
-
-INLINE void tile_and_store(const weight_type type, const int tokens, const panel *p, long n_blocks, long column,
-                           long rows, const activations *acts, long token, float *out, long stride) {
-    __m256 totals[2][DEEP];
-    panel_tile(type, tokens, p, n_blocks, column, acts, token, totals);
-    UNROLL
-    for (int t = 0; t < tokens; t++)
-        UNROLL
-        for (int half = 0; half < 2; half++)
-            if (rows > half * 8)
-                v_store_part(out + (token + t) * stride + column + half * 8, totals[half][t], rows - half * 8);
 }
 
 INLINE void panel_strip(const weight_type type, const weight *w, const activations *acts, long first,
                         long last, float *out, long stride, void *scratch) {
     panel p = make_panel(type, w, first, last, scratch);
-    for (long column = 0; column < last - first; column += WIDE) {
-        long rows = last - first - column, t = 0;
-        for (; t + DEEP <= acts->n_tokens; t += DEEP)
-            tile_and_store(type, DEEP, &p, w->n_blocks, column, rows, acts, t, out + first, stride);
-        for (; t < acts->n_tokens; t++)
-            tile_and_store(type, 1, &p, w->n_blocks, column, rows, acts, t, out + first, stride);
-    }
+    for (long column = 0; column < last - first; column += WIDE)
+        panel_columns(type, &p, column, last - first - column, acts, w->n_blocks, out + first + column, stride);
 }
 
 INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long first,
                           long last, float *out, long stride, void *scratch) {
-    if (acts->n_tokens < FEW_TOKENS)
+    if (!acts->tiles)
         dot_strip(type, w, acts, first, last, out, stride);
     else
         panel_strip(type, w, acts, first, last, out, stride, scratch);
@@ -474,7 +453,7 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels avx2_kernels = {
-    "avx2", quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    "avx2", DEEP, FEW_TOKENS, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
     attend_span, attend_tile, multiply_registers,
 };
 

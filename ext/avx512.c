@@ -311,100 +311,70 @@ INLINE panel make_panel(const weight_type type, const weight *w, long first, lon
     return p;
 }
 
-/* Adds one block's products of 32 rows and `tokens` tokens. x: its first 16 inputs; the others are `other`
- * bytes further on; tokens are x_stride apart. scale and sum have one number a token, `stride` apart. */
-INLINE void panel_block(const weight_type type, const int tokens, const panel *p, long block, const int8_t *x,
-                        const int other, long x_stride, const float *scale, long scale_stride,
-                        const float unit, const int32_t *sum, long sum_stride, __m512 left[TILE_TOKENS],
+typedef TILE_BLOCK(TILE_TOKENS) tile_block;
+
+/* Adds one block's products of 32 rows and the tokens of a tile. */
+INLINE void panel_block(const weight_type type, const panel *p, const tile_block *x, __m512 left[TILE_TOKENS],
                         __m512 right[TILE_TOKENS]) {
-    const uint8_t *quants = p->quants + block * BLOCK * STRIP;
-    const int zero = zero_of(type);
+    const uint8_t *quants = p->quants + x->block * BLOCK * STRIP;
+    const int shift = type == Q4_0 ? 3 : type == Q5_0 ? 4 : 7; /* zero_of(type) = 1 << shift */
     __m512i a[TILE_TOKENS], c[TILE_TOKENS];
     UNROLL
-    for (int t = 0; t < tokens; t++)
-        a[t] = c[t] = zero ? _mm512_set1_epi32(-zero * sum[t * sum_stride]) : _mm512_setzero_si512();
+    for (int t = 0; t < TILE_TOKENS; t++) {
+        a[t] = _mm512_setzero_si512();
+        if (zero_of(type)) a[t] = _mm512_slli_epi32(_mm512_set1_epi32(x->minus_sum[t]), shift);
+        c[t] = a[t];
+    }
     UNROLL
     for (int k = 0; k < 8; k++) {
         const __m512i one = _mm512_load_si512(quants + k * 128), two = _mm512_load_si512(quants + k * 128 + 64);
         UNROLL
-        for (int t = 0; t < tokens; t++) {
-            int32_t four;
-            memcpy(&four, x + t * x_stride + (k < 4 ? k * 4 : other + k * 4 - 16), 4);
-            const __m512i inputs = _mm512_set1_epi32(four);
+        for (int t = 0; t < TILE_TOKENS; t++) {
+            const __m512i inputs = _mm512_set1_epi32(x->q[k][t]);
             a[t] = _mm512_dpbusd_epi32(a[t], one, inputs);
             c[t] = _mm512_dpbusd_epi32(c[t], two, inputs);
         }
     }
-    const float *scales = p->scales + block * STRIP, *minima = p->minima + block * STRIP;
+    const float *scales = p->scales + x->block * STRIP, *minima = p->minima + x->block * STRIP;
     const __m512 d = _mm512_load_ps(scales), e = _mm512_load_ps(scales + 16);
     UNROLL
-    for (int t = 0; t < tokens; t++) {
-        const __m512 s = _mm512_set1_ps(scale[t * scale_stride] * unit);
+    for (int t = 0; t < TILE_TOKENS; t++) {
+        const __m512 s = _mm512_set1_ps(x->scale[t]);
         left[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[t]), _mm512_mul_ps(d, s), left[t]);
         right[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c[t]), _mm512_mul_ps(e, s), right[t]);
     }
     if (!has_minimum(type)) return;
     const __m512 m = _mm512_load_ps(minima), n = _mm512_load_ps(minima + 16);
     UNROLL
-    for (int t = 0; t < tokens; t++) {
-        const __m512 s = _mm512_set1_ps(scale[t * scale_stride] * unit * (float)sum[t * sum_stride]);
-        left[t] = _mm512_fmadd_ps(m, s, left[t]);
-        right[t] = _mm512_fmadd_ps(n, s, right[t]);
-    }
-}
-
-/* 32 rows times `tokens` tokens, all of which share their choice of refined blocks. */
-INLINE void panel_tile(const weight_type type, const int tokens, const panel *p, long n_blocks,
-                       const activations *acts, long token, __m512 left[TILE_TOKENS],
-                       __m512 right[TILE_TOKENS]) {
-    const int8_t *q = acts->q + token * acts->row_bytes, *rest = acts->rest + token * acts->max_rest * BLOCK;
-    const float *scale = acts->scale + token * acts->n_blocks;
-    const int32_t *sum = acts->sum + token * acts->n_blocks, *rest_sum = acts->rest_sum + token * acts->max_rest;
-    const long set = token / TOGETHER;
-    for (int t = 0; t < tokens; t++) left[t] = right[t] = _mm512_setzero_ps();
-    for (long b = 0; b < n_blocks; b++)
-        panel_block(type, tokens, p, b, q + activation_at(b * BLOCK), 64, acts->row_bytes, scale + b,
-                    acts->n_blocks, 1, sum + b, acts->n_blocks, left, right);
-    for (long i = 0; i < acts->n_rest[set]; i++) {
-        const long b = acts->rest_block[set * acts->max_rest + i];
-        panel_block(type, tokens, p, b, rest + i * BLOCK, 16, acts->max_rest * BLOCK, scale + b, acts->n_blocks,
-                    REST_SCALE, rest_sum + i, acts->max_rest, left, right);
-    }
-}
-
-INLINE void store_tile(const int tokens, __m512 left[TILE_TOKENS], __m512 right[TILE_TOKENS], long rows,
-                       float *out, long stride) {
-    const uint32_t have = rows >= 32 ? 0xffffffffu : (1u << rows) - 1;
-    UNROLL
-    for (int t = 0; t < tokens; t++) {
-        _mm512_mask_storeu_ps(out + t * stride, (__mmask16)have, left[t]);
-        _mm512_mask_storeu_ps(out + t * stride + 16, (__mmask16)(have >> 16), right[t]);
+    for (int t = 0; t < TILE_TOKENS; t++) {
+        const __m512 s = _mm512_set1_ps(x->scale[t] * (float)x->minus_sum[t]);
+        left[t] = _mm512_fnmadd_ps(m, s, left[t]);
+        right[t] = _mm512_fnmadd_ps(n, s, right[t]);
     }
 }
 
 INLINE void panel_strip(const weight_type type, const weight *w, const activations *acts, long first,
                         long last, float *out, long stride, void *scratch) {
     panel p = make_panel(type, w, first, last, scratch);
-    __m512 left[TILE_TOKENS], right[TILE_TOKENS];
-    out += first;
-    long t = 0;
-    for (; t + 6 <= acts->n_tokens; t += 6) {
-        panel_tile(type, 6, &p, w->n_blocks, acts, t, left, right);
-        store_tile(6, left, right, last - first, out + t * stride, stride);
-    }
-    for (; t + 2 <= acts->n_tokens; t += 2) {
-        panel_tile(type, 2, &p, w->n_blocks, acts, t, left, right);
-        store_tile(2, left, right, last - first, out + t * stride, stride);
-    }
-    for (; t < acts->n_tokens; t++) {
-        panel_tile(type, 1, &p, w->n_blocks, acts, t, left, right);
-        store_tile(1, left, right, last - first, out + t * stride, stride);
+    const uint32_t have = last - first >= 32 ? 0xffffffffu : (1u << (last - first)) - 1;
+    for (long token = 0; token < acts->n_tokens; token += TILE_TOKENS) {
+        const uint8_t *x = acts->tiles + token / TILE_TOKENS * acts->tile_stride;
+        const long n = w->n_blocks + acts->n_rest[token / TOGETHER];
+        __m512 left[TILE_TOKENS], right[TILE_TOKENS];
+        for (int t = 0; t < TILE_TOKENS; t++) left[t] = right[t] = _mm512_setzero_ps();
+        for (long i = 0; i < n; i++, x += tile_block_bytes(TILE_TOKENS))
+            panel_block(type, &p, (const tile_block *)x, left, right);
+        for (long t = 0; t < smaller(acts->n_tokens - token, TILE_TOKENS); t++) {
+            float *to = out + (token + t) * stride + first;
+            _mm512_mask_storeu_ps(to, (__mmask16)have, left[t]);
+            _mm512_mask_storeu_ps(to + 16, (__mmask16)(have >> 16), right[t]);
+        }
     }
 }
 
 INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long first,
                           long last, float *out, long stride, void *scratch) {
-    if (acts->n_tokens < FEW_TOKENS)
+    if (!acts->tiles)
         dot_strip(type, w, acts, first, last, out, stride);
     else
         panel_strip(type, w, acts, first, last, out, stride, scratch);
@@ -436,7 +406,7 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels avx512_kernels = {
-    "avx512", quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    "avx512", TILE_TOKENS, FEW_TOKENS, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
     attend_span, attend_tile, multiply_registers,
 };
 

@@ -105,7 +105,23 @@ typedef struct {
     int32_t *rest_block; /* [n_tokens / TOGETHER, max_rest] which */
     int8_t *rest;     /* [n_tokens, max_rest, 32] in plain order */
     int32_t *rest_sum; /* [n_tokens, max_rest] */
+    /* For several tokens also as tiles: of each `tile_tokens` tokens (a kernel's choice, which divides
+     * TOGETHER) one tile_block for each block and each refined block, in which all the tokens' numbers lie side
+     * by side in the order in which a panel of weights meets them. Tokens that aren't there are zeros. */
+    long tile_tokens, tile_stride; /* bytes from tile to tile */
+    uint8_t *tiles;
 } activations;
+
+/* How a tile_block of n tokens lies in memory: q[8][n][4], scale[n], minus_sum[n], and the number of the
+ * block of weights that it is multiplied by. */
+static inline size_t tile_block_bytes(long n) { return (size_t)(40 * n + 4 + 63) / 64 * 64; }
+#define TILE_BLOCK(n)          \
+    struct {                   \
+        int32_t q[8][n];       \
+        float scale[n];        \
+        int32_t minus_sum[n];  \
+        int32_t block;         \
+    }
 
 static const float REST_SCALE = 1.0f / 254; /* what rounding leaves is at most half a unit: 127 / 254 */
 
@@ -127,6 +143,7 @@ typedef struct {
 
 typedef struct {
     const char *name;
+    long tile_tokens, few_tokens; /* tiles are made from few_tokens tokens on */
     /* One token's inputs -> row `token` of acts: q, scale and sum; then rest and rest_sum. */
     void (*quantize)(const float *x, const activations *acts, long token);
     void (*refine)(const float *x, const activations *acts, long token);

@@ -83,6 +83,36 @@ static void choose_blocks(const activations *acts, long first, long last) {
     acts->n_rest[set] = (int32_t)n;
 }
 
+/* 32 integers of a block, in quarters of each half, into their places among the tile's other tokens. */
+static void put_block(uint8_t *to, long n, long t, const int8_t *first, const int8_t *other, float scale,
+                      int32_t sum) {
+    for (int k = 0; k < 8; k++) memcpy(to + (k * n + t) * 4, k < 4 ? first + 4 * k : other + 4 * k - 16, 4);
+    memcpy(to + 32 * n + 4 * t, &scale, 4);
+    memcpy(to + 36 * n + 4 * t, &(int32_t){-sum}, 4);
+}
+
+static void make_tile(const activations *acts, long tile) {
+    long n = acts->tile_tokens, set = tile * n / TOGETHER, n_blocks = acts->n_in / BLOCK;
+    size_t size = tile_block_bytes(n);
+    uint8_t *to = acts->tiles + tile * acts->tile_stride;
+    memset(to, 0, (size_t)acts->tile_stride);
+    for (long i = 0; i < n_blocks + acts->n_rest[set]; i++, to += size) {
+        long rest = i - n_blocks;
+        int32_t block = rest < 0 ? (int32_t)i : acts->rest_block[set * acts->max_rest + rest];
+        memcpy(to + 40 * n, &block, 4);
+        for (long t = 0; t < n && tile * n + t < acts->n_tokens; t++) {
+            long token = tile * n + t, at = token * acts->max_rest + rest;
+            float scale = acts->scale[token * acts->n_blocks + block];
+            const int8_t *q = acts->q + token * acts->row_bytes + activation_at(block * BLOCK);
+            const int8_t *left = acts->rest + at * BLOCK;
+            if (rest < 0)
+                put_block(to, n, t, q, q + 64, scale, acts->sum[token * acts->n_blocks + block]);
+            else
+                put_block(to, n, t, left, left + 16, scale * REST_SCALE, acts->rest_sum[at]);
+        }
+    }
+}
+
 static void quantize_sets(void *job, long first, long last, int worker) {
     (void)worker;
     product *p = job;
@@ -92,6 +122,8 @@ static void quantize_sets(void *job, long first, long last, int worker) {
         for (long t = start; t < end; t++) p->k->quantize(p->x + t * p->acts->n_in, p->acts, t);
         choose_blocks(p->acts, start, end);
         for (long t = start; t < end; t++) p->k->refine(p->x + t * p->acts->n_in, p->acts, t);
+        for (long t = start; p->acts->tiles && t < end; t += p->acts->tile_tokens)
+            make_tile(p->acts, t / p->acts->tile_tokens);
     }
 }
 
@@ -121,9 +153,12 @@ static int reserve_activations(activations *acts) {
     size_t blocks = (size_t)(acts->n_tokens * acts->n_blocks), q = (size_t)(acts->n_tokens * acts->row_bytes);
     size_t rests = (size_t)(acts->n_tokens * acts->max_rest), sets = (size_t)sets_of(acts);
     size_t words = 2 * blocks + sets * (size_t)(1 + acts->max_rest) + rests;
-    char *memory = reserve(&shared_buffer, words * 4 + q + rests * BLOCK + CACHE_LINE);
+    size_t n_tiles = acts->tile_tokens ? sets * (size_t)(TOGETHER / acts->tile_tokens) : 0;
+    size_t tiles = n_tiles * (size_t)acts->tile_stride;
+    char *memory = reserve(&shared_buffer, tiles + words * 4 + q + rests * BLOCK + CACHE_LINE);
     if (!memory) return -1;
-    acts->scale = (float *)memory;
+    acts->tiles = tiles ? (uint8_t *)memory : NULL;
+    acts->scale = (float *)(memory + tiles);
     acts->sum = (int32_t *)(acts->scale + blocks);
     acts->rest_sum = acts->sum + blocks;
     acts->n_rest = acts->rest_sum + rests;
@@ -149,6 +184,10 @@ int matmul(const float *x, long n_tokens, long n_weights, const weight *const *w
         .n_blocks = (n_in / BLOCK + 15) / 16 * 16,
         .max_rest = (n_in / BLOCK + REFINED - 1) / REFINED,
     };
+    if (n_tokens >= active_kernels()->few_tokens) {
+        acts.tile_tokens = active_kernels()->tile_tokens;
+        acts.tile_stride = (n_in / BLOCK + acts.max_rest) * (long)tile_block_bytes(acts.tile_tokens);
+    }
     product job = {active_kernels(), x, &acts, n_tokens, n_weights, weights, outs};
     double bytes = 0;
     int blocks = 0;

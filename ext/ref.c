@@ -101,6 +101,6 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels ref_kernels = {
-    "ref", quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    "ref", 0, INT32_MAX, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
     attend_span, attend_tile, multiply_registers,
 };
