@@ -89,29 +89,17 @@ static void rope_one(const float *x, const float *freqs, long n_heads, long head
     }
 }
 
-/* 16 times: what rounding left of x, in units of scale / 254. Returns their sum. */
-static int32_t refine_half(const float *x, const int8_t *q, float scale, float inverse, int8_t *rest) {
+static void refine(const float *x, const input_block *of, input_block *out) {
+    float inverse = of->scale > 0 ? REST / of->scale : 0;
     int32_t sum = 0;
-    for (int j = 0; j < 16; j++) {
-        float shifted = (x[j] - scale * (float)q[j]) * inverse + 0x1.8p23f; /* rounds ties to even, as v_exp does */
+    for (int j = 0; j < BLOCK; j++) {
+        float shifted = (x[j] - of->scale * (float)of->q[j]) * inverse + 0x1.8p23f; /* rounds as v_exp does */
         int32_t rounded = (int32_t)(shifted - 0x1.8p23f);
-        rest[j] = (int8_t)rounded;
+        out->q[j] = (int8_t)rounded;
         sum += rounded;
     }
-    return sum;
-}
-
-static void refine(const float *x, const activations *acts, long token) {
-    long set = token / TOGETHER;
-    for (long i = 0; i < acts->n_rest[set]; i++) {
-        long block = acts->rest_block[set * acts->max_rest + i], at = token * acts->max_rest + i;
-        float scale = acts->scale[token * acts->n_blocks + block], inverse = scale > 0 ? 254 / scale : 0;
-        const int8_t *q = acts->q + token * acts->row_bytes + activation_at(block * BLOCK);
-        const float *left = x + block * BLOCK;
-        int8_t *rest = acts->rest + at * BLOCK;
-        acts->rest_sum[at] = refine_half(left, q, scale, inverse, rest) +
-                             refine_half(left + 16, q + 64, scale, inverse, rest + 16);
-    }
+    out->scale = of->scale / REST;
+    out->sum = sum;
 }
 
 /* ---- products ---- */

@@ -10,8 +10,7 @@
 
 enum {
     BLOCK = 32,        /* weights that share a scale */
-    GROUP = 128,       /* weights that one 512-bit register of nibbles holds: 4 blocks */
-    STRIP = 32,        /* rows of a weight that are handed out together */
+    STRIP = 32,        /* rows of a weight that lie, and are multiplied, side by side */
     MAX_THREADS = 256,
     MAX_HEAD_DIM = 256,
     MAX_SHARED = 64,   /* query heads that share a key/value head */
@@ -33,22 +32,34 @@ enum {
 /* The types that kernels multiply by. Everything in a file becomes one of these when it is loaded. */
 typedef enum { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, N_TYPES } weight_type;
 
-/* A prepared weight. A row of blocks holds all its scales, then (by type) all its minima, all its fifth
- * bits, and all its quants; see README.md. Quants are unsigned here: value = factor * d * (q - zero) + m. */
+/* A prepared weight. Rows of numbers follow each other as in the file. Blocks come in strips of 32 rows, and in
+ * a strip one block of every row after the other, so that a strip is read from front to back and lanes of a
+ * vector are rows. README.md draws it. Of each block of 32 rows there are
+ *
+ *     scales   [32] f16
+ *     minima   [32] f16                 of q4_1 and q5_1
+ *     fifth    [4][2][2] 64 bits        of q5_0 and q5_1: of quarter k, rows 0-15 and 16-31, low and high;
+ *                                       bit 4 * row + j as byte 4 * row + j of the quants
+ *     quants   [4][32][4] bytes         quarter k, row, j: the low nibble is element 4k + j, the high 16 + 4k + j
+ *              [8][32][4] bytes         of q8_0: element 4k + j
+ *
+ * Quants are unsigned here: value = factor * (d * (q - zero) + m). Rows missing in the last strip are zeros. */
 typedef struct {
     weight_type type;
     long n_out, n_in;
-    long n_blocks;      /* a row's */
-    long row_bytes;
-    long m, high, q;    /* where a row's minima, fifth bits and quants start, in bytes */
-    float factor;       /* a power of two, so that scales that were float32 fit into f16 */
-    uint8_t *data;      /* SLACK bytes behind the last row can be read */
+    long row_bytes;               /* of numbers */
+    long n_blocks, n_strips;      /* a row's; all */
+    long block_bytes, strip_bytes;
+    long m, fifth, q;             /* where minima, fifth bits and quants start in a block of 32 rows */
+    float factor;                 /* a power of two, so that scales that were float32 fit into f16 */
+    uint8_t *data;                /* SLACK bytes behind the last row can be read */
 } weight;
 
 enum { SLACK = 256 };
 
 /* Fills in everything but data, for rows of n_in weights. */
 void weight_layout(weight *w, weight_type type, long n_out, long n_in);
+size_t weight_bytes(const weight *w);
 
 /* What a type subtracts from its unsigned quants, and whether its blocks have a minimum. */
 static inline int zero_of(weight_type type) {
@@ -72,63 +83,57 @@ typedef struct {
 weight_type prepared_type(file_type type);
 long file_row_bytes(file_type type, long n_cols);
 
-/* Puts rows first..last-1 of the file's blocks to (row + i, col) of a weight. */
+/* Puts rows first..last-1 of the file's blocks to (row + i, col) of a weight. No two threads may put rows into
+ * the same strip. */
 void pack_rows(const file_blocks *from, const weight *to, long row, long col, long first, long last);
 
 /* One row of a prepared weight as float32, out[n_in]. */
 void unpack_row(const weight *w, long row, float *out);
 
-/* The 32 unsigned quants of a block. */
-void unpack_block(const weight *w, const uint8_t *row, long block, uint8_t q[BLOCK]);
+/* One block of one row. */
+typedef struct {
+    uint8_t q[BLOCK]; /* unsigned */
+    float d, m;       /* without the weight's factor */
+} plain_block;
+plain_block unpack_block(const weight *w, long row, long block);
 
 float f32_from_f16(uint16_t half);
 uint16_t f16_from_f32(float value);
 
 /* ---- activations ---- */
 
-/* Inputs as int8, quantized once for all weights that share them. In each group of 128 the first 16
- * elements of its 4 blocks come first, then the other 16 of each: the order in which nibbles unpack.
- * Rows are padded with zeros to whole groups; scale and sum to a multiple of 16 blocks.
+/* Inputs as int8, quantized once for all weights that share them, in tiles of one or several tokens: all the
+ * numbers of a tile that meet one block of weights lie side by side, as a tile_block
+ *
+ *     q          [8][tile_tokens][4] int8    elements 4k..4k+3 of each token
+ *     scale      [tile_tokens] float         x = scale * q
+ *     minus_sum  [tile_tokens] int32         of the 32 q
+ *     block      int32                       which block of the weights
+ *
+ * Tokens that aren't there, in the last tile, are zeros.
  *
  * A few inputs of a model are far larger than the rest and make their blocks coarse. So the coarsest quarter
- * of the blocks is refined: what rounding left, 1/254 as large, is quantized too and multiplied by the same
- * weights. That takes away four fifths of the error for a quarter more work. */
+ * of the blocks is refined: what rounding left is quantized too, and multiplied by the same weights as further
+ * tile_blocks behind the others. That takes away four fifths of the error for a quarter more work. */
 typedef struct {
     long n_tokens, n_in;
-    long row_bytes;   /* of q: n_in rounded up to whole groups */
-    long n_blocks;    /* of scale and sum: rounded up to a multiple of 16 */
-    int8_t *q;        /* [n_tokens, row_bytes] */
-    float *scale;     /* [n_tokens, n_blocks] x = scale * (q + rest / 254) */
-    int32_t *sum;     /* [n_tokens, n_blocks] of a block's q */
-    long max_rest;    /* how many blocks are refined at most */
-    int32_t *n_rest;  /* [n_tokens / TOGETHER] how many are */
-    int32_t *rest_block; /* [n_tokens / TOGETHER, max_rest] which */
-    int8_t *rest;     /* [n_tokens, max_rest, 32] in plain order */
-    int32_t *rest_sum; /* [n_tokens, max_rest] */
-    /* For several tokens also as tiles: of each `tile_tokens` tokens (a kernel's choice, which divides
-     * TOGETHER) one tile_block for each block and each refined block, in which all the tokens' numbers lie side
-     * by side in the order in which a panel of weights meets them. Tokens that aren't there are zeros. */
     long tile_tokens, tile_stride; /* bytes from tile to tile */
     uint8_t *tiles;
+    int32_t *n_tile_blocks;        /* of each tile */
 } activations;
 
-/* How a tile_block of n tokens lies in memory: q[8][n][4], scale[n], minus_sum[n], and the number of the
- * block of weights that it is multiplied by. */
-static inline size_t tile_block_bytes(long n) { return (size_t)(40 * n + 4 + 63) / 64 * 64; }
-#define TILE_BLOCK(n)          \
-    struct {                   \
-        int32_t q[8][n];       \
-        float scale[n];        \
-        int32_t minus_sum[n];  \
-        int32_t block;         \
-    }
-
-static const float REST_SCALE = 1.0f / 254; /* what rounding leaves is at most half a unit: 127 / 254 */
-
-static inline long activation_at(long element) {
-    long in_block = element % BLOCK;
-    return element / GROUP * GROUP + in_block / 16 * 64 + element % GROUP / BLOCK * 16 + in_block % 16;
+static inline size_t tile_block_bytes(long tile_tokens) {
+    return (size_t)(40 * tile_tokens + 4 + 63) / 64 * 64;
 }
+
+/* One token's blocks on their way into a tile. */
+typedef struct {
+    int8_t q[BLOCK];
+    float scale;
+    int32_t sum;
+} input_block;
+
+static const float REST = 254; /* what rounding leaves is at most half a unit of q: 127 / 254 */
 
 /* ---- one instruction set's kernels ---- */
 
@@ -143,14 +148,13 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    long tile_tokens, few_tokens; /* tiles are made from few_tokens tokens on */
-    /* One token's inputs -> row `token` of acts: q, scale and sum; then rest and rest_sum. */
-    void (*quantize)(const float *x, const activations *acts, long token);
-    void (*refine)(const float *x, const activations *acts, long token);
-    /* out[t * stride + row] for all tokens and rows first..last-1, last - first <= STRIP. `scratch` has
-     * scratch_bytes(n_in) of room. */
-    void (*multiply_blocks)(const weight *w, const activations *acts, long first, long last, float *out,
-                            long stride, void *scratch);
+    long tile_tokens; /* that multiply_blocks wants, if there are several; it divides TOGETHER */
+    void (*quantize)(const float *x, long n_blocks, input_block *out);
+    /* What `of` has left of x, in units of its scale / REST. */
+    void (*refine)(const float *x, const input_block *of, input_block *out);
+    /* out[t * stride + row] for all tokens and the rows of a strip. */
+    void (*multiply_blocks)(const weight *w, const activations *acts, long strip, float *out, long stride);
+    /* The same for rows first..last-1, last - first <= STRIP. `scratch` has scratch_bytes() of room. */
     void (*multiply_floats)(const weight *w, const float *x, long n_tokens, long first, long last, float *out,
                             long stride, void *scratch);
     void (*rms_norm)(const float *x, const float *scale, float eps, long dim, float *out);
@@ -170,7 +174,7 @@ typedef struct {
 } kernels;
 
 /* Room that a thread needs for any kernel above. */
-size_t scratch_bytes(long n_in, long shared_heads);
+size_t scratch_bytes(long shared_heads);
 
 extern const kernels ref_kernels, avx2_kernels, avx512_kernels;
 

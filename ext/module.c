@@ -139,11 +139,10 @@ static int parse_layout(weight *w, const char *name, Py_ssize_t n_out, Py_ssize_
         return fail(PyExc_ValueError, "no weight has the shape [%zd, %zd]", n_out, n_in);
     if (has_blocks(type) && n_in % BLOCK)
         return fail(PyExc_ValueError, "rows of blocks hold a multiple of %d weights, not %zd", BLOCK, n_in);
+    if ((double)n_out * (double)n_in > 1e15) return fail(PyExc_ValueError, "no computer has the memory for it");
     weight_layout(w, type, n_out, n_in);
     return 0;
 }
-
-static size_t weight_bytes(const weight *w) { return (size_t)w->n_out * (size_t)w->row_bytes + SLACK; }
 
 static PyObject *weight_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
     const char *name;

@@ -27,22 +27,19 @@ static void *reserve(buffer *b, size_t size) {
     return grown;
 }
 
-static int reserve_scratch(int threads, long n_in, long shared_heads) {
-    for (int i = 0; i < threads && i < MAX_THREADS; i++)
-        if (!reserve(&thread_buffers[i], scratch_bytes(n_in, shared_heads))) return -1;
-    return 0;
-}
-
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-size_t scratch_bytes(long n_in, long shared_heads) {
-    size_t groups = (size_t)(n_in + GROUP - 1) / GROUP;
-    /* a strip's quants as bytes with a float scale and minimum a block */
-    size_t blocks = groups * GROUP * STRIP + groups * 4 * STRIP * 2 * sizeof(float) + 4096;
+size_t scratch_bytes(long shared_heads) {
     size_t floats = (size_t)2 * STRIP * 1024 * sizeof(float);
     size_t rows = (size_t)shared_heads * TILE, width = MAX_HEAD_DIM + 64;
     size_t tile = (3 * 64 * width + rows * (64 + width + 2)) * sizeof(float);
-    return larger(larger(blocks, floats), shared_heads ? tile : 0);
+    return larger(floats, shared_heads ? tile : 0);
+}
+
+static int reserve_scratch(int threads, size_t size) {
+    for (int i = 0; i < threads && i < MAX_THREADS; i++)
+        if (!reserve(&thread_buffers[i], size)) return -1;
+    return 0;
 }
 
 static int worthwhile(int threads, double work) { return work < WORTH_A_THREAD ? 1 : threads; }
@@ -58,73 +55,74 @@ typedef struct {
     float *const *outs;
 } product;
 
-/* The blocks of tokens first..last-1 that carry most of the error, which goes with the square of the scale.
- * The threshold is found by bisection over the bits of a float, whose order is that of the numbers. */
-static void choose_blocks(const activations *acts, long first, long last) {
-    long n_blocks = acts->n_in / BLOCK, set = first / TOGETHER, n = 0;
-    union { float value; uint32_t bits; } error[n_blocks], high = {.value = 0};
+/* Marks the blocks of n tokens that carry most of the error, which goes with the square of the scale: at most
+ * one in REFINED. The threshold is found by bisection over the bits of a float, whose order is that of the
+ * numbers. */
+static void choose_blocks(const input_block *blocks, long n_blocks, long n, uint32_t *errors, char *chosen) {
+    uint32_t too_low = 0, enough = 1;
     for (long b = 0; b < n_blocks; b++) {
-        error[b].value = 0;
-        for (long t = first; t < last; t++) {
-            float scale = acts->scale[t * acts->n_blocks + b];
-            error[b].value += scale * scale;
-        }
-        high.bits = error[b].bits > high.bits ? error[b].bits : high.bits;
+        float error = 0;
+        for (long t = 0; t < n; t++) error += blocks[t * n_blocks + b].scale * blocks[t * n_blocks + b].scale;
+        memcpy(&errors[b], &error, 4);
+        if (errors[b] >= enough) enough = errors[b] + 1;
     }
-    uint32_t too_low = 0, enough = high.bits + 1;
     while (enough - too_low > 1 << 16) { /* to 1 part in 128 */
         uint32_t middle = too_low + (enough - too_low) / 2;
         long above = 0;
-        for (long b = 0; b < n_blocks; b++) above += error[b].bits >= middle;
-        *(above > acts->max_rest ? &too_low : &enough) = middle;
+        for (long b = 0; b < n_blocks; b++) above += errors[b] >= middle;
+        *(above * REFINED > n_blocks ? &too_low : &enough) = middle;
     }
-    for (long b = 0; b < n_blocks && n < acts->max_rest; b++)
-        if (error[b].bits >= enough) acts->rest_block[set * acts->max_rest + n++] = (int32_t)b;
-    acts->n_rest[set] = (int32_t)n;
+    for (long b = 0; b < n_blocks; b++) chosen[b] = errors[b] >= enough;
 }
 
-/* 32 integers of a block, in quarters of each half, into their places among the tile's other tokens. */
-static void put_block(uint8_t *to, long n, long t, const int8_t *first, const int8_t *other, float scale,
-                      int32_t sum) {
-    for (int k = 0; k < 8; k++) memcpy(to + (k * n + t) * 4, k < 4 ? first + 4 * k : other + 4 * k - 16, 4);
-    memcpy(to + 32 * n + 4 * t, &scale, 4);
-    memcpy(to + 36 * n + 4 * t, &(int32_t){-sum}, 4);
+static void put_block(uint8_t *to, long n, long t, int32_t block, const input_block *from) {
+    for (int k = 0; k < 8; k++) memcpy(to + (k * n + t) * 4, from->q + 4 * k, 4);
+    int32_t minus_sum = -from->sum;
+    memcpy(to + 32 * n + 4 * t, &from->scale, 4);
+    memcpy(to + 36 * n + 4 * t, &minus_sum, 4);
+    memcpy(to + 40 * n, &block, 4);
 }
 
-static void make_tile(const activations *acts, long tile) {
-    long n = acts->tile_tokens, set = tile * n / TOGETHER, n_blocks = acts->n_in / BLOCK;
+/* One tile of tokens first..last-1; blocks are theirs, x their inputs. */
+static void make_tile(const product *p, long first, long last, const input_block *blocks, const char *chosen) {
+    const activations *acts = p->acts;
+    long n = acts->tile_tokens, n_blocks = acts->n_in / BLOCK, n_rest = 0;
     size_t size = tile_block_bytes(n);
-    uint8_t *to = acts->tiles + tile * acts->tile_stride;
-    memset(to, 0, (size_t)acts->tile_stride);
-    for (long i = 0; i < n_blocks + acts->n_rest[set]; i++, to += size) {
-        long rest = i - n_blocks;
-        int32_t block = rest < 0 ? (int32_t)i : acts->rest_block[set * acts->max_rest + rest];
-        memcpy(to + 40 * n, &block, 4);
-        for (long t = 0; t < n && tile * n + t < acts->n_tokens; t++) {
-            long token = tile * n + t, at = token * acts->max_rest + rest;
-            float scale = acts->scale[token * acts->n_blocks + block];
-            const int8_t *q = acts->q + token * acts->row_bytes + activation_at(block * BLOCK);
-            const int8_t *left = acts->rest + at * BLOCK;
-            if (rest < 0)
-                put_block(to, n, t, q, q + 64, scale, acts->sum[token * acts->n_blocks + block]);
-            else
-                put_block(to, n, t, left, left + 16, scale * REST_SCALE, acts->rest_sum[at]);
+    uint8_t *to = acts->tiles + first / n * acts->tile_stride;
+    if (last - first < n) memset(to, 0, (size_t)acts->tile_stride);
+    for (long b = 0; b < n_blocks; b++) {
+        for (long t = 0; t < last - first; t++)
+            put_block(to + (size_t)b * size, n, t, (int32_t)b, &blocks[t * n_blocks + b]);
+        if (!chosen[b]) continue;
+        for (long t = 0; t < last - first; t++) {
+            input_block rest;
+            p->k->refine(p->x + (first + t) * acts->n_in + b * BLOCK, &blocks[t * n_blocks + b], &rest);
+            put_block(to + (size_t)(n_blocks + n_rest) * size, n, t, (int32_t)b, &rest);
         }
+        n_rest++;
+    }
+    acts->n_tile_blocks[first / n] = (int32_t)(n_blocks + n_rest);
+}
+
+/* TOGETHER tokens share a choice of blocks, so that the choice doesn't depend on a kernel's tiles. */
+static void quantize_sets(void *job, long first, long last, int worker) {
+    product *p = job;
+    long n_in = p->acts->n_in, n_blocks = n_in / BLOCK, n = p->acts->tile_tokens;
+    input_block *blocks = thread_buffers[worker].data;
+    uint32_t *errors = (uint32_t *)(blocks + TOGETHER * n_blocks);
+    char *chosen = (char *)(errors + n_blocks);
+    for (long start = first * TOGETHER; start < last * TOGETHER && start < p->n_tokens; start += TOGETHER) {
+        long end = start + TOGETHER < p->n_tokens ? start + TOGETHER : p->n_tokens;
+        for (long t = start; t < end; t++) p->k->quantize(p->x + t * n_in, n_blocks, blocks + (t - start) * n_blocks);
+        choose_blocks(blocks, n_blocks, end - start, errors, chosen);
+        for (long t = start; t < end; t += n)
+            make_tile(p, t, t + n < end ? t + n : end, blocks + (t - start) * n_blocks, chosen);
     }
 }
 
-static void quantize_sets(void *job, long first, long last, int worker) {
-    (void)worker;
-    product *p = job;
-    for (long set = first; set < last; set++) {
-        long start = set * TOGETHER, end = start + TOGETHER;
-        if (end > p->n_tokens) end = p->n_tokens;
-        for (long t = start; t < end; t++) p->k->quantize(p->x + t * p->acts->n_in, p->acts, t);
-        choose_blocks(p->acts, start, end);
-        for (long t = start; t < end; t++) p->k->refine(p->x + t * p->acts->n_in, p->acts, t);
-        for (long t = start; p->acts->tiles && t < end; t += p->acts->tile_tokens)
-            make_tile(p->acts, t / p->acts->tile_tokens);
-    }
+static size_t quantizing_bytes(long n_in) {
+    size_t n_blocks = (size_t)(n_in / BLOCK);
+    return n_blocks * (TOGETHER * sizeof(input_block) + sizeof(uint32_t) + 1);
 }
 
 static long strips_of(const weight *w) { return (w->n_out + STRIP - 1) / STRIP; }
@@ -139,7 +137,7 @@ static void multiply_strips(void *job, long first, long last, int worker) {
         for (long s = first > 0 ? first : 0; s < last && s < n; s++) {
             long row = s * STRIP, end = row + STRIP < w->n_out ? row + STRIP : w->n_out;
             if (has_blocks(w->type))
-                p->k->multiply_blocks(w, p->acts, row, end, p->outs[i], w->n_out, scratch);
+                p->k->multiply_blocks(w, p->acts, s, p->outs[i], w->n_out);
             else
                 p->k->multiply_floats(w, p->x, p->n_tokens, row, end, p->outs[i], w->n_out, scratch);
         }
@@ -147,58 +145,35 @@ static void multiply_strips(void *job, long first, long last, int worker) {
     }
 }
 
-static long sets_of(const activations *acts) { return (acts->n_tokens + TOGETHER - 1) / TOGETHER; }
+static long sets_of(long n_tokens) { return (n_tokens + TOGETHER - 1) / TOGETHER; }
 
 static int reserve_activations(activations *acts) {
-    size_t blocks = (size_t)(acts->n_tokens * acts->n_blocks), q = (size_t)(acts->n_tokens * acts->row_bytes);
-    size_t rests = (size_t)(acts->n_tokens * acts->max_rest), sets = (size_t)sets_of(acts);
-    size_t words = 2 * blocks + sets * (size_t)(1 + acts->max_rest) + rests;
-    size_t n_tiles = acts->tile_tokens ? sets * (size_t)(TOGETHER / acts->tile_tokens) : 0;
-    size_t tiles = n_tiles * (size_t)acts->tile_stride;
-    char *memory = reserve(&shared_buffer, tiles + words * 4 + q + rests * BLOCK + CACHE_LINE);
-    if (!memory) return -1;
-    acts->tiles = tiles ? (uint8_t *)memory : NULL;
-    acts->scale = (float *)(memory + tiles);
-    acts->sum = (int32_t *)(acts->scale + blocks);
-    acts->rest_sum = acts->sum + blocks;
-    acts->n_rest = acts->rest_sum + rests;
-    acts->rest_block = acts->n_rest + sets;
-    acts->q = (int8_t *)(acts->rest_block + sets * (size_t)acts->max_rest);
-    acts->rest = acts->q + q;
-    for (long t = 0; t < acts->n_tokens; t++) { /* the padding behind each row counts as zeros */
-        long used = acts->n_in / BLOCK, group = acts->n_in / GROUP * GROUP;
-        memset(acts->q + t * acts->row_bytes + group, 0, (size_t)(acts->row_bytes - group));
-        memset(acts->scale + t * acts->n_blocks + used, 0, (size_t)(acts->n_blocks - used) * 4);
-        memset(acts->sum + t * acts->n_blocks + used, 0, (size_t)(acts->n_blocks - used) * 4);
-    }
+    long n_blocks = acts->n_in / BLOCK, n_tiles = (acts->n_tokens + acts->tile_tokens - 1) / acts->tile_tokens;
+    acts->tile_stride = (n_blocks + n_blocks / REFINED) * (long)tile_block_bytes(acts->tile_tokens);
+    size_t tiles = (size_t)(n_tiles * acts->tile_stride);
+    acts->tiles = reserve(&shared_buffer, tiles + (size_t)n_tiles * sizeof(int32_t));
+    if (!acts->tiles) return -1;
+    acts->n_tile_blocks = (int32_t *)(acts->tiles + tiles);
     return 0;
 }
 
 int matmul(const float *x, long n_tokens, long n_weights, const weight *const *weights, float *const *outs,
            int threads) {
+    const kernels *k = active_kernels();
     long n_in = weights[0]->n_in, strips = 0;
-    activations acts = {
-        .n_tokens = n_tokens,
-        .n_in = n_in,
-        .row_bytes = (n_in + GROUP - 1) / GROUP * GROUP,
-        .n_blocks = (n_in / BLOCK + 15) / 16 * 16,
-        .max_rest = (n_in / BLOCK + REFINED - 1) / REFINED,
-    };
-    if (n_tokens >= active_kernels()->few_tokens) {
-        acts.tile_tokens = active_kernels()->tile_tokens;
-        acts.tile_stride = (n_in / BLOCK + acts.max_rest) * (long)tile_block_bytes(acts.tile_tokens);
-    }
-    product job = {active_kernels(), x, &acts, n_tokens, n_weights, weights, outs};
+    activations acts = {.n_tokens = n_tokens, .n_in = n_in, .tile_tokens = n_tokens > 2 ? k->tile_tokens : 1};
+    product job = {k, x, &acts, n_tokens, n_weights, weights, outs};
     double bytes = 0;
     int blocks = 0;
     for (long i = 0; i < n_weights; i++) {
         strips += strips_of(weights[i]);
-        bytes += (double)weights[i]->n_out * (double)weights[i]->row_bytes;
+        bytes += (double)weight_bytes(weights[i]);
         blocks |= has_blocks(weights[i]->type);
     }
     threads = worthwhile(threads, bytes * (double)n_tokens);
-    if (reserve_scratch(threads, n_in, 0) || (blocks && reserve_activations(&acts))) return -1;
-    if (blocks) run_parallel(threads, sets_of(&acts), 1, quantize_sets, &job);
+    if (reserve_scratch(threads, larger(scratch_bytes(0), quantizing_bytes(n_in)))) return -1;
+    if (blocks && reserve_activations(&acts)) return -1;
+    if (blocks) run_parallel(threads, sets_of(n_tokens), 1, quantize_sets, &job);
     run_parallel(threads, strips, 2, multiply_strips, &job);
     return 0;
 }
@@ -278,7 +253,7 @@ int attention(const heads *h, int threads) {
     attending job = {active_kernels(), h, (h->n_tokens + TILE - 1) / TILE, NULL};
     double work = (double)h->n_tokens * (double)(h->pos + h->n_tokens) * (double)h->n_heads;
     threads = worthwhile(threads, work * (double)h->head_dim / 16);
-    if (reserve_scratch(threads, 0, shared_by(h))) return -1;
+    if (reserve_scratch(threads, scratch_bytes(shared_by(h)))) return -1;
     run_parallel(threads, job.pieces * h->n_kv_heads, 1, attend_tiles, &job);
     return 0;
 }
@@ -341,16 +316,18 @@ typedef struct {
     long row, col;
 } packing;
 
+/* By strips of the weight, which no two threads may share. */
 static void pack_some(void *job, long first, long last, int worker) {
     (void)worker;
     packing *p = job;
-    pack_rows(p->from, p->to, p->row, p->col, first, last);
+    long start = first * STRIP - p->row % STRIP, end = last * STRIP - p->row % STRIP;
+    pack_rows(p->from, p->to, p->row, p->col, start < 0 ? 0 : start, end < p->from->n_rows ? end : p->from->n_rows);
 }
 
 int pack(const file_blocks *from, const weight *to, long row, long col, int threads) {
     packing job = {from, to, row, col};
-    double bytes = (double)from->n_rows * (double)to->row_bytes;
-    run_parallel(worthwhile(threads, bytes), from->n_rows, 64, pack_some, &job);
+    long strips = (row % STRIP + from->n_rows + STRIP - 1) / STRIP;
+    run_parallel(worthwhile(threads, (double)weight_bytes(to)), strips, 2, pack_some, &job);
     return 0;
 }
 

@@ -57,18 +57,20 @@ void weight_layout(weight *w, weight_type type, long n_out, long n_in) {
     static const int bytes[N_TYPES] = {4, 2, 2};
     memset(w, 0, sizeof *w);
     w->type = type, w->n_out = n_out, w->n_in = n_in, w->factor = 1;
-    /* Long rows begin on a cache line, as do their parts; in short ones padding would cost a tenth. */
-    long align = n_in < 4096 ? 4 : 64;
     if (!has_blocks(type)) {
-        w->row_bytes = padded(n_in * bytes[type], align);
+        w->row_bytes = padded(n_in * bytes[type], 4);
         return;
     }
-    w->n_blocks = n_in / BLOCK;
-    long scales = padded(w->n_blocks * 2, align), groups = (w->n_blocks + 3) / 4;
-    w->m = scales;
-    w->high = w->m + (has_minimum(type) ? scales : 0);
-    w->q = w->high + (type == Q5_0 || type == Q5_1 ? padded(groups * 16, align) : 0);
-    w->row_bytes = w->q + padded(type == Q8_0 ? groups * GROUP : w->n_blocks * 16, align);
+    w->n_blocks = n_in / BLOCK, w->n_strips = (n_out + STRIP - 1) / STRIP;
+    w->m = 2 * STRIP;
+    w->fifth = w->m + (has_minimum(type) ? 2 * STRIP : 0);
+    w->q = w->fifth + (type == Q5_0 || type == Q5_1 ? STRIP * BLOCK / 8 : 0);
+    w->block_bytes = w->q + STRIP * (type == Q8_0 ? BLOCK : BLOCK / 2);
+    w->strip_bytes = w->n_blocks * w->block_bytes;
+}
+
+size_t weight_bytes(const weight *w) {
+    return (size_t)(has_blocks(w->type) ? w->n_strips * w->strip_bytes : w->n_out * w->row_bytes) + SLACK;
 }
 
 /* ---- from the file ---- */
@@ -137,55 +139,76 @@ static void halve_nibbles(const uint8_t *from, uint8_t *to) {
     }
 }
 
-static void pack_block(file_type type, block_view from, const weight *to, uint8_t *row, long i) {
-    write_u16(row + 2 * i, from.d);
-    if (has_minimum(to->type)) write_u16(row + to->m + 2 * i, from.m);
-    if (from.high) { /* a group's bits of first halves, 8 bytes, then those of second halves */
-        uint8_t *high = row + to->high + i / 4 * 16 + i % 4 * 2;
-        memcpy(high, from.high, 2);
-        memcpy(high + 8, from.high + 2, 2);
-    }
+/* Where a block of a row's strip begins. */
+static uint8_t *block_at(const weight *w, long row, long block) {
+    return w->data + row / STRIP * w->strip_bytes + block * w->block_bytes;
+}
+
+/* The nibble with the fifth bits of elements 4k..4k+3 (half 0) or 16 + those (half 1). */
+static uint8_t *fifth_at(const weight *w, uint8_t *block, long lane, int k, int half) {
+    return block + w->fifth + k * 32 + lane / 16 * 16 + half * 8 + lane % 16 / 2;
+}
+
+static void pack_fifth_bits(const weight *to, uint8_t *block, long lane, const uint8_t bits[4]) {
+    int shift = lane % 2 * 4;
+    for (int half = 0; half < 2; half++)
+        for (int k = 0; k < 4; k++) {
+            uint8_t four = bits[half * 2 + k / 2] >> k % 2 * 4 & 15, *at = fifth_at(to, block, lane, k, half);
+            *at = (uint8_t)((*at & ~(15 << shift)) | four << shift);
+        }
+}
+
+static void pack_block(file_type type, block_view from, const weight *to, uint8_t *block, long lane) {
+    uint8_t halves[BLOCK], *q = block + to->q + lane * 4;
+    write_u16(block + 2 * lane, from.d);
+    if (has_minimum(to->type)) write_u16(block + to->m + 2 * lane, from.m);
+    if (from.high) pack_fifth_bits(to, block, lane, from.high);
     if (type == FILE_Q8_0) {
-        uint8_t *q = row + to->q + i / 4 * GROUP + i % 4 * 16;
-        for (int j = 0; j < 16; j++) q[j] = from.q[j] ^ 0x80, q[j + 64] = from.q[j + 16] ^ 0x80;
-    } else if (type >= FILE_Q4_0_2023) {
-        halve_nibbles(from.q, row + to->q + 16 * i);
-    } else {
-        memcpy(row + to->q + 16 * i, from.q, 16);
+        for (int j = 0; j < BLOCK; j++) halves[j] = from.q[j] ^ 0x80;
+        for (int k = 0; k < 8; k++) memcpy(q + k * 4 * STRIP, halves + 4 * k, 4);
+        return;
     }
+    if (type >= FILE_Q4_0_2023) {
+        halve_nibbles(from.q, halves);
+        from.q = halves;
+    }
+    for (int k = 0; k < 4; k++) memcpy(q + k * 4 * STRIP, from.q + 4 * k, 4);
 }
 
 void pack_rows(const file_blocks *from, const weight *to, long row, long col, long first, long last) {
-    long from_bytes = file_row_bytes(from->type, from->n_cols);
-    long n_blocks = from->n_cols / BLOCK, start = col / BLOCK;
+    long from_bytes = file_row_bytes(from->type, from->n_cols), n_blocks = from->n_cols / BLOCK;
     for (long r = first; r < last; r++) {
         const uint8_t *source = from->data + r * from_bytes;
-        uint8_t *target = to->data + (row + r) * to->row_bytes;
         if (!has_blocks(to->type)) {
+            uint8_t *target = to->data + (row + r) * to->row_bytes;
             memcpy(target + col * file_types[from->type].bytes, source, (size_t)from_bytes);
             continue;
         }
         for (long i = 0; i < n_blocks; i++)
-            pack_block(from->type, view_block(from->type, source, n_blocks, i, to->factor), to, target,
-                       start + i);
+            pack_block(from->type, view_block(from->type, source, n_blocks, i, to->factor), to,
+                       block_at(to, row + r, col / BLOCK + i), (row + r) % STRIP);
     }
 }
 
 /* ---- and back ---- */
 
-void unpack_block(const weight *w, const uint8_t *row, long block, uint8_t q[BLOCK]) {
-    if (w->type == Q8_0) {
-        const uint8_t *at = row + w->q + block / 4 * GROUP + block % 4 * 16;
-        memcpy(q, at, 16);
-        memcpy(q + 16, at + 64, 16);
-        return;
+plain_block unpack_block(const weight *w, long row, long block) {
+    plain_block plain;
+    long lane = row % STRIP;
+    uint8_t *at = block_at(w, row, block), *q = at + w->q + lane * 4;
+    plain.d = f32_from_f16(read_u16(at + 2 * lane));
+    plain.m = has_minimum(w->type) ? f32_from_f16(read_u16(at + w->m + 2 * lane)) : 0;
+    for (int i = 0; i < BLOCK; i++) {
+        int half = i / 16, k = i % 16 / 4, j = i % 4;
+        if (w->type == Q8_0) {
+            plain.q[i] = q[(half * 4 + k) * 4 * STRIP + j];
+            continue;
+        }
+        plain.q[i] = q[k * 4 * STRIP + j] >> half * 4 & 15;
+        if (w->type == Q5_0 || w->type == Q5_1)
+            plain.q[i] |= (*fifth_at(w, at, lane, k, half) >> (lane % 2 * 4 + j) & 1) << 4;
     }
-    const uint8_t *at = row + w->q + 16 * block;
-    for (int j = 0; j < 16; j++) q[j] = at[j] & 15, q[j + 16] = at[j] >> 4;
-    if (w->type != Q5_0 && w->type != Q5_1) return;
-    const uint8_t *high = row + w->high + block / 4 * 16 + block % 4 * 2;
-    uint16_t first = read_u16(high), second = read_u16(high + 8);
-    for (int j = 0; j < 16; j++) q[j] |= (first >> j & 1) << 4, q[j + 16] |= (second >> j & 1) << 4;
+    return plain;
 }
 
 static void unpack_floats(const weight *w, const uint8_t *row, float *out) {
@@ -201,17 +224,14 @@ static void unpack_floats(const weight *w, const uint8_t *row, float *out) {
     }
 }
 
-void unpack_row(const weight *w, long index, float *out) {
-    const uint8_t *row = w->data + index * w->row_bytes;
+void unpack_row(const weight *w, long row, float *out) {
     if (!has_blocks(w->type)) {
-        unpack_floats(w, row, out);
+        unpack_floats(w, w->data + row * w->row_bytes, out);
         return;
     }
     for (long b = 0; b < w->n_blocks; b++) {
-        uint8_t q[BLOCK];
-        unpack_block(w, row, b, q);
-        float d = w->factor * f32_from_f16(read_u16(row + 2 * b));
-        float m = has_minimum(w->type) ? w->factor * f32_from_f16(read_u16(row + w->m + 2 * b)) : 0;
-        for (int j = 0; j < BLOCK; j++) out[b * BLOCK + j] = (float)(q[j] - zero_of(w->type)) * d + m;
+        plain_block plain = unpack_block(w, row, b);
+        float d = w->factor * plain.d, m = w->factor * plain.m;
+        for (int j = 0; j < BLOCK; j++) out[b * BLOCK + j] = (float)(plain.q[j] - zero_of(w->type)) * d + m;
     }
 }

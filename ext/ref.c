@@ -34,62 +34,49 @@ static void to_f16(const float *x, long n, uint16_t *out) {
 }
 
 /* Of each block: scale = max |x| / 127, q = x / scale to the nearest integer, ties to even. */
-static void quantize(const float *x, const activations *acts, long token) {
-    int8_t *q = acts->q + token * acts->row_bytes;
-    for (long b = 0; b < acts->n_in / BLOCK; b++) {
+static void quantize(const float *x, long n_blocks, input_block *out) {
+    for (; n_blocks-- > 0; x += BLOCK, out++) {
         float largest = 0;
-        for (int j = 0; j < BLOCK; j++) largest = fmaxf(largest, fabsf(x[b * BLOCK + j]));
+        for (int j = 0; j < BLOCK; j++) largest = fmaxf(largest, fabsf(x[j]));
         float inverse = largest > 0 ? 127 / largest : 0;
-        int32_t sum = 0;
+        out->scale = largest / 127;
+        out->sum = 0;
         for (int j = 0; j < BLOCK; j++) {
-            int8_t rounded = (int8_t)rintf(x[b * BLOCK + j] * inverse);
-            q[activation_at(b * BLOCK + j)] = rounded;
-            sum += rounded;
+            out->q[j] = (int8_t)rintf(x[j] * inverse);
+            out->sum += out->q[j];
         }
-        acts->scale[token * acts->n_blocks + b] = largest / 127;
-        acts->sum[token * acts->n_blocks + b] = sum;
     }
 }
 
-static float f16_at(const uint8_t *p) {
-    uint16_t half;
-    memcpy(&half, p, 2);
-    return f32_from_f16(half);
+/* A block of a row of weights times a block of one token. The sum of products is exact. */
+static float block_product(const weight *w, const plain_block *plain, const uint8_t *x, long n, long t) {
+    const int8_t *q = (const int8_t *)x;
+    float scale;
+    int32_t minus_sum, product = 0;
+    memcpy(&scale, x + 32 * n + 4 * t, 4);
+    memcpy(&minus_sum, x + 36 * n + 4 * t, 4);
+    for (int j = 0; j < BLOCK; j++) product += (plain->q[j] - zero_of(w->type)) * q[(j / 4 * n + t) * 4 + j % 4];
+    return plain->d * scale * (float)product - plain->m * scale * (float)minus_sum;
 }
 
-/* A block of weights times 32 integers: first[16], other[16]. The sum of products is exact. */
-static float block_product(const weight *w, const uint8_t *row, long b, const int8_t *first, const int8_t *other,
-                           int32_t sum, float scale) {
-    uint8_t q[BLOCK];
-    int32_t product = 0;
-    unpack_block(w, row, b, q);
-    for (int j = 0; j < 16; j++)
-        product += (q[j] - zero_of(w->type)) * first[j] + (q[j + 16] - zero_of(w->type)) * other[j];
-    float result = f16_at(row + 2 * b) * scale * (float)product;
-    return has_minimum(w->type) ? result + f16_at(row + w->m + 2 * b) * scale * (float)sum : result;
-}
-
-static float row_product(const weight *w, const uint8_t *row, const activations *acts, long token) {
-    const float *scale = acts->scale + token * acts->n_blocks;
-    float total = 0;
-    for (long b = 0; b < w->n_blocks; b++) {
-        const int8_t *q = acts->q + token * acts->row_bytes + activation_at(b * BLOCK);
-        total += block_product(w, row, b, q, q + 64, acts->sum[token * acts->n_blocks + b], scale[b]);
+static void multiply_row(const weight *w, const activations *acts, long row, float *out, long stride) {
+    for (long token = 0; token < acts->n_tokens; token++) {
+        long n = acts->tile_tokens, tile = token / n;
+        const uint8_t *x = acts->tiles + tile * acts->tile_stride;
+        float total = 0;
+        for (long i = 0; i < acts->n_tile_blocks[tile]; i++, x += tile_block_bytes(n)) {
+            int32_t block;
+            memcpy(&block, x + 40 * n, 4);
+            plain_block plain = unpack_block(w, row, block);
+            total += block_product(w, &plain, x, n, token % n);
+        }
+        out[token * stride + row] = total * w->factor;
     }
-    for (long i = 0; i < acts->n_rest[token / TOGETHER]; i++) {
-        long b = acts->rest_block[token / TOGETHER * acts->max_rest + i], at = token * acts->max_rest + i;
-        const int8_t *rest = acts->rest + at * BLOCK;
-        total += block_product(w, row, b, rest, rest + 16, acts->rest_sum[at], scale[b] * REST_SCALE);
-    }
-    return total * w->factor;
 }
 
-static void multiply_blocks(const weight *w, const activations *acts, long first, long last, float *out,
-                            long stride, void *scratch) {
-    (void)scratch;
-    for (long row = first; row < last; row++)
-        for (long t = 0; t < acts->n_tokens; t++)
-            out[t * stride + row] = row_product(w, w->data + row * w->row_bytes, acts, t);
+static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
+    for (long row = strip * STRIP; row < smaller((strip + 1) * STRIP, w->n_out); row++)
+        multiply_row(w, acts, row, out, stride);
 }
 
 static double multiply_registers(long rounds, float *sink) {
@@ -101,6 +88,6 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels ref_kernels = {
-    "ref", 0, INT32_MAX, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    "ref", 1, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
     attend_span, attend_tile, multiply_registers,
 };

@@ -95,8 +95,8 @@ def test_integer_sums_are_exact(type, n_tokens, level):
 @pytest.mark.parametrize("type", ["q4_0", "q8_0"])
 def test_inputs_round_as_the_reference_rounds_them(type, level):
     """The unit matrix shows the quantized inputs themselves; a unit of theirs is 1/127/254 of the largest."""
-    unit = Tensor.from_array("", np.eye(96, dtype=np.float32) * 8, type)
-    x = np.concatenate([normal(5, 96), np.full((1, 96), 0.5, np.float32), np.zeros((1, 96), np.float32)])
+    unit = Tensor.from_array("", np.eye(160, dtype=np.float32) * 8, type)
+    x = np.concatenate([normal(5, 160), np.full((1, 160), 0.5, np.float32), np.zeros((1, 160), np.float32)])
     x[0, :32] *= 1e-30
     got = matmul(x, unit)
     _native.use_level("ref")
