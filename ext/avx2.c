@@ -98,8 +98,11 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* GCC would first compute all products, put them aside on the stack, and then add them up. */
+#define DO_NOW(x) __asm__("" : "+x"(x))
+
 /* TOKENS of a tile; how far ahead of its use a strip is asked for, in bytes. */
-enum { TOKENS = 4, AHEAD = 4096 };
+enum { TOKENS = 6, AHEAD = 8192 };
 
 /* 16 in each byte whose bit is set. */
 INLINE __m256i fifth_bits(const uint8_t *bits) {
@@ -170,6 +173,7 @@ INLINE void block_products(const weight_type type, const int n, const weight *w,
             for (int t = 0; t < n; t++) {
                 __m256i product = byte_products(type, halves[half], broadcast_int(x + ((4 * half + k) * n + t) * 4));
                 words[t] = in_words ? _mm256_add_epi16(words[t], product) : product;
+                DO_NOW(words[t]);
                 if (in_words + 1 < together(type)) continue;
                 product = dword_sums(words[t]);
                 sums[t] = step < together(type) ? product : _mm256_add_epi32(sums[t], product);
@@ -211,7 +215,7 @@ INLINE void multiply_columns(const weight_type type, const int n, const int colu
             int32_t number;
             memcpy(&number, x + 40 * n, 4);
             const uint8_t *block = data + number * w->block_bytes;
-            if (n == 1 && i < w->n_blocks)
+            if (n == 1)
                 for (long at = 0; at < w->block_bytes; at += 64)
                     _mm_prefetch((const char *)(block + AHEAD + at), _MM_HINT_T0);
             UNROLL
@@ -230,8 +234,8 @@ INLINE void multiply_type(const weight_type type, const weight *w, const activat
         multiply_columns(type, 1, 4, 0, w, acts, strip, out, stride);
         return;
     }
-    multiply_columns(type, TOKENS, 2, 0, w, acts, strip, out, stride);
-    multiply_columns(type, TOKENS, 2, 2, w, acts, strip, out, stride);
+    for (int column = 0; column < STRIP / 8; column++)
+        multiply_columns(type, TOKENS, 1, column, w, acts, strip, out, stride);
 }
 
 static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {

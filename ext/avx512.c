@@ -85,7 +85,7 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
 #define INLINE static inline __attribute__((always_inline))
 
 /* How far ahead of its use a strip is asked for, in bytes. */
-enum { AHEAD = 4096 };
+enum { AHEAD = 8192 };
 
 /* Quarter k of 16 rows (half 0 or 1 of the strip): elements 4k..4k+3, and 16 + those, as unsigned bytes. */
 INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block, int k, int half, __m512i *low,
@@ -122,12 +122,14 @@ INLINE __m512 broadcast_float(const uint8_t *p) { return _mm512_castsi512_ps(bro
 INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block,
                       const uint8_t *x, __m512 *left, __m512 *right) {
     const int shift = type == Q4_0 ? 3 : type == Q5_0 ? 4 : 7; /* zero_of(type) = 1 << shift */
-    __m512i a[TILE_TOKENS], b[TILE_TOKENS];
+    /* A single token's two sums would wait for each other: it gets two more, for the other elements. */
+    const int more = n == 1;
+    __m512i a[2][TILE_TOKENS], b[2][TILE_TOKENS];
     UNROLL
     for (int t = 0; t < n; t++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
-        a[t] = _mm512_setzero_si512();
-        if (zero_of(type)) a[t] = _mm512_slli_epi32(broadcast_int(x + 36 * n + 4 * t), shift);
-        b[t] = a[t];
+        a[more][t] = _mm512_setzero_si512(), b[more][t] = a[more][t], a[0][t] = a[more][t];
+        if (zero_of(type)) a[0][t] = _mm512_slli_epi32(broadcast_int(x + 36 * n + 4 * t), shift);
+        b[0][t] = a[0][t];
     }
     UNROLL
     for (int k = 0; k < 4; k++) {
@@ -137,22 +139,23 @@ INLINE void add_block(const weight_type type, const int n, const weight *w, cons
         UNROLL
         for (int t = 0; t < n; t++) {
             const __m512i first = broadcast_int(x + (k * n + t) * 4);
-            a[t] = _mm512_dpbusd_epi32(a[t], low[0], first);
-            b[t] = _mm512_dpbusd_epi32(b[t], low[1], first);
+            a[0][t] = _mm512_dpbusd_epi32(a[0][t], low[0], first);
+            b[0][t] = _mm512_dpbusd_epi32(b[0][t], low[1], first);
         }
         UNROLL
         for (int t = 0; t < n; t++) {
             const __m512i other = broadcast_int(x + ((4 + k) * n + t) * 4);
-            a[t] = _mm512_dpbusd_epi32(a[t], high[0], other);
-            b[t] = _mm512_dpbusd_epi32(b[t], high[1], other);
+            a[more][t] = _mm512_dpbusd_epi32(a[more][t], high[0], other);
+            b[more][t] = _mm512_dpbusd_epi32(b[more][t], high[1], other);
         }
     }
     const __m512 d = load_scales(block), e = load_scales(block + 32);
     UNROLL
     for (int t = 0; t < n; t++) {
         const __m512 scale = broadcast_float(x + 32 * n + 4 * t);
-        left[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[t]), _mm512_mul_ps(d, scale), left[t]);
-        right[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b[t]), _mm512_mul_ps(e, scale), right[t]);
+        if (more) a[0][t] = _mm512_add_epi32(a[0][t], a[1][t]), b[0][t] = _mm512_add_epi32(b[0][t], b[1][t]);
+        left[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[0][t]), _mm512_mul_ps(d, scale), left[t]);
+        right[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b[0][t]), _mm512_mul_ps(e, scale), right[t]);
     }
     if (!has_minimum(type)) return;
     const __m512 m = load_scales(block + w->m), l = load_scales(block + w->m + 32);
@@ -180,7 +183,7 @@ INLINE void multiply_strip(const weight_type type, const int n, const weight *w,
             int32_t number;
             memcpy(&number, x + 40 * n, 4);
             const uint8_t *block = data + number * w->block_bytes;
-            if (n == 1 && i < w->n_blocks)
+            if (n == 1)
                 for (long at = 0; at < w->block_bytes; at += 64)
                     _mm_prefetch((const char *)(block + AHEAD + at), _MM_HINT_T0);
             add_block(type, n, w, block, x, left, right);

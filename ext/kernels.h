@@ -113,8 +113,8 @@ uint16_t f16_from_f32(float value);
  * Tokens that aren't there, in the last tile, are zeros.
  *
  * A few inputs of a model are far larger than the rest and make their blocks coarse. So the coarsest quarter
- * of the blocks is refined: what rounding left is quantized too, and multiplied by the same weights as further
- * tile_blocks behind the others. That takes away four fifths of the error for a quarter more work. */
+ * of the blocks is refined: what rounding left is quantized too, as a second tile_block for the same block of
+ * weights. That takes away four fifths of the error for a quarter more work. */
 typedef struct {
     long n_tokens, n_in;
     long tile_tokens, tile_stride; /* bytes from tile to tile */

@@ -86,22 +86,21 @@ static void put_block(uint8_t *to, long n, long t, int32_t block, const input_bl
 /* One tile of tokens first..last-1; blocks are theirs, x their inputs. */
 static void make_tile(const product *p, long first, long last, const input_block *blocks, const char *chosen) {
     const activations *acts = p->acts;
-    long n = acts->tile_tokens, n_blocks = acts->n_in / BLOCK, n_rest = 0;
+    long n = acts->tile_tokens, n_blocks = acts->n_in / BLOCK;
     size_t size = tile_block_bytes(n);
-    uint8_t *to = acts->tiles + first / n * acts->tile_stride;
-    if (last - first < n) memset(to, 0, (size_t)acts->tile_stride);
-    for (long b = 0; b < n_blocks; b++) {
-        for (long t = 0; t < last - first; t++)
-            put_block(to + (size_t)b * size, n, t, (int32_t)b, &blocks[t * n_blocks + b]);
+    uint8_t *start = acts->tiles + first / n * acts->tile_stride, *to = start;
+    if (last - first < n) memset(start, 0, (size_t)acts->tile_stride);
+    for (long b = 0; b < n_blocks; b++, to += size) {
+        for (long t = 0; t < last - first; t++) put_block(to, n, t, (int32_t)b, &blocks[t * n_blocks + b]);
         if (!chosen[b]) continue;
+        to += size;
         for (long t = 0; t < last - first; t++) {
             input_block rest;
             p->k->refine(p->x + (first + t) * acts->n_in + b * BLOCK, &blocks[t * n_blocks + b], &rest);
-            put_block(to + (size_t)(n_blocks + n_rest) * size, n, t, (int32_t)b, &rest);
+            put_block(to, n, t, (int32_t)b, &rest);
         }
-        n_rest++;
     }
-    acts->n_tile_blocks[first / n] = (int32_t)(n_blocks + n_rest);
+    acts->n_tile_blocks[first / n] = (int32_t)((size_t)(to - start) / size);
 }
 
 /* TOGETHER tokens share a choice of blocks, so that the choice doesn't depend on a kernel's tiles. */
