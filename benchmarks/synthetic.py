@@ -24,9 +24,13 @@ from tqdm.auto import tqdm
 from tinyllama.config import N_PARTS, PRESETS, Config, hidden_dim_of
 from tinyllama.formats import meta
 from tinyllama.formats.parts import share
+from tinyllama.streaming import WRITE
 
-STANDARD_DEVIATION = 0.02  # of LLaMA's matrices, give or take a factor of two
-CHUNK = 1 << 20  # weights
+CHUNK = WRITE  # bytes
+
+# What weights are drawn from: 65,536 normal numbers. LLaMA's matrices have about this standard deviation.
+NORMAL = np.random.default_rng(0).standard_normal(1 << 16)
+WEIGHTS, NORMS = (0.02 * NORMAL).astype("<f2"), (1 + 0.1 * NORMAL).astype("<f2")
 
 
 def make_checkpoint(folder: Path, config: Config, n_parts: int = 1, seed: int = 0) -> list[Path]:
@@ -58,17 +62,16 @@ def fill(path: Path, seed: tuple[int, ...]) -> None:
         chunks = [
             (entry, start)
             for entry in meta.read_part(path).entries.values()
-            for start in range(0, entry.nbytes // 2, CHUNK)
+            for start in range(0, entry.nbytes, CHUNK)
         ]
 
-        def work(numbered):
+        def work(numbered: tuple) -> int:
             number, (entry, start) = numbered
-            n_weights = min(CHUNK, entry.nbytes // 2 - start)
             is_norm = len(entry.shape) == 1
             generator = np.random.Generator(np.random.SFC64((number,) if is_norm else (*seed, number)))
-            weights = generator.standard_normal(n_weights, dtype=np.float32)
-            weights = 1 + weights / 10 if is_norm else weights * np.float32(STANDARD_DEVIATION)
-            return os.pwrite(file.fileno(), weights.astype("<f2"), entry.offset + 2 * start)
+            indices = np.frombuffer(generator.bytes(min(CHUNK, entry.nbytes - start)), np.uint16)
+            weights = (NORMS if is_norm else WEIGHTS).take(indices)
+            return os.pwrite(file.fileno(), weights.data, entry.offset + start)
 
         with tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:
             for n_bytes in pool.map(work, enumerate(chunks)):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import tinyllama
-from tinyllama import cli, commands
+from tinyllama import cli, commands, streaming
 from tinyllama.commands import PROMPTS, unescape
 from tinyllama.download import small_folder
 from tinyllama.errors import TinyllamaError
@@ -286,6 +286,24 @@ def test_control_c_while_loading_is_quiet(run, monkeypatch):
     monkeypatch.setattr(commands, "load", interrupted)
     assert run("generate", "-p", "Once") == (130, "", "")
     assert run("perplexity", "-f", str(HELD_OUT)) == (130, "", "")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_convert_that_is_told_to_end_leaves_nothing_behind(run, checkpoint, monkeypatch, name):
+    number, write_headers, began = signal.Signals[name], streaming._write_headers, []
+
+    def told_to_end(path, output):
+        write_headers(path, output)
+        began.append(path.exists())
+        assert signal.getsignal(number) != signal.SIG_DFL  # which would end the tests too
+        signal.raise_signal(number)
+
+    before = {path.name for path in checkpoint.iterdir()}
+    handler = signal.signal(number, signal.SIG_DFL)
+    monkeypatch.setattr(streaming, "_write_headers", told_to_end)
+    assert run("convert", str(checkpoint))[0] == 128 + number
+    assert began == [True] and {path.name for path in checkpoint.iterdir()} == before
+    assert signal.signal(number, handler) == signal.SIG_DFL
 
 
 def test_a_reader_that_goes_away_ends_it_quietly():

@@ -48,7 +48,16 @@ def test_hidden_dim_is_two_thirds_of_four_dim_rounded_up():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"dim": 0}, {"n_heads": 5}, {"n_kv_heads": 3}, {"n_layers": -1}, {"dim": 4}]
+    "wrong",
+    [
+        {"dim": 0},
+        {"n_heads": 5},
+        {"n_kv_heads": 3},
+        {"n_layers": -1},
+        {"dim": 4},
+        {"norm_eps": math.nan},
+        {"rope_theta": 0},
+    ],
 )
 def test_hyper_parameters_that_contradict_each_other_are_refused(wrong):
     good = {"dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 96, "hidden_dim": 160, "n_kv_heads": 2}
@@ -62,4 +71,3 @@ def test_every_tensor_of_a_model_has_one_name_in_each_convention():
     assert {meta for meta, _, _ in names} == set(config.tensor_shapes())
     for convention in zip(*names, strict=True):
         assert len(set(convention)) == len(names)
-    assert sum(math.prod(shape) for shape in config.tensor_shapes().values()) == config.n_params()

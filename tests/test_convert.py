@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import tinyllama
 from tinyllama import streaming
 from tinyllama.config import Config, hidden_dim_of
 from tinyllama.convert import convert, quantize
@@ -102,6 +103,17 @@ def test_portions_of_any_size_give_the_same_bytes(folder, monkeypatch):
     (source,) = convert(folder)
     (path,) = quantize(source, folder / "q4_0.bin", 2)
     assert path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("type", ["f16", "q4_0", "q4_1"])
+def test_one_part_and_two_give_the_same_logits(folder, cut_folder, type):
+    logits = []
+    for source in (convert(folder)[0], convert(cut_folder)[0]):
+        path = source if type == "f16" else quantize(source, source.with_name(f"{type}.bin"), type)[0]
+        with tinyllama.load(path, backend="numpy") as llama:
+            logits.append(llama.logits("the youngest was so beautiful"))
+    assert np.array_equal(*logits)
+    assert np.ptp(logits[0]) > 0.1
 
 
 # --- GGUF -----------------------------------------------------------------------------------------
@@ -382,3 +394,21 @@ def test_a_new_file_has_the_usual_permissions(folder):
     (path,) = convert(folder)
     (folder / "usual").touch()
     assert path.stat().st_mode == (folder / "usual").stat().st_mode
+
+
+def test_a_device_is_not_replaced_by_a_file(folder):
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    checkpoints.refused(lambda: convert(folder, outfile=pipe), str(pipe), "device or a pipe")
+    assert pipe.is_fifo()
+
+
+def test_a_symbolic_link_stays_one_and_its_file_is_written(folder, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    link = folder / "ggml-model-f16.bin"
+    link.symlink_to(disk / "f16.bin")
+    convert(folder)
+    assert link.is_symlink() and names(disk) == {"f16.bin"}
+    whole = convert(folder, outfile=folder / "whole.bin")[0]
+    assert link.read_bytes() == whole.read_bytes()

@@ -17,6 +17,15 @@ SMALL = DATA / "small"
 README = (DATA / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Two threads that share their cores with other programs mostly wait for each other."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
 @pytest.fixture(scope="module")
 def train_small():
     spec = importlib.util.spec_from_file_location("train_small", DATA / "train_small.py")
@@ -125,9 +134,9 @@ def test_the_model_predicts_the_held_out_text_as_well_as_the_readme_says(
 ):
     model = train_small.Llama(**params)
     train_small.load_checkpoint(model, SMALL / "consolidated.00.pth")
-    stories = [(story, np.array([1, *tokenizer.encode(story), 2])) for story in held_out]
+    stories = [(story, np.array([1, *tokenizer.encode(story), 2])) for story in held_out[::4]]
     nats, _, n_bytes = train_small.evaluate(model, stories)
-    stated = re.search(r"^\| `held_out.txt` \|.*\| (\d\.\d+) \|$", README, re.MULTILINE)
+    stated = re.search(r"^\| `held_out.txt`, every fourth story.* \|.*\| (\d\.\d+) \|$", README, re.MULTILINE)
     assert nats / math.log(2) / n_bytes == pytest.approx(float(stated[1]), abs=0.002)
 
 

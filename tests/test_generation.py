@@ -85,6 +85,21 @@ def test_text_that_only_began_a_stop_string_is_shown_in_the_end(llama):
     assert llama.generate(STORY, seed=3, n_predict=10, stop=whole[-4:] + "€") == whole
 
 
+def test_nothing_is_held_back_behind_a_stop_string():
+    held = _StopStrings(("END",))
+    assert held.feed("the END of it") == ("the ", True)
+    assert held.flush() == ""
+
+
+def test_a_completion_of_a_run_that_goes_on_stays_as_it_is(llama):
+    run = llama.stream(STORY, n_predict=6, seed=1)
+    next(run)
+    text = run.completion()
+    n_tokens, timings = len(text.tokens), str(text.timings)
+    joined(run)
+    assert len(text.tokens) == n_tokens < len(run.tokens) and str(text.timings) == timings
+
+
 def test_no_half_of_a_stop_string_is_ever_shown():
     held, shown = _StopStrings(("END", "NDA")), ""
     for letter in "the ENxENDless":
@@ -175,8 +190,10 @@ def test_stages_are_recorded_on_request_alone(llama):
 
 
 def test_a_trailing_space_is_warned_of(llama):
-    with pytest.warns(UserWarning, match="space"):
+    with pytest.warns(UserWarning, match="space") as caught:
         tinyllama.generate(STORY + " ", n_predict=1)
+        tinyllama.stream(STORY + " ")
+    assert [warning.filename for warning in caught] == [__file__, __file__]
 
 
 def test_a_double_bos_is_warned_of():

@@ -9,6 +9,7 @@ from tinyllama import llama as llama_module
 from tinyllama import resources
 from tinyllama.download import small_folder
 from tinyllama.errors import TinyllamaError
+from tinyllama.formats import open_checkpoint
 
 STORY = "Once upon a time"
 
@@ -26,6 +27,13 @@ def test_a_changed_file_is_loaded_anew(folder):
     before = tinyllama.load(folder)
     weights = folder / "consolidated.00.pth"
     weights.write_bytes(weights.read_bytes())
+    assert tinyllama.load(folder) is not before
+
+
+def test_a_changed_tokenizer_is_loaded_anew(folder):
+    before = tinyllama.load(folder)
+    model = folder / "tokenizer.model"
+    model.write_bytes(model.read_bytes())
     assert tinyllama.load(folder) is not before
 
 
@@ -98,6 +106,14 @@ def test_a_model_that_needs_more_memory_than_there_is_is_refused_with_the_figure
     monkeypatch.setattr(resources, "available_memory", lambda: 10_000_000)
     with pytest.raises(TinyllamaError, match=r"needs .* MB of memory, and 10 MB are free"):
         tinyllama.load(folder)
+
+
+def test_weights_that_stay_in_their_file_are_warned_of_instead(folder, monkeypatch):
+    monkeypatch.setattr(llama_module, "UNPACK_BELOW", 0)
+    needed = llama_module.memory_needed(open_checkpoint(folder), "numpy", 2048)
+    monkeypatch.setattr(resources, "available_memory", lambda: sum(needed.values()) - 1)
+    with pytest.warns(UserWarning, match=r"8 MB of weights and .* of free memory: every token will read"):
+        assert tinyllama.load(folder, "numpy").generate(STORY, n_predict=2)
 
 
 def test_the_announcement_names_the_file_the_memory_and_the_time(folder, capsys):

@@ -90,9 +90,10 @@ def test_only_the_last_n_tokens_are_penalized():
     assert sample(logits, settings, [0, 1], rng) == 0
 
 
-def test_greedy_takes_the_likeliest_and_draws_nothing():
+@pytest.mark.parametrize("temp", [0, 1e-46, 1e-40])
+def test_greedy_takes_the_likeliest_and_draws_nothing(temp):
     rng = np.random.default_rng(5)
-    assert sample(LOGITS, Sampling(temp=0), [], rng) == 0
+    assert sample(LOGITS, Sampling(temp=temp), [], rng) == 0
     assert rng.random() == np.random.default_rng(5).random()
 
 

@@ -10,6 +10,7 @@ import transformers
 
 import tinyllama
 from tinyllama.config import tensor_names
+from tinyllama.errors import TinyllamaError
 
 LOGITS = 1e-3  # largest difference between two float32 implementations over 200 tokens
 TEXT = (
@@ -112,3 +113,12 @@ def test_greedy_text_is_llama_cpp_s_wherever_the_two_best_logits_are_no_near_tie
     clear = best - second > NEAR_TIE
     assert clear.mean() > 0.5
     np.testing.assert_array_equal(logits.argmax(-1)[clear], np.array(run["ids"])[clear])
+
+
+def test_a_prompt_of_bytes_that_no_token_stands_for_is_refused(smollm2):
+    with pytest.raises(TinyllamaError, match="no token"):
+        smollm2.generate("\x04")
+
+
+def test_a_matrix_with_two_uses_counts_once(smollm2):
+    assert smollm2.n_params == 134_515_008 and "134,515,008 weights" in repr(smollm2)

@@ -320,8 +320,8 @@ SPM = Vocabulary("sentencepiece", pieces=("<unk>", "<s>", "a"), scores=(0.0, 0.0
 )
 def test_a_bad_vocabulary_is_refused_in_one_line(vocabulary, message, capfd):
     with pytest.raises(TinyllamaError, match=message) as error:
-        make_tokenizer(vocabulary)
-    assert "\n" not in str(error.value)
+        make_tokenizer(vocabulary, "model.gguf")
+    assert "\n" not in str(error.value) and str(error.value).startswith("model.gguf: ")
     assert capfd.readouterr() == ("", "")
 
 

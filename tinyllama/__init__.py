@@ -2,6 +2,7 @@
 
 The modules in reading order:
 
+    errors      the one exception type for what a user can cause
     config      hyper-parameters, the published sizes, the names of axes and tensors
     vocabulary  what a tokenizer is made from
     tokenizer   text <-> token ids

@@ -3,7 +3,8 @@ compare.
 
 What a command produces goes to stdout, everything else to stderr, so that a pipe gets text alone. Exit
 status: 0; 1 for a file or machine that won't do; 2 for bad arguments; 130 after Ctrl-C; 141 where the reader
-of a pipe has gone.
+of a pipe has gone; 143 where it was told to end, 129 where its
+terminal was closed.
 
 Here are the arguments; `commands` holds what each command does. It is imported when one runs, so that
 `tinyllama --help` doesn't wait for NumPy.
@@ -12,9 +13,12 @@ Here are the arguments; `commands` holds what each command does. It is imported 
 import argparse
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from . import __version__
@@ -31,9 +35,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help(sys.stderr)
         return 2
-    with warnings.catch_warnings():
+    with _ended_tidily(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
         return _run(args)
+
+
+@contextmanager
+def _ended_tidily() -> Iterator[None]:
+    """Leave by an exception at `kill`, and when the terminal is closed, so that half-written files go too.
+
+    Where such a signal is ignored, as under nohup, it stays so.
+    """
+
+    def leave(number, _):
+        sys.exit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in signals}
+        for number in signals:
+            if before[number] == signal.SIG_DFL:
+                signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ The axis names that shapes are written in, everywhere in this project:
 A weight is stored `[n_out, n_in]`, as torch.nn.Linear stores it, and computes `x @ weight.T`.
 """
 
+import math
 from dataclasses import dataclass
 
 from .errors import TinyllamaError
@@ -44,8 +45,9 @@ class Config:
     max_seq_len: int = 2048
 
     def __post_init__(self):
-        counts = (self.dim, self.n_layers, self.n_heads, self.vocab_size, self.hidden_dim, self.n_kv_heads)
-        if min(counts) < 1 or self.max_seq_len < 1:
+        sizes = (self.dim, self.n_layers, self.n_heads, self.vocab_size, self.hidden_dim, self.n_kv_heads)
+        numbers = (*sizes, self.max_seq_len, self.norm_eps, self.rope_theta)
+        if not all(0 < number < math.inf for number in numbers):
             raise TinyllamaError(f"hyper-parameters must be positive: {self}")
         if self.dim % self.n_heads or self.head_dim % 2:
             raise TinyllamaError(f"dim {self.dim} doesn't divide into {self.n_heads} heads of an even width")
@@ -99,10 +101,7 @@ class Config:
 
     def n_params(self) -> int:
         """How many weights there are: 6,738,415,616 for 7B."""
-        total = 0
-        for shape in self.tensor_shapes().values():
-            total += shape[0] * (shape[1] if len(shape) == 2 else 1)
-        return total
+        return sum(map(math.prod, self.tensor_shapes().values()))
 
 
 def _llama(dim: int, n_layers: int, n_heads: int, norm_eps: float = 1e-6) -> Config:
@@ -120,24 +119,21 @@ PRESETS = {
 #: Into how many parts Meta cut a checkpoint of this dim; ggml files keep the cut.
 N_PARTS = {4096: 1, 5120: 2, 6656: 4, 8192: 8}
 
-#: Meta's name, GGUF's name, Hugging Face's name of each tensor; {} is the layer's number.
+#: Meta's name, GGUF's name, Hugging Face's name of each tensor, without the ".weight" that all end in.
+#: {} is the layer's number.
 TENSOR_NAMES = (
-    ("tok_embeddings.weight", "token_embd.weight", "model.embed_tokens.weight"),
-    ("norm.weight", "output_norm.weight", "model.norm.weight"),
-    ("output.weight", "output.weight", "lm_head.weight"),
-    ("layers.{}.attention_norm.weight", "blk.{}.attn_norm.weight", "model.layers.{}.input_layernorm.weight"),
-    ("layers.{}.attention.wq.weight", "blk.{}.attn_q.weight", "model.layers.{}.self_attn.q_proj.weight"),
-    ("layers.{}.attention.wk.weight", "blk.{}.attn_k.weight", "model.layers.{}.self_attn.k_proj.weight"),
-    ("layers.{}.attention.wv.weight", "blk.{}.attn_v.weight", "model.layers.{}.self_attn.v_proj.weight"),
-    ("layers.{}.attention.wo.weight", "blk.{}.attn_output.weight", "model.layers.{}.self_attn.o_proj.weight"),
-    (
-        "layers.{}.ffn_norm.weight",
-        "blk.{}.ffn_norm.weight",
-        "model.layers.{}.post_attention_layernorm.weight",
-    ),
-    ("layers.{}.feed_forward.w1.weight", "blk.{}.ffn_gate.weight", "model.layers.{}.mlp.gate_proj.weight"),
-    ("layers.{}.feed_forward.w2.weight", "blk.{}.ffn_down.weight", "model.layers.{}.mlp.down_proj.weight"),
-    ("layers.{}.feed_forward.w3.weight", "blk.{}.ffn_up.weight", "model.layers.{}.mlp.up_proj.weight"),
+    ("tok_embeddings", "token_embd", "model.embed_tokens"),
+    ("norm", "output_norm", "model.norm"),
+    ("output", "output", "lm_head"),
+    ("layers.{}.attention_norm", "blk.{}.attn_norm", "model.layers.{}.input_layernorm"),
+    ("layers.{}.attention.wq", "blk.{}.attn_q", "model.layers.{}.self_attn.q_proj"),
+    ("layers.{}.attention.wk", "blk.{}.attn_k", "model.layers.{}.self_attn.k_proj"),
+    ("layers.{}.attention.wv", "blk.{}.attn_v", "model.layers.{}.self_attn.v_proj"),
+    ("layers.{}.attention.wo", "blk.{}.attn_output", "model.layers.{}.self_attn.o_proj"),
+    ("layers.{}.ffn_norm", "blk.{}.ffn_norm", "model.layers.{}.post_attention_layernorm"),
+    ("layers.{}.feed_forward.w1", "blk.{}.ffn_gate", "model.layers.{}.mlp.gate_proj"),
+    ("layers.{}.feed_forward.w2", "blk.{}.ffn_down", "model.layers.{}.mlp.down_proj"),
+    ("layers.{}.feed_forward.w3", "blk.{}.ffn_up", "model.layers.{}.mlp.up_proj"),
 )
 
 
@@ -145,4 +141,5 @@ def tensor_names(n_layers: int) -> list[tuple[str, str, str]]:
     """TENSOR_NAMES spelled out for every layer: (Meta's, GGUF's, Hugging Face's)."""
     once = [names for names in TENSOR_NAMES if "{}" not in names[0]]
     per_layer = [names for names in TENSOR_NAMES if "{}" in names[0]]
-    return once + [tuple(name.format(i) for name in names) for i in range(n_layers) for names in per_layer]
+    spelled = once + [[name.format(i) for name in names] for i in range(n_layers) for names in per_layer]
+    return [tuple(f"{name}.weight" for name in names) for names in spelled]

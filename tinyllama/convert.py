@@ -27,7 +27,7 @@ from .vocabulary import vocabulary_from_model
 FTYPES = {0: "f32", 1: "f16"}
 
 #: llama.cpp's numbers of the types that a file can be quantized to.
-QUANTIZED = {2: "q4_0", 3: "q4_1", 7: "q8_0", 8: "q5_0", 9: "q5_1"}
+QUANTIZED = {number: type for type, number in gguf.FILE_TYPES.items() if TYPES[type].block > 1}
 QUANTIZED_2023 = {"q4_0": "q4_0_2023", "q4_1": "q4_1_2023"}
 
 
@@ -100,6 +100,8 @@ def _refuse_to_replace(sources: list[Path], outputs: list[Output]) -> None:
     for output in outputs:
         if output.path.is_dir():
             raise TinyllamaError(f"{output.path} is a folder: name a file to write")
+        if output.path.exists() and not output.path.is_file():
+            raise TinyllamaError(f"{output.path} is a device or a pipe: name a file to write")
         if any(output.path.exists() and output.path.samefile(source) for source in sources):
             raise TinyllamaError(
                 f"{output.path} would replace what it is made from: name another file to write"

@@ -1,8 +1,9 @@
 """The loop: read the prompt, then choose a token, run it through the model, choose the next, ..."""
 
+import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -125,9 +126,7 @@ class Generation:
             raise TinyllamaError(
                 f"the context is full: the prompt has {len(self.prompt_ids)} tokens, ctx_size is {self.n_ctx}"
             )
-        self.seed = (
-            self.settings.seed if self.settings.seed >= 0 else int(np.random.SeedSequence().entropy % 2**32)
-        )
+        self.seed = self.settings.seed if self.settings.seed >= 0 else secrets.randbits(32)
         self.warnings = list(self._warnings())
         self.tokens: list[Token] = []
         self.stop_reason: str | None = None
@@ -144,16 +143,12 @@ class Generation:
     def completion(self) -> Completion:
         """The text so far, with all that is known about it."""
         text = Completion("".join(self._text))
-        text.tokens, text.stop_reason, text.timings = self.tokens, self.stop_reason, self.timings
+        text.tokens, text.timings = list(self.tokens), replace(self.timings)
+        text.stop_reason = self.stop_reason
         backend = self.llama.backend
+        origin = {"model": self.llama.name, "backend": backend.name, "threads": backend.threads}
         used = asdict(self.settings) | {"seed": self.seed, "ctx_size": self.n_ctx}
-        origin = {
-            "prompt": self.prompt,
-            "model": self.llama.name,
-            "backend": backend.name,
-            "threads": backend.threads,
-        }
-        text.settings = origin | used
+        text.settings = {"prompt": self.prompt} | origin | used
         return text
 
     def _warnings(self) -> Iterator[str]:
@@ -244,16 +239,16 @@ class _StopStrings:
     """Holds text back for as long as it may turn out to begin a stop string."""
 
     stop: tuple[str, ...]
-    held: str = field(default="")
+    held: str = ""
 
     def feed(self, piece: str) -> tuple[str, bool]:
         """Text that can be shown now, and whether a stop string was found behind it."""
         self.held += piece
         found = [at for at in map(self.held.find, self.stop) if at >= 0]
         if found:
-            return self.held[: min(found)], True
-        length = max((self._overlap(string) for string in self.stop), default=0)
-        shown, self.held = self.held[: len(self.held) - length], self.held[len(self.held) - length :]
+            return self.flush()[: min(found)], True
+        end = len(self.held) - max(map(self._overlap, self.stop), default=0)
+        shown, self.held = self.held[:end], self.held[end:]
         return shown, False
 
     def _overlap(self, string: str) -> int:

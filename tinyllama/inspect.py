@@ -1,5 +1,6 @@
 """What is in a model file, and what running it needs; no weight is read for it."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import groupby
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from .backends import get_backend
 from .formats import Checkpoint, open_checkpoint
-from .llama import DEFAULT_CTX_SIZE, find, memory_needed
+from .llama import default_ctx_size, find, memory_needed
 from .quant import Tensor
 from .resources import human
 from .tokenizer import Tokenizer, make_tokenizer
@@ -27,21 +28,22 @@ def inspect(model: str | Path, ctx_size: int | None = None) -> dict:
     """
     checkpoint = open_checkpoint(find(model))
     tensors = _in_reading_order(checkpoint)
-    n_params, n_bytes = sum(map(_n_weights, tensors)), sum(tensor.nbytes for tensor in tensors)
-    ctx_size = ctx_size or min(checkpoint.config.max_seq_len, DEFAULT_CTX_SIZE)
+    n_params = sum(math.prod(tensor.shape) for tensor in tensors)
+    n_bytes = sum(tensor.nbytes for tensor in tensors)
+    ctx_size = ctx_size or default_ctx_size(checkpoint.config)
     memory = memory_needed(checkpoint, get_backend().name, ctx_size)
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "files": [{"path": str(file), "n_bytes": file.stat().st_size} for file in checkpoint.files],
         "config": asdict(checkpoint.config) | {"head_dim": checkpoint.config.head_dim},
-        "tokenizer": _describe_tokenizer(make_tokenizer(checkpoint.vocabulary)),
+        "tokenizer": _describe_tokenizer(make_tokenizer(checkpoint.vocabulary, checkpoint.path)),
         "tensors": [_describe_tensor(tensor) for tensor in tensors],
         "n_params": n_params,
         "n_bytes": n_bytes,
         "bits_per_weight": 8 * n_bytes / n_params,
         "memory": {"ctx_size": ctx_size, **memory, "total": sum(memory.values())},
-        "metadata": {key: _plain(value) for key, value in checkpoint.metadata.items()},
+        "metadata": dict(checkpoint.metadata),
     }
 
 
@@ -51,7 +53,8 @@ def tokens(model: str | Path, text: str) -> list[dict]:
     "piece" is its spelling in the vocabulary ("▁Once"), "text" what it stands for (" Once"); special tokens
     that are written out are taken as such, as in every prompt.
     """
-    tokenizer = make_tokenizer(open_checkpoint(find(model)).vocabulary)
+    checkpoint = open_checkpoint(find(model))
+    tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.path)
     ids = tokenizer.encode(text, special=True)
     return [{"id": i, "piece": tokenizer.vocabulary.pieces[i], "text": tokenizer.piece(i)} for i in ids]
 
@@ -63,17 +66,13 @@ def _in_reading_order(checkpoint: Checkpoint) -> list[Tensor]:
 
 
 def _describe_tensor(tensor: Tensor) -> dict:
-    names = {"name": tensor.name, "shape": list(map(int, tensor.shape)), "type": tensor.type}
+    names = {"name": tensor.name, "shape": list(tensor.shape), "type": tensor.type}
     return names | {"n_bytes": tensor.nbytes, "n_parts": len(tensor.parts)}
 
 
 def _describe_tokenizer(tokenizer: Tokenizer) -> dict:
     vocabulary = tokenizer.vocabulary
-    special = {
-        "bos": tokenizer.bos_id,
-        "eos": tokenizer.eos_id,
-        "unk": vocabulary.unk_id,
-    }
+    special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": vocabulary.unk_id}
     return {
         "kind": vocabulary.kind,
         "pre": vocabulary.pre,
@@ -86,24 +85,6 @@ def _describe_tokenizer(tokenizer: Tokenizer) -> dict:
 
 def _token(tokenizer: Tokenizer, token_id: int) -> dict:
     return {"id": int(token_id), "piece": tokenizer.vocabulary.pieces[token_id]}
-
-
-def _n_weights(tensor: Tensor) -> int:
-    n_weights = 1
-    for length in tensor.shape:
-        n_weights *= int(length)
-    return n_weights
-
-
-def _plain(value):
-    """A value of a model file's metadata as JSON can hold it."""
-    if isinstance(value, str | bool | int | float | None):
-        return value
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else str(value)
 
 
 # --- as text --------------------------------------------------------------------------------------
@@ -206,10 +187,8 @@ def _columns(rows: Iterable[tuple], align: str) -> list[str]:
     """Rows as lines of aligned columns, indented by two; `align` has a "<" or ">" for each column."""
     table = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        (
-            "  "
-            + "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
+    lines = []
+    for row in table:
+        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
+        lines.append("  ".join(["", *cells]).rstrip())
+    return lines

@@ -1,7 +1,6 @@
 """The one place where a file, a tokenizer, a backend and the model meet."""
 
 import math
-import os
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 
 from . import resources
 from .backends import Backend, get_backend, one_blas_thread
+from .config import Config
 from .download import MODELS, models_folder, small_folder
 from .errors import TinyllamaError
 from .formats import Checkpoint, open_checkpoint
@@ -25,8 +25,6 @@ from .tokenizer import Tokenizer, make_tokenizer
 #: A model whose float32 weights take less than this many bytes is dequantized once, when it is loaded.
 UNPACK_BELOW = 2 * 2**30
 
-DEFAULT_CTX_SIZE = 2048
-
 
 class Llama:
     """A loaded model: text or token ids in, logits, intermediate values or text out.
@@ -36,18 +34,20 @@ class Llama:
     Attributes:
         checkpoint, config, tokenizer, backend: what it was made of.
         name: the name or path it was loaded by.
+        n_params: how many weights it has; an output matrix that is the embedding's counts once.
         load_seconds: how long loading took.
     """
 
     def __init__(self, checkpoint: Checkpoint, backend: Backend, name: str):
         started = time.perf_counter()
         self.name, self.checkpoint, self.config, self.backend = name, checkpoint, checkpoint.config, backend
-        self.tokenizer: Tokenizer = make_tokenizer(checkpoint.vocabulary)
+        self.tokenizer: Tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.path)
         if self.tokenizer.vocab_size > self.config.vocab_size:
             raise TinyllamaError(
                 f"{checkpoint.path}: its tokenizer has {self.tokenizer.vocab_size} tokens, "
                 f"the model {self.config.vocab_size}"
             )
+        self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
         prepare = partial(backend.prepare, unpack=unpacked(checkpoint))
         bar = partial(tqdm, desc="load", unit=" tensors", delay=0.5, leave=False)
         self._model = build(self.config, checkpoint.tensors, prepare, bar)
@@ -108,12 +108,14 @@ class Llama:
         """
         if not len(prompt):
             raise TinyllamaError("the prompt is empty")
-        if isinstance(prompt, str | bytes):
-            return self.tokenizer.encode(prompt, special=True)
-        wrong = [token for token in prompt if not 0 <= token < self.config.vocab_size]
+        is_text = isinstance(prompt, str | bytes)
+        tokens = self.tokenizer.encode(prompt, special=True) if is_text else list(map(int, prompt))
+        if not tokens:
+            raise TinyllamaError("the prompt is empty: the vocabulary has no token for anything in it")
+        wrong = [token for token in tokens if not 0 <= token < self.config.vocab_size]
         if wrong:
             raise TinyllamaError(f"token id {wrong[0]} is not in 0..{self.config.vocab_size - 1}")
-        return list(map(int, prompt))
+        return tokens
 
     def forward(self, tokens: list[int], pos: int, cache, **options) -> np.ndarray:
         """`model.forward` with this model's weights and backend: [n_tokens, vocab_size]."""
@@ -127,8 +129,8 @@ class Llama:
         return self.backend.new_cache(self.config, n_ctx)
 
     def default_ctx_size(self) -> int:
-        """Tokens a run has room for if nobody says: 2048, or what the model was trained on if less."""
-        return min(self.config.max_seq_len, DEFAULT_CTX_SIZE)
+        """Tokens that a run of this model has room for if nobody says."""
+        return default_ctx_size(self.config)
 
     def close(self) -> None:
         """Give the weights' memory back. Closing twice is fine; using it afterwards is an error."""
@@ -145,7 +147,7 @@ class Llama:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Llama({self.name!r}, {self.config.n_params():,} weights, backend {self.backend.name!r})"
+        return f"Llama({self.name!r}, {self.n_params:,} weights, backend {self.backend.name!r})"
 
 
 _loaded: dict[tuple, Llama] = {}  # the models loaded last, the newest at the end
@@ -179,10 +181,10 @@ def load(
             _loaded[key] = _loaded.pop(key)
             return _loaded[key]
         checkpoint = open_checkpoint(path)
-        needed = memory_needed(checkpoint, table.name, min(checkpoint.config.max_seq_len, DEFAULT_CTX_SIZE))
+        needed = memory_needed(checkpoint, table.name, default_ctx_size(checkpoint.config))
         while _loaded and (len(_loaded) >= KEPT or sum(needed.values()) > resources.available_memory()):
             del _loaded[next(iter(_loaded))]
-        resources.require_memory(sum(needed.values()), str(path))
+        _check_memory(path, needed, stays_in_file(checkpoint, table.name))
         if verbose:
             print(_announcement(path, needed), file=sys.stderr)
         _loaded[key] = Llama(checkpoint, table, str(model))
@@ -199,10 +201,7 @@ def stream(
     **settings,
 ) -> Generation:
     """Continue a prompt piece by piece: `load(...).stream(prompt, ...)`; arguments as of `generate`."""
-    run = load(model, backend, threads).stream(prompt, cancel=cancel, **settings)
-    for warning in run.warnings:
-        warnings.warn(warning, stacklevel=2)
-    return run
+    return _start(prompt, model, backend, threads, cancel=cancel, **settings)
 
 
 def generate(prompt: str | list[int], model: str | Path = "small", **settings) -> Completion:
@@ -217,10 +216,17 @@ def generate(prompt: str | list[int], model: str | Path = "small", **settings) -
     Raises:
         TinyllamaError: no such model, a setting that makes no sense, a prompt that is empty or too long.
     """
-    run = stream(prompt, model, **settings)
+    run = _start(prompt, model, **settings)
     for _ in run:
         pass
     return run.completion()
+
+
+def _start(prompt, model, backend=None, threads=None, **settings) -> Generation:
+    run = load(model, backend, threads).stream(prompt, **settings)
+    for warning in run.warnings:
+        warnings.warn(warning, stacklevel=3)  # where `stream` or `generate` was called
+    return run
 
 
 def find(model: str | Path) -> Path:
@@ -243,14 +249,38 @@ def find(model: str | Path) -> Path:
 
 
 def _identity(path: Path) -> tuple:
-    """Changes when a model's file does, so that a new file under an old name is loaded anew."""
-    stats = [file.stat() for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    return (os.path.realpath(path), *((stat.st_size, stat.st_mtime_ns) for stat in stats))
+    """Changes when a file of a model does, so that a new file under an old name is loaded anew."""
+    path = path.resolve()
+    folder = path if path.is_dir() else path.parent
+    files = [*folder.glob("*" if path.is_dir() else f"{path.name}*"), folder / "params.json"]
+    files += [folder / "tokenizer.model", folder.parent / "tokenizer.model"]
+    stats = [(str(file), file.stat()) for file in sorted(set(files)) if file.exists()]
+    return (str(path), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+def _check_memory(path: Path, needed: dict[str, int], in_file: bool) -> None:
+    """Refuse what doesn't fit; of weights that stay in their file, warn."""
+    total, free = sum(needed.values()), resources.available_memory()
+    resources.require_memory(total - in_file * needed["weights"], str(path))
+    if total > free:
+        weights, free = resources.human(needed["weights"]), resources.human(free)
+        message = f"{path}: {weights} of weights and {free} of free memory: every token will read the disk"
+        warnings.warn(message, stacklevel=3)
+
+
+def default_ctx_size(config: Config) -> int:
+    """Tokens that a run has room for if nobody says: 2048, or what the model was trained on if less."""
+    return min(config.max_seq_len, 2048)
 
 
 def unpacked(checkpoint: Checkpoint) -> bool:
     """Whether the NumPy backends dequantize this model once, when it is loaded."""
     return _float32_bytes(checkpoint) < UNPACK_BELOW
+
+
+def stays_in_file(checkpoint: Checkpoint, backend: str) -> bool:
+    """Whether a backend runs from the mapped file, whose pages the system can drop and read again."""
+    return backend in ("numpy", "numexpr") and not unpacked(checkpoint)
 
 
 def _float32_bytes(checkpoint: Checkpoint) -> int:
@@ -260,10 +290,7 @@ def _float32_bytes(checkpoint: Checkpoint) -> int:
 def memory_needed(
     checkpoint: Checkpoint, backend: str, ctx_size: int, batch_size: int = 512
 ) -> dict[str, int]:
-    """Bytes that running a model takes: {"weights", "kv_cache", "activations"}.
-
-    Weights that are not unpacked stay in the mapped file, which the system can drop and read again.
-    """
+    """Bytes that running a model takes: {"weights", "kv_cache", "activations"}."""
     config = checkpoint.config
     stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     in_c = backend == "c"  # repacks the blocks without unpacking them, and keeps its cache in half precision

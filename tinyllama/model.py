@@ -20,7 +20,7 @@ from .quant import Tensor
 class Layer:
     """The weights of one transformer block, as the backend's `prepare` made them."""
 
-    name: str
+    number: int
     attention_norm: Any
     wq: Any
     wk: Any
@@ -30,6 +30,11 @@ class Layer:
     w1: Any
     w2: Any
     w3: Any
+
+    @property
+    def name(self) -> str:
+        """What the names of its tensors and taps begin with."""
+        return f"layers.{self.number}"
 
 
 @dataclass(frozen=True)
@@ -56,18 +61,19 @@ def build(config: Config, tensors: dict[str, Tensor], prepare: Callable, progres
     return Model(
         config,
         ready["tok_embeddings.weight"],
-        [_layer(f"layers.{i}", ready) for i in range(config.n_layers)],
+        [_layer(number, ready) for number in range(config.n_layers)],
         ready["norm.weight"],
         ready.get("output.weight", ready["tok_embeddings.weight"]),
         ready.get("rope_freqs.weight"),
     )
 
 
-def _layer(name: str, ready: dict) -> Layer:
+def _layer(number: int, ready: dict) -> Layer:
+    name = f"layers.{number}"
     attention = (ready[f"{name}.attention.{w}.weight"] for w in ("wq", "wk", "wv", "wo"))
     feed_forward = (ready[f"{name}.feed_forward.{w}.weight"] for w in ("w1", "w2", "w3"))
     norms = ready[f"{name}.attention_norm.weight"], ready[f"{name}.ffn_norm.weight"]
-    return Layer(name, norms[0], *attention, norms[1], *feed_forward)
+    return Layer(number, norms[0], *attention, norms[1], *feed_forward)
 
 
 def forward(
@@ -89,9 +95,10 @@ def forward(
         pos: position of the first of them; the cache holds what came before.
         cache: of `ops.new_cache`.
         last: compute the logits of the last token only.
-        tap: called as tap(name, array) at every step: "embedding"; "layers.0.attention." + norm, q, k, v,
-            q_rope, k_rope, scores, weights, heads, output; "layers.0.feed_forward." + norm, gate, up,
-            hidden, output; "layers.0.residual"; "norm"; "logits".
+        tap: called as tap(name, array) after every step, in this order: "embedding";
+            "layers.0.attention." + norm, q, k, v, q_rope, k_rope, scores, weights, heads, output;
+            "layers.0.feed_forward." + norm, gate, up, hidden, output; "layers.0.residual"; the other
+            layers; "norm"; "logits".
         cancel: an object with is_set(), looked at before every layer.
     Returns:
         logits, [n_tokens, vocab_size] or [1, vocab_size].
@@ -103,10 +110,10 @@ def forward(
     freqs = rope_freqs(config, pos, len(tokens), model.rope_factors)  # [n_tokens, head_dim / 2]
     x = ops.embedding(model.tok_embeddings, tokens)  # [n_tokens] -> [n_tokens, dim]
     _show(tap, "", embedding=x)
-    for i, layer in enumerate(model.layers):
+    for layer in model.layers:
         if cancel is not None and cancel.is_set():
-            raise Cancelled(f"cancelled at layer {i}")
-        x = x + _attention(layer, ops, config, x, freqs, cache, i, pos, tap)
+            raise Cancelled(f"cancelled at {layer.name}")
+        x = x + _attention(layer, ops, config, x, freqs, cache, pos, tap)
         x = x + _feed_forward(layer, ops, config, x, tap)
         _show(tap, f"{layer.name}.", residual=x)
     x = ops.rms_norm(x[-1:] if last else x, model.norm, config.norm_eps)
@@ -115,20 +122,20 @@ def forward(
     return logits
 
 
-def _attention(layer, ops, config, x, freqs, cache, i, pos, tap):
+def _attention(layer, ops, config, x, freqs, cache, pos, tap):
     """[n_tokens, dim] -> [n_tokens, dim]: what each token takes from those before it."""
-    n_tokens = len(x)
+    n_tokens, prefix = len(x), f"{layer.name}.attention."
     norm = ops.rms_norm(x, layer.attention_norm, config.norm_eps)
     q, k, v = ops.matmul(norm, layer.wq, layer.wk, layer.wv)
     q = q.reshape(n_tokens, config.n_heads, config.head_dim)
     k = k.reshape(n_tokens, config.n_kv_heads, config.head_dim)
     v = v.reshape(n_tokens, config.n_kv_heads, config.head_dim)
     q_rope, k_rope = ops.rope(q, freqs), ops.rope(k, freqs)
-    inner_tap = tap and (lambda name, array: tap(f"{layer.name}.attention.{name}", array))
-    heads = ops.attention(q_rope, k_rope, v, cache, i, pos, inner_tap)  # [n_tokens, dim]
+    _show(tap, prefix, norm=norm, q=q, k=k, v=v, q_rope=q_rope, k_rope=k_rope)
+    inner_tap = tap and (lambda name, array: tap(prefix + name, array))
+    heads = ops.attention(q_rope, k_rope, v, cache, layer.number, pos, inner_tap)  # [n_tokens, dim]
     output = ops.matmul(heads, layer.wo)
-    prefix = f"{layer.name}.attention."
-    _show(tap, prefix, norm=norm, q=q, k=k, v=v, q_rope=q_rope, k_rope=k_rope, heads=heads, output=output)
+    _show(tap, prefix, heads=heads, output=output)
     return output
 
 
@@ -138,8 +145,7 @@ def _feed_forward(layer, ops, config, x, tap):
     gate, up = ops.matmul(norm, layer.w1, layer.w3)  # [n_tokens, hidden_dim]
     hidden = ops.swiglu(gate, up)
     output = ops.matmul(hidden, layer.w2)
-    prefix = f"{layer.name}.feed_forward."
-    _show(tap, prefix, norm=norm, gate=gate, up=up, hidden=hidden, output=output)
+    _show(tap, f"{layer.name}.feed_forward.", norm=norm, gate=gate, up=up, hidden=hidden, output=output)
     return output
 
 

@@ -58,17 +58,20 @@ def matmul(x: np.ndarray, *weights: Tensor, run: Callable = map):
     """
     outputs = [np.empty((len(x), weight.shape[0]), np.float32) for weight in weights]
 
-    def multiply(job):
-        weight, out, start, stop = job
+    def multiply(weight, out, start, stop):
         np.matmul(x, weight.dequantize(start, stop).T, out=out[:, start:stop])
 
-    jobs = [(*pair, *rows) for pair in zip(weights, outputs, strict=True) for rows in _row_chunks(pair[0])]
-    for _ in (run if len(jobs) > 1 else map)(multiply, jobs):
+    jobs = [
+        (weight, out, start, stop)
+        for weight, out in zip(weights, outputs, strict=True)
+        for start, stop in _row_chunks(weight)
+    ]
+    for _ in (run if len(jobs) > 1 else map)(multiply, *zip(*jobs, strict=True)):
         pass
     return outputs if len(weights) > 1 else outputs[0]
 
 
-def _row_chunks(weight: Tensor):
+def _row_chunks(weight: Tensor) -> list[tuple[int, int]]:
     """(start, stop) of runs of rows with about CHUNK weights each."""
     n_out, n_in = weight.shape
     step = max(1, CHUNK // n_in)
@@ -153,6 +156,7 @@ def attention(
         k, v: [n_tokens, n_kv_heads, head_dim]
         pos: position of the first token.
         tap: called with "scores" and "weights", [n_heads, n_tokens, n_past].
+        softmax: the function, for backends that have a faster one.
     Returns:
         [n_tokens, dim], the heads side by side.
     """
@@ -174,4 +178,5 @@ def attention(
 
 def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """silu(gate) * up, where silu(x) = x / (1 + e^-x) (arXiv:2002.05202); [n_tokens, hidden_dim]."""
-    return gate / (1 + np.exp(-gate)) * up
+    with np.errstate(over="ignore"):  # below -88 e^-x is infinite, and x / infinity the 0 that is meant
+        return gate / (1 + np.exp(-gate)) * up

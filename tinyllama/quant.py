@@ -24,6 +24,7 @@ The `_2023` types are those of llama.cpp's ggml files of March 2023 (`_planar`: 
 Every quantizer here gives the bytes that those give.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,6 +57,10 @@ class BlockType:
     def row_bytes(self, n_cols: int) -> int:
         return n_cols // self.block * self.block_bytes
 
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of this type, [n_rows, n_cols] or [n_cols]."""
+        return math.prod(shape[:-1]) * self.row_bytes(shape[-1])
+
     def view(self, buffer, shape: tuple[int, ...], offset: int = 0) -> np.ndarray:
         """The bytes of a whole tensor as an array, without copying them.
 
@@ -73,7 +78,7 @@ class BlockType:
             dtype, layout = self._planar_row(n_blocks), tuple(rows)
         else:
             dtype, layout = np.dtype(list(self.fields)), (*rows, n_blocks)
-        return np.frombuffer(buffer, dtype, int(np.prod(layout, dtype=np.int64)), offset).reshape(layout)
+        return np.frombuffer(buffer, dtype, math.prod(layout), offset).reshape(layout)
 
     def _planar_row(self, n_blocks: int) -> np.dtype:
         return np.dtype([(name, dtype, (n_blocks, *length)) for name, dtype, *length in self.fields])

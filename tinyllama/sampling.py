@@ -13,6 +13,7 @@ import numpy as np
 from .errors import TinyllamaError
 from .ops import softmax
 
+GREEDY_BELOW = 1e-6  # logits divided by a smaller temperature would leave float32's range
 LISTED = 50  # candidates that a Stage lists, so that a long run's record stays small
 
 
@@ -110,7 +111,7 @@ def sample(
     Args:
         logits: [vocab_size]
         recent: ids so far; the last `repeat_last_n` of them are penalized.
-        rng: one number is drawn from it, none if greedy.
+        rng: one number is drawn from it, none if greedy (a temp below GREEDY_BELOW).
         stages: a list to which every stage appends what it did.
     Raises:
         TinyllamaError: the logits are not numbers.
@@ -121,7 +122,7 @@ def sample(
     if settings.repeat_penalty != 1 and settings.repeat_last_n:
         logits = repetition_penalty(logits, recent[-settings.repeat_last_n :], settings.repeat_penalty)
         _note(stages, "repeat_penalty", logits)
-    if settings.temp == 0:
+    if settings.temp < GREEDY_BELOW:
         return int(np.argmax(logits))
     logits = temperature(logits, settings.temp)
     _note(stages, "temp", logits)
@@ -141,6 +142,6 @@ def _note(stages, name, logits, n_kept=None, n_before=None) -> None:
     n_kept = n_kept or n_before
     ranked = top_k(logits, n_kept + LISTED)
     kept = ranked[:n_kept]
-    total = softmax(logits[kept]) if n_kept < len(logits) else softmax(logits)[kept]
+    probs = softmax(logits[kept])
     removed = ranked[n_kept : min(n_before, n_kept + LISTED)]
-    stages.append(Stage(name, n_kept, n_before - n_kept, kept[:LISTED], total[:LISTED], removed))
+    stages.append(Stage(name, n_kept, n_before - n_kept, kept[:LISTED], probs[:LISTED], removed))

@@ -12,7 +12,8 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -26,9 +27,10 @@ from .quant import TYPES, dequantize, quantize
 from .resources import human, require_disk, require_memory
 
 CHUNK = 1 << 20  # bytes of source that a thread takes at a time: with its float32 copies it fits the L2 cache
+WRITE = 1 << 17  # bytes in one write: for more, Linux looks for large pages, slow when files fill its memory
 N_THREADS = min(4, os.cpu_count() or 1)
 
-MEMORY = 150_000_000  # bytes: Python, NumPy and the chunks of all threads
+MEMORY = 200_000_000  # bytes: Python, NumPy and the chunks of all threads
 WRITING_SPEED = 500e6  # bytes a second of an ordinary SSD, for the estimate
 QUANTIZING_SPEED = 100e6  # weights a second and thread, likewise
 
@@ -118,17 +120,18 @@ def write(
         for path, output in unfinished:
             bar.update(_write_headers(path, output))
         with _in_background(check) as checked:
-            work = [
+            work = (
                 (path, chunk)
                 for path, output in unfinished
                 for rows in output.rows
                 for chunk in rows.chunks()
-            ]
+            )
             with closing(_in_parallel(work)) as moved:
                 for n_bytes in moved:
                     bar.update(n_bytes)
                     if checked.done():
                         checked.result()
+            bar.set_postfix_str("" if checked.done() else "checking")
             checked.result()
         bar.update(total - bar.n)  # padding
     return [output.path for output in outputs]
@@ -138,17 +141,18 @@ def _announce(outputs: list[Output], verb: str) -> None:
     """Say what it will need, and refuse what the machine doesn't have."""
     size = sum(output.size for output in outputs)
     first = outputs[0]
-    if not first.path.parent.is_dir():
-        raise TinyllamaError(f"{first.path}: there is no folder {first.path.parent}")
+    folder = first.path.resolve().parent
+    if not folder.is_dir():
+        raise TinyllamaError(f"{first.path}: there is no folder {folder}")
     every_row = [rows for output in outputs for rows in output.rows]
     quantized = sum(rows.n_rows * rows.n_cols for rows in every_row if TYPES[rows.type].block > 1)
     seconds = max(size / WRITING_SPEED, quantized / (QUANTIZING_SPEED * N_THREADS))
-    names = first.path.name + (f" to {outputs[-1].path.name}" if len(outputs) > 1 else "")
+    names = first.path.name + (f" … {outputs[-1].path.name}" if len(outputs) > 1 else "")
     print(
         f"{verb}: writes {names}, {human(size)}; takes about {seconds:.0f} s and {human(MEMORY)} of memory",
         file=sys.stderr,
     )
-    require_disk(size, first.path.parent, f"writing {names}")
+    require_disk(size, folder, f"writing {names}")
     require_memory(MEMORY, f"writing {names}")
 
 
@@ -157,13 +161,20 @@ def _announce(outputs: list[Output], verb: str) -> None:
 
 @contextmanager
 def _beside(outputs: list[Output]) -> Iterator[list[tuple[Path, Output]]]:
-    """Names beside the outputs to write to; they become the outputs at the end, or vanish at a failure."""
+    """Names beside the outputs to write to; they become the outputs at the end, or vanish at a failure.
+
+    An output that is a symbolic link stays one: the file that it points to is replaced.
+    """
     suffix = f".{secrets.token_hex(4)}.tmp"
-    unfinished = [(output.path.with_name(output.path.name + suffix), output) for output in outputs]
+    targets = [output.path.resolve() for output in outputs]
+    unfinished = [
+        (target.with_name(target.name + suffix), output)
+        for target, output in zip(targets, outputs, strict=True)
+    ]
     try:
         yield unfinished
-        for path, output in unfinished:
-            os.replace(path, output.path)
+        for (path, _), target in zip(unfinished, targets, strict=True):
+            os.replace(path, target)
     except OSError as error:
         raise TinyllamaError(f"{error.filename or outputs[0].path}: {error.strerror}") from None
     finally:
@@ -196,12 +207,17 @@ def _in_background(check: Callable[[threading.Event], None] | None):
             give_up.set()
 
 
-def _in_parallel(work: list[tuple[Path, Rows]]) -> Iterator[int]:
+def _in_parallel(work: Iterable[tuple[Path, Rows]]) -> Iterator[int]:
     """Move every chunk; yields the bytes of each. If one fails the rest isn't begun."""
     _keep_freed_memory()
-    pool = ThreadPoolExecutor(N_THREADS)
+    pool, begun = ThreadPoolExecutor(N_THREADS), deque()
     try:
-        yield from pool.map(_move, *zip(*work, strict=True))
+        for path, rows in work:
+            begun.append(pool.submit(_move, path, rows))
+            if len(begun) > 4 * N_THREADS:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -225,16 +241,16 @@ def _move(path: Path, rows: Rows) -> int:
     with path.open("r+b", buffering=0) as file:
         file.seek(rows.offset)
         while data:
-            data = data[file.write(data) :]
+            data = data[file.write(data[:WRITE]) :]
     return rows.nbytes
 
 
 def _read(source: Source, n_rows: int) -> np.ndarray:
     """Rows as they lie in their file. Reading, unlike mapping, leaves nothing in this process's memory."""
-    data = bytearray(n_rows * source.row_bytes)
+    data = np.empty(n_rows * source.row_bytes, np.uint8)
     with source.path.open("rb", buffering=0) as file:
         file.seek(source.offset)
-        if file.readinto(data) < len(data):
+        if file.readinto(data) < data.nbytes:
             raise TinyllamaError(f"{source.path} became shorter while it was read")
     return TYPES[source.type].view(data, (n_rows, source.n_cols))
 

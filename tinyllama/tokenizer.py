@@ -13,22 +13,27 @@ a list of merges) and in how they keep every text writable:
 import codecs
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from .errors import TinyllamaError
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, check, vocabulary_from_model
 
 
-def make_tokenizer(vocabulary: Vocabulary) -> "Tokenizer":
+def make_tokenizer(vocabulary: Vocabulary, path: str | Path = "the vocabulary") -> "Tokenizer":
     """The tokenizer of a vocabulary.
 
-    Raises TinyllamaError where its tokenizer.model can't be read or its pieces contradict each other.
+    Raises TinyllamaError where its tokenizer.model can't be read or its pieces contradict each other, which
+    names the tokenizer.model, or else the path of the file that the vocabulary is from.
     """
     if vocabulary.model is not None:
-        vocabulary = vocabulary_from_model(vocabulary.model)
+        vocabulary, path = vocabulary_from_model(vocabulary.model), vocabulary.model
     if vocabulary.kind not in ("sentencepiece", "bpe"):
-        raise TinyllamaError(f"a vocabulary of the unknown kind {vocabulary.kind!r}")
-    check(vocabulary)
-    return (SentencePiece if vocabulary.kind == "sentencepiece" else ByteLevelBPE)(vocabulary)
+        raise TinyllamaError(f"{path}: a vocabulary of the unknown kind {vocabulary.kind!r}")
+    try:
+        check(vocabulary)
+        return (SentencePiece if vocabulary.kind == "sentencepiece" else ByteLevelBPE)(vocabulary)
+    except TinyllamaError as error:
+        raise TinyllamaError(f"{path}: {error}") from None
 
 
 class Tokenizer:

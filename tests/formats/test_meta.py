@@ -326,6 +326,16 @@ def test_split_never_replaces_the_checkpoint_itself(folder):
     assert part_00(folder).read_bytes() == before
 
 
+def test_a_split_that_fails_leaves_no_half_part(folder, tmp_path, monkeypatch):
+    def fill_the_disk(state, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed\nwriting file")
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    checkpoints.refused(lambda: meta.split(folder, tmp_path / "cut", 2), str(tmp_path / "cut"))
+    assert not list((tmp_path / "cut").glob("consolidated*"))
+
+
 def test_split_without_torch_says_so(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     checkpoints.refused(lambda: meta.split(folder, tmp_path / "cut", 2), "torch")

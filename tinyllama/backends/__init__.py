@@ -75,7 +75,7 @@ def available() -> dict[str, str | None]:
 
 def _reason(make: Callable) -> str | None:
     try:
-        make(1)
+        make(default_threads())
     except ImportError as missing:
         return str(missing)
     return None
@@ -100,14 +100,15 @@ def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
     threads = default_threads() if threads is None else threads
     if threads < 1:
         raise TinyllamaError(f"threads must be at least 1, not {threads}")
-    if name == "auto":
-        name = next(name for name, reason in available().items() if reason is None)
-    if name not in BACKENDS:
+    if name not in ("auto", *BACKENDS):
         raise TinyllamaError(f"no backend {name!r}: there are auto, {', '.join(BACKENDS)}")
-    try:
-        return BACKENDS[name](threads)
-    except ImportError as missing:
-        raise TinyllamaError(f"backend {name!r} can't run here: {missing}") from missing
+    reasons = []
+    for candidate in BACKENDS if name == "auto" else [name]:
+        try:
+            return BACKENDS[candidate](threads)
+        except ImportError as missing:
+            reasons.append(f"backend {candidate!r} can't run here: {missing}")
+    raise TinyllamaError("; ".join(reasons))
 
 
 class _OneBlasThread:

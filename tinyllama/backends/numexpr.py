@@ -20,7 +20,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """As ops.rms_norm."""
     if x.size < WORTH_IT:
         return ops.rms_norm(x, weight, eps)
-    mean_square = np.einsum("td,td->t", x, x)[:, None] / np.float32(x.shape[-1])
+    mean_square = np.vecdot(x, x)[:, None] / np.float32(x.shape[-1])
     scale = 1 / np.sqrt(mean_square + np.float32(eps))
     return numexpr.evaluate("x * scale * weight", {"x": x, "scale": scale, "weight": weight})
 

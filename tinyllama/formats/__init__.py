@@ -1,8 +1,15 @@
-"""Model files, one module a format: `meta` (.pth), `ggml` (March 2023) and `gguf` (today).
+"""Model files, one module a format:
 
-Each module has `read(path) -> Checkpoint`, which maps the file and checks every count in it but reads
-no weight, and opens with its byte layout as prose. `open_checkpoint` looks at what is there and calls
-the right one.
+    parts          a checkpoint cut into parts, and what its formats share
+    pth            the bytes of a .pth file
+    meta           Meta's checkpoint: a folder of them
+    ggml           March 2023's file
+    gguf_metadata  the bytes of a GGUF's key-values
+    gguf           today's file
+
+`meta`, `ggml` and `gguf` have `read(path) -> Checkpoint`, which maps the file and checks every count in
+it but reads no weight. Each module opens with its byte layout as prose. `open_checkpoint` looks at what
+is there and calls the right one.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +17,7 @@ from pathlib import Path
 
 from ..config import Config
 from ..quant import Tensor
-from ..tokenizer import Vocabulary
+from ..vocabulary import Vocabulary
 
 
 @dataclass

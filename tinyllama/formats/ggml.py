@@ -220,9 +220,9 @@ def _read_entry(cursor: _Cursor) -> Entry:
         )
     shape = cursor.ints(n_dims, "a tensor's shape")[::-1]
     name = cursor.take(name_length, "a tensor's name").decode("utf-8", "backslashreplace")
-    if min(shape) < 1 or shape[-1] % TYPES[types[0]].block:
+    if not name.isprintable() or min(shape) < 1 or shape[-1] % TYPES[types[0]].block:
         raise TinyllamaError(
-            f"{cursor.path} is damaged: {name} has the shape {list(shape)} and the type {types[0]}"
+            f"{cursor.path} is damaged: {name!r} has the shape {list(shape)} and the type {types[0]}"
         )
     entry = Entry(name, types[0], shape, cursor.offset)
     cursor.skip(entry.nbytes, name)
@@ -231,7 +231,8 @@ def _read_entry(cursor: _Cursor) -> Entry:
 
 def _find_layout(part: Part) -> str:
     """Of q4_0's two layouts the one by which every scale is a small number."""
-    name = next(name for name, entry in part.entries.items() if entry.type == "q4_0_2023")
+    quantized = [entry for entry in part.entries.values() if entry.type == "q4_0_2023"]
+    name = max(quantized, key=lambda entry: entry.shape[-1]).name  # rows of one block are the same in both
     for layout in Q4_0_LAYOUTS:
         d = _with_layout(part, layout).blocks(name)["d"][:256]
         if np.all(np.isfinite(d)) and np.all(d <= LARGEST_SCALE) and not np.any(np.signbit(d)):

@@ -16,8 +16,6 @@ Without a tensor `output.weight` the output matrix is `token_embd.weight`. wq an
 interleaved RoPE pairs. Source: docs/gguf.md of the ggml repository.
 """
 
-import math
-import mmap
 import struct
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from ..quant import TYPES, BlockType, Tensor
 from ..vocabulary import CONTROL, Vocabulary, vocabulary_from_model
 from . import Checkpoint
 from .gguf_metadata import F32, I32, STRING, U32, Cursor, Metadata, pack_metadata, pack_string, read_metadata
+from .parts import map_file
 
 MAGIC = b"GGUF"
 
@@ -68,10 +67,8 @@ def read(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not is_gguf(path):
         raise TinyllamaError(f"{path}: not a GGUF file, it doesn't start with the bytes GGUF")
-    with open(path, "rb") as file:
-        cursor = Cursor(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     try:
-        return _read(path, cursor)
+        return _read(path, Cursor(map_file(path)))
     except TinyllamaError as error:
         raise TinyllamaError(f"{path}: {error}") from None
 
@@ -229,7 +226,7 @@ def _tensors(cursor: Cursor, infos: dict, config: Config, data_start: int) -> di
     for gguf_name, (shape, type_id, offset) in infos.items():
         name, kind = meta_names.get(gguf_name, gguf_name), _block_type(gguf_name, type_id, shape)
         cursor.offset = data_start + offset
-        start = cursor.skip(_n_bytes(kind, shape), f"the tensor {gguf_name}")
+        start = cursor.skip(kind.nbytes(shape), f"the tensor {gguf_name}")
         tensors[name] = Tensor(name, kind.name, shape, (kind.view(cursor.data, shape, start),))
     return tensors
 
@@ -258,10 +255,6 @@ def _check_layout(infos: dict, tensors: dict[str, Tensor], start: int, alignment
         end = offset + n_bytes
     if size > start + _align(end, alignment):
         raise TinyllamaError(f"{size - start - end} bytes too many after the last tensor, at {start + end}")
-
-
-def _n_bytes(kind: BlockType, shape: tuple[int, ...]) -> int:
-    return kind.row_bytes(shape[-1]) * math.prod(shape[:-1])
 
 
 def _align(offset: int, alignment: int) -> int:
@@ -315,7 +308,7 @@ def _pack_infos(infos: list, config: Config, alignment: int) -> tuple[bytes, lis
         axes = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
         packed += [pack_string(gguf_names.get(name, name)), axes, struct.pack("<IQ", kind.gguf_id, end)]
         offsets.append(end)
-        end = _align(end + _n_bytes(kind, shape), alignment)
+        end = _align(end + kind.nbytes(shape), alignment)
     return b"".join(packed), offsets, end
 
 

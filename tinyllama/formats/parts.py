@@ -38,8 +38,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        n_rows = self.shape[0] if len(self.shape) == 2 else 1
-        return n_rows * TYPES[self.type].row_bytes(self.shape[-1])
+        return TYPES[self.type].nbytes(self.shape)
 
 
 @dataclass(frozen=True)
