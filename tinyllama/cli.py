@@ -264,7 +264,13 @@ def _bench(command: argparse.ArgumentParser) -> None:
 def _compare(command: argparse.ArgumentParser) -> None:
     add, count = command.add_argument, _count(command)
     add("-m", "--model", default="small", help="a file, folder or name (%(default)s)")
-    add("-p", "--prompt", metavar="TEXT", default="Once upon a time", help="what to run through both (%(default)s)")
+    add(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        default="Once upon a time",
+        help="what to run through both (%(default)s)",
+    )
     add("--backends", metavar="ONE,OTHER", type=_names, default=["numpy", "c"], help="default: numpy,c")
     count("-t", "--threads", help="default: one a core")
     add("--json", action="store_true", help="print it as JSON, with every step of every layer")

@@ -104,7 +104,9 @@ def compare_backends(
     tables = [get_backend(name, threads) for name in backends]
     steps = _Steps(config.n_layers)
     both = _in_step(*tables, steps)
-    loaded = build(config, checkpoint.tensors, lambda tensor: both.prepare(tensor, unpack=unpacked(checkpoint)))
+    loaded = build(
+        config, checkpoint.tensors, lambda tensor: both.prepare(tensor, unpack=unpacked(checkpoint))
+    )
     tokens = tokenizer.encode(prompt, special=True)
     with one_blas_thread:
         first = forward(loaded, both, tokens, 0, both.new_cache(config, len(tokens)))
@@ -252,7 +254,11 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
     yield f"First step outside its limit: {wrong.name}." if wrong else "Every step stays within its limit."
     (one, p), (two, q) = comparison.next_tokens
     agree = "Both expect" if comparison.agree else "They disagree:"
-    yield f"{agree} {one!r} ({p:.1%})" + (f" and {q:.1%}" if comparison.agree else f" and {two!r} ({q:.1%})") + "."
+    yield (
+        f"{agree} {one!r} ({p:.1%})"
+        + (f" and {q:.1%}" if comparison.agree else f" and {two!r} ({q:.1%})")
+        + "."
+    )
     yield f"Divergence of what they expect after a token: {comparison.kl:.1e} nats on average."
 
 

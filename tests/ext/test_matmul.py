@@ -13,8 +13,8 @@ from tinyllama.quant import TYPES, Tensor, quantize
 #: Float weights: what float32 sums in another order leave.
 FLOAT_LIMIT = 1e-10
 #: Activations as int8, a scale for 32: rounding to 1/127 of the largest gives 3e-5 for a normal distribution,
-#: less a third where the coarsest quarter of the blocks is refined. One large value in a block coarsens its 31
-#: neighbours; where such blocks are few, refining takes that away.
+#: less a third where the coarsest quarter of the blocks is refined. One large value in a block coarsens its
+#: 31 neighbours; where such blocks are few, refining takes that away.
 INT8_LIMIT, INT8_LIMIT_OUTLIERS = 5e-5, 1e-4
 
 FLOATS = ["f32", "f16", "bf16"]
