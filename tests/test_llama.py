@@ -112,7 +112,7 @@ def test_weights_that_stay_in_their_file_are_warned_of_instead(folder, monkeypat
     monkeypatch.setattr(llama_module, "UNPACK_BELOW", 0)
     needed = llama_module.memory_needed(open_checkpoint(folder), "numpy", 2048)
     monkeypatch.setattr(resources, "available_memory", lambda: sum(needed.values()) - 1)
-    with pytest.warns(UserWarning, match=r"8 MB of weights and .* of free memory: every token will read"):
+    with pytest.warns(UserWarning, match=r"8.0 MB of weights and .* of free memory: every token will read"):
         assert tinyllama.load(folder, "numpy").generate(STORY, n_predict=2)
 
 

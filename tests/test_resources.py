@@ -6,7 +6,16 @@ from tinyllama.errors import TinyllamaError
 
 
 @pytest.mark.parametrize(
-    ("n_bytes", "text"), [(0, "0 B"), (999, "999 B"), (93_000_000, "93 MB"), (13_476_838_400, "13.5 GB")]
+    ("n_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (2_294_144, "2.3 MB"),
+        (9_960_000, "10 MB"),
+        (93_000_000, "93 MB"),
+        (999_900_000, "1.0 GB"),
+        (13_476_838_400, "13.5 GB"),
+    ],
 )
 def test_sizes_read_as_on_a_disk(n_bytes, text):
     assert resources.human(n_bytes) == text

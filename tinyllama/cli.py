@@ -3,8 +3,7 @@ compare.
 
 What a command produces goes to stdout, everything else to stderr, so that a pipe gets text alone. Exit
 status: 0; 1 for a file or machine that won't do; 2 for bad arguments; 130 after Ctrl-C; 141 where the reader
-of a pipe has gone; 143 where it was told to end, 129 where its
-terminal was closed.
+of a pipe has gone; 143 where it was told to end, 129 where its terminal was closed.
 
 Here are the arguments; `commands` holds what each command does. It is imported when one runs, so that
 `tinyllama --help` doesn't wait for NumPy.
@@ -216,7 +215,9 @@ def _model(command: argparse.ArgumentParser) -> None:
     model = "a GGUF or ggml file, a folder with Meta's checkpoint, or a name: small (default), smollm2"
     command.add_argument("-m", "--model", default="small", help=model)
     _count(command)("-t", "--threads", help="default: one a core")
-    command.add_argument("--backend", metavar="NAME", help="auto (default), c, numexpr or numpy")
+    command.add_argument(
+        "--backend", metavar="NAME", help="auto, c, numexpr, numpy; default: $TINYLLAMA_BACKEND, or auto"
+    )
 
 
 def _batch_size(command: argparse.ArgumentParser) -> None:

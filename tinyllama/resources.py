@@ -10,12 +10,14 @@ from .errors import TinyllamaError
 
 
 def human(n_bytes: float) -> str:
-    """3_900_000_000 -> "3.9 GB" (decimal units, as disks and downloads are labelled)."""
-    for unit in ("B", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}"
+    """3_900_000_000 -> "3.9 GB", 2_500_000 -> "2.5 MB", 93_000_000 -> "93 MB" (decimal, as on disks)."""
+    if n_bytes < 1000:
+        return f"{n_bytes:.0f} B"
+    for unit in ("kB", "MB"):
         n_bytes /= 1000
-    return f"{n_bytes:.1f} GB"
+        if n_bytes < 999.5:
+            return f"{n_bytes:.{1 if n_bytes < 9.95 else 0}f} {unit}"
+    return f"{n_bytes / 1000:.1f} GB"
 
 
 def available_memory() -> int:
