@@ -6,7 +6,7 @@ PROMPT := The first man on the moon was
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all sanitize lint format clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -14,6 +14,7 @@ help:
 	@echo "make demo      set up .venv, fetch SmolLM2 (93 MB) and stream a completion from it"
 	@echo "make test      set up .venv for tests (adds torch and transformers) and run them"
 	@echo "make test-all  the same, with the tests that take minutes"
+	@echo "make sanitize  run the C backend's tests under the address, undefined-behaviour and thread sanitizers"
 	@echo "make lint      check style with ruff"
 	@echo "make format    let ruff format the code"
 	@echo "make clean     remove caches and build products; .venv and data/models stay"
@@ -27,6 +28,15 @@ test: .venv/test.installed $(MODEL)
 
 test-all: .venv/test.installed $(MODEL)
 	@$(RUN) pytest -m ""
+
+SANITIZE := -g -fsanitize=address,undefined -fno-sanitize-recover=all
+sanitize: .venv/test.installed
+	CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build --build-base build/sanitize \
+	  --build-lib build/sanitize/lib
+	LD_PRELOAD="$$($(compiler) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/ext
+	$(compiler) -O1 -g -fsanitize=thread ext/threads.c tests/ext/pool.c -o build/sanitize/pool -lpthread
+	build/sanitize/pool
 
 lint: .venv/lint.installed
 	@$(RUN) ruff check
@@ -49,7 +59,7 @@ $(MODEL): # after any of the .installed, in the order in which the goals above n
 .venv/test.installed: WHAT := --editable .[test]
 .venv/lint.installed: WHAT := --quiet --editable .[lint]
 
-.venv/%.installed: $(BIN)/python $(BIN)/pip pyproject.toml constraints.txt
+.venv/%.installed: $(BIN)/python $(BIN)/pip pyproject.toml setup.py $(wildcard ext/*.[ch]) constraints.txt
 	@echo "Setting up .venv for make $* (the first time takes a minute) ..."
 	@$(RUN) pip install --constraint constraints.txt --quiet setuptools
 	@$(RUN) pip install --constraint constraints.txt --no-build-isolation $(WHAT)

@@ -20,6 +20,8 @@ The modules in reading order:
     inspect     what is in a model file, and what running it needs
     download    models by name
     resources   what this computer has of memory and disk
+    bench       how fast this computer runs a model, held against what the hardware allows
+    compare     the same prompt through two backends, step by step
     cli         the command line: its arguments
     commands    and what each command does
 """
@@ -27,7 +29,7 @@ The modules in reading order:
 from .errors import Cancelled, TinyllamaError
 
 __version__ = "0.1.0"
-__all__ = ["Cancelled", "Llama", "TinyllamaError", "generate", "load", "stream"]
+__all__ = ["Cancelled", "Llama", "TinyllamaError", "compare_backends", "generate", "load", "stream"]
 
 
 def __getattr__(name: str):
@@ -36,4 +38,8 @@ def __getattr__(name: str):
         from . import llama
 
         return getattr(llama, name)
+    if name == "compare_backends":
+        from .compare import compare_backends
+
+        return compare_backends
     raise AttributeError(f"module 'tinyllama' has no attribute {name!r}")

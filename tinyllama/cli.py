@@ -1,4 +1,5 @@
-"""The command line: convert, quantize, generate, perplexity, inspect, download.
+"""The command line: convert, quantize, generate, perplexity, inspect, download, bench,
+compare.
 
 What a command produces goes to stdout, everything else to stderr, so that a pipe gets text alone. Exit
 status: 0; 1 for a file or machine that won't do; 2 for bad arguments; 130 after Ctrl-C; 141 where the reader
@@ -215,7 +216,7 @@ def _model(command: argparse.ArgumentParser) -> None:
     command.add_argument("-m", "--model", default="small", help=model)
     _count(command)("-t", "--threads", help="default: one a core")
     command.add_argument(
-        "--backend", metavar="NAME", help="auto, numexpr, numpy; default: $TINYLLAMA_BACKEND, or auto"
+        "--backend", metavar="NAME", help="auto, c, numexpr, numpy; default: $TINYLLAMA_BACKEND, or auto"
     )
 
 
@@ -231,6 +232,63 @@ def _number(command: argparse.ArgumentParser) -> Callable:
     return partial(command.add_argument, type=float, metavar="X")
 
 
+def _bench(command: argparse.ArgumentParser) -> None:
+    add, count = command.add_argument, _count(command)
+    model = command.add_mutually_exclusive_group()
+    model.add_argument(
+        "model", metavar="FILE", nargs="?", default="small", help="a file, folder or name (%(default)s)"
+    )
+    model.add_argument(
+        "--shape", metavar="SIZE", help="7B, 13B, 30B or 65B with random weights, without a file"
+    )
+    add("--type", default="q4_0", help="of the random weights (%(default)s)")
+    add("--backend", metavar="NAME,...", type=_names, help="default: the fastest that runs here")
+    add(
+        "--level",
+        metavar="NAME,...",
+        type=_names,
+        help="of the C backend: avx512, avx2, ref; default: the best",
+    )
+    add("-t", "--threads", metavar="N,...", type=_numbers, help="default: one a core")
+    count("-n", "--n_predict", default=16, help="tokens to write (%(default)s)")
+    add(
+        "--prefill",
+        metavar="N,...",
+        type=_numbers,
+        default=[32, 128, 512],
+        help="lengths of prompts (32,128,512)",
+    )
+    add("--json", action="store_true", help="print it as JSON")
+    add("--plot", metavar="FILE.png", help="draw speeds below their limits (needs matplotlib)")
+
+
+def _compare(command: argparse.ArgumentParser) -> None:
+    add, count = command.add_argument, _count(command)
+    add("-m", "--model", default="small", help="a file, folder or name (%(default)s)")
+    add(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        default="Once upon a time",
+        help="what to run through both (%(default)s)",
+    )
+    add("--backends", metavar="ONE,OTHER", type=_names, default=["numpy", "c"], help="default: numpy,c")
+    count("-t", "--threads", help="default: one a core")
+    add("--json", action="store_true", help="print it as JSON, with every step of every layer")
+    add("--plot", metavar="FILE.png", help="draw the error of each step over the layers (needs matplotlib)")
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(number) for number in text.split(",")]
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive numbers")
+    return numbers
+
+
 ARGUMENTS = {
     "convert": ("turn Meta's checkpoint into a ggml or GGUF file", _convert),
     "quantize": ("turn an f16 file into a 4-bit one", _quantize),
@@ -238,4 +296,6 @@ ARGUMENTS = {
     "perplexity": ("measure how well a model predicts a text", _perplexity),
     "inspect": ("show what is in a model file and what running it needs", _inspect),
     "download": ("fetch a model by name", _download),
+    "bench": ("measure how fast this computer runs a model, real or of a size alone", _bench),
+    "compare": ("run a prompt through two backends, step by step", _compare),
 }

@@ -10,9 +10,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from importlib.util import find_spec
 from pathlib import Path
 
-from . import inspect
+from . import bench, compare, inspect
 from .backends import available, get_backend
 from .convert import convert, quantize
 from .download import MODELS, download
@@ -192,6 +193,45 @@ def _inspect(args: argparse.Namespace) -> None:
     print(json.dumps(found, indent=2) if args.json else show(found))
 
 
+def _bench(args: argparse.Namespace) -> None:
+    if args.n_predict < 1:
+        args.parser.error(f"argument -n/--n_predict: must be at least 1, not {args.n_predict}")
+    _check_plot(args)
+    results = list(
+        bench.bench(
+            args.model,
+            shape=args.shape,
+            type=args.type,
+            backends=args.backend,
+            levels=args.level,
+            threads=args.threads,
+            n_predict=args.n_predict,
+            prefill=tuple(args.prefill),
+        )
+    )
+    print(json.dumps(bench.as_json(results), indent=2) if args.json else bench.table(results))
+    if args.plot:
+        bench.plot(results, args.plot)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    _check_plot(args)
+    if len(args.backends) != 2:
+        args.parser.error(f"argument --backends: name two, not {len(args.backends)}")
+    if args.prompt == "":
+        args.parser.error("argument -p/--prompt: the prompt is empty")
+    found = compare.compare_backends(args.model, args.prompt, tuple(args.backends), args.threads)
+    print(json.dumps(compare.as_json(found), indent=2) if args.json else compare.table(found))
+    if args.plot:
+        compare.plot(found, args.plot)
+
+
+def _check_plot(args: argparse.Namespace) -> None:
+    """Before anything takes time."""
+    if args.plot and not find_spec("matplotlib"):
+        raise TinyllamaError("--plot needs matplotlib: pip install 'tinyllama[notebooks]'")
+
+
 # --- what they share ------------------------------------------------------------------------------
 
 
@@ -235,4 +275,6 @@ COMMANDS = {
     "perplexity": _perplexity,
     "inspect": _inspect,
     "download": _download,
+    "bench": _bench,
+    "compare": _compare,
 }

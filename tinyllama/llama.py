@@ -303,10 +303,11 @@ def memory_needed(
     """Bytes that running a model takes: {"weights", "kv_cache", "activations"}."""
     config = checkpoint.config
     stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    in_c = backend == "c"  # repacks the blocks without unpacking them, and keeps its cache in half precision
     wide = config.hidden_dim * 3 + config.dim * 6 + config.n_heads * ctx_size * 3
     return {
-        "weights": _float32_bytes(checkpoint) if unpacked(checkpoint) else stored,
-        "kv_cache": 4 * 2 * config.n_layers * ctx_size * config.kv_dim,
+        "weights": _float32_bytes(checkpoint) if unpacked(checkpoint) and not in_c else stored,
+        "kv_cache": (2 if in_c else 4) * 2 * config.n_layers * ctx_size * config.kv_dim,
         "activations": 4 * (min(batch_size, ctx_size) * wide + config.vocab_size),
     }
 

@@ -32,14 +32,16 @@ def test_numexpr_s_entries_compute_their_definitions(n_tokens):
 
 
 def test_auto_takes_the_first_that_runs_here():
-    assert backends.get_backend("auto", 1).name == next(iter(backends.BACKENDS))
+    first = next(name for name, reason in backends.available().items() if reason is None)
+    assert backends.get_backend("auto", 1).name == first
 
 
 def test_auto_goes_on_to_the_next_where_one_is_missing(monkeypatch):
     def missing(threads):
         raise ImportError("no compiler was there")
 
-    monkeypatch.setitem(backends.BACKENDS, "numexpr", missing)
+    for name in ("c", "numexpr"):
+        monkeypatch.setitem(backends.BACKENDS, name, missing)
     assert backends.available()["numexpr"] == "no compiler was there"
     assert backends.get_backend("auto", 1).name == "numpy"
     with pytest.raises(TinyllamaError, match=r"numexpr.*no compiler was there"):
@@ -84,3 +86,22 @@ def test_blas_gets_its_threads_back_when_two_python_threads_overlap():
     first_out.set()
     thread.join()
     assert blas_threads() == before
+
+
+@pytest.mark.parametrize(
+    "files, allowed",
+    [
+        ({"cpu.max": "150000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_container_s_share_of_the_cores_is_respected(files, allowed, tmp_path, monkeypatch):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(backends, "CGROUP", tmp_path)
+    assert backends._container_cores() == allowed
+    assert 1 <= backends.default_threads() <= (allowed or 10**6)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from threadpoolctl import ThreadpoolController
 
@@ -57,8 +58,17 @@ def numexpr_backend(threads: int) -> Backend:
     return numexpr_backend(numpy_backend(threads))
 
 
+def native_backend(threads: int) -> Backend:
+    """NumPy's table with its entries in C."""
+    from .native import native_backend
+
+    return native_backend(numpy_backend(threads))
+
+
+CGROUP = Path("/sys/fs/cgroup")
+
 #: Fastest first.
-BACKENDS = {"numexpr": numexpr_backend, "numpy": numpy_backend}
+BACKENDS = {"c": native_backend, "numexpr": numexpr_backend, "numpy": numpy_backend}
 
 
 def available() -> dict[str, str | None]:
@@ -75,15 +85,28 @@ def _reason(make: Callable) -> str | None:
 
 
 def default_threads() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, less where a container gives it only a share of their time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _container_cores() or cores))
+
+
+def _container_cores() -> int | None:
+    """The whole cores' worth of time that Linux's cgroup allows, None where it sets no limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
+        try:
+            words = [word for name in names for word in (CGROUP / name).read_text().split()]
+        except OSError:
+            continue
+        quota, period = words
+        return None if quota in ("max", "-1") else int(quota) // int(period)
+    return None
 
 
 def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
     """Make a backend's table.
 
     Args:
-        name: "numpy", "numexpr", or "auto" for the fastest that runs here. None: what the environment
+        name: "c", "numexpr", "numpy", or "auto" for the fastest that runs here. None: what the environment
             variable TINYLLAMA_BACKEND says, else "auto".
         threads: None for as many as there are cores.
     Raises:

@@ -1,0 +1,273 @@
+/* x86-64 with AVX2, FMA and F16C (Haswell, Zen and later).
+ *
+ * As avx512.c with half the width. Without VNNI, maddubs multiplies unsigned by signed bytes and adds neighbours
+ * into 16 bits, where a whole block's worth of nibble products still fits before it is widened. */
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#include <immintrin.h>
+
+typedef __m256 vec;
+enum { LANES = 8 };
+static inline vec v_load(const float *p) { return _mm256_loadu_ps(p); }
+static inline void v_store(float *p, vec x) { _mm256_storeu_ps(p, x); }
+static inline vec v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+static inline vec v_load_bf16(const uint16_t *p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+static inline vec v_set1(float x) { return _mm256_set1_ps(x); }
+static inline vec v_add(vec a, vec b) { return _mm256_add_ps(a, b); }
+static inline vec v_sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
+static inline vec v_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
+static inline vec v_div(vec a, vec b) { return _mm256_div_ps(a, b); }
+static inline vec v_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline vec v_max(vec a, vec b) { return _mm256_max_ps(a, b); }
+static inline vec v_min(vec a, vec b) { return _mm256_min_ps(a, b); }
+/* x * 2^n by adding n to the exponent, in two steps since 2^n itself may be out of range. */
+static inline vec v_times_power(vec x, vec n) {
+    __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
+    __m256i rest = _mm256_sub_epi32(whole, half), bias = _mm256_set1_epi32(127);
+    x = _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+}
+static inline float v_sum(vec x) {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+/* 8 rows of 8 become columns: by pairs of dwords, of qwords, of 128-bit lanes. */
+static inline void v_transpose(const float *rows, long row_stride, float *out, long out_stride) {
+    __m256i r[8], s[8];
+    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_si256((const __m256i *)(rows + i * row_stride));
+    for (int i = 0; i < 8; i += 4) {
+        __m256i a = _mm256_unpacklo_epi32(r[i], r[i + 1]), b = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+        __m256i c = _mm256_unpacklo_epi32(r[i + 2], r[i + 3]), d = _mm256_unpackhi_epi32(r[i + 2], r[i + 3]);
+        s[i] = _mm256_unpacklo_epi64(a, c), s[i + 1] = _mm256_unpackhi_epi64(a, c);
+        s[i + 2] = _mm256_unpacklo_epi64(b, d), s[i + 3] = _mm256_unpackhi_epi64(b, d);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2x128_si256(s[i], s[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2x128_si256(s[i], s[i + 4], 0x31);
+    }
+    for (int i = 0; i < 8; i++) _mm256_storeu_si256((__m256i *)(out + i * out_stride), r[i]);
+}
+
+#include "generic.h"
+
+static void to_f16(const float *x, long n, uint16_t *out) {
+    long i = 0;
+    for (; i + LANES <= n; i += LANES)
+        _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+    for (; i < n; i++) out[i] = f16_from_f32(x[i]);
+}
+
+static void quantize(const float *x, long n_blocks, input_block *out) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    for (; n_blocks-- > 0; x += BLOCK, out++) {
+        __m256 v[4], top = _mm256_setzero_ps();
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm256_loadu_ps(x + 8 * i);
+            top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v[i]));
+        }
+        __m128 four = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+        four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        float largest = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+        __m256 inverse = _mm256_set1_ps(largest > 0 ? 127 / largest : 0);
+        __m256i q[4], sum = _mm256_setzero_si256();
+        for (int i = 0; i < 4; i++) { /* rounds ties to even */
+            q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+            sum = _mm256_add_epi32(sum, q[i]);
+        }
+        __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+        /* packing works within 128-bit lanes: put the dwords back in order */
+        bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        _mm256_storeu_si256((__m256i *)out->q, bytes);
+        out->scale = largest / 127;
+        out->sum = (int32_t)v_sum(_mm256_cvtepi32_ps(sum)); /* of whole numbers below 2^24: exact */
+    }
+}
+
+/* ---- products of blocks ---- */
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* GCC would first compute all products, put them aside on the stack, and then add them up. */
+#define DO_NOW(x) __asm__("" : "+x"(x))
+
+/* TOKENS of a tile; how far ahead of its use a strip is asked for, in bytes. */
+enum { TOKENS = 6, AHEAD = 8192 };
+
+/* 16 in each byte whose bit is set. */
+INLINE __m256i fifth_bits(const uint8_t *bits) {
+    int32_t word;
+    memcpy(&word, bits, 4);
+    const __m256i which = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+    __m256i spread = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), which), bit);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(spread, bit), _mm256_set1_epi8(16));
+}
+
+/* Quarter k of 8 rows (column 0..3 of the strip): elements 4k..4k+3, and 16 + those. Unsigned; q8_0 signed. */
+INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block, int k, int column, __m256i *low,
+                   __m256i *high) {
+    const uint8_t *q = block + w->q + k * 128 + column * 32;
+    if (type == Q8_0) {
+        const __m256i top = _mm256_set1_epi8(-128);
+        *low = _mm256_xor_si256(_mm256_load_si256((const __m256i *)q), top);
+        *high = _mm256_xor_si256(_mm256_load_si256((const __m256i *)(q + 512)), top);
+        return;
+    }
+    const __m256i nibble = _mm256_set1_epi8(15), both = _mm256_load_si256((const __m256i *)q);
+    *low = _mm256_and_si256(both, nibble);
+    *high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+    if (type == Q5_0 || type == Q5_1) {
+        const uint8_t *bits = block + w->fifth + k * 32 + column / 2 * 16 + column % 2 * 4;
+        *low = _mm256_or_si256(*low, fifth_bits(bits));
+        *high = _mm256_or_si256(*high, fifth_bits(bits + 8));
+    }
+}
+
+/* What is still to be subtracted from unpacked quants. */
+INLINE int zero_left(const weight_type type) { return type == Q8_0 ? 0 : zero_of(type); }
+
+/* How many products of bytes 16 bits can sum up, in pairs: 8 of 2 * 15 * 127, 4 of 2 * 31 * 127, 1 of 2 * 128 * 127. */
+INLINE int together(const weight_type type) { return type == Q8_0 ? 1 : type == Q5_0 || type == Q5_1 ? 4 : 8; }
+
+INLINE __m256i byte_products(const weight_type type, __m256i weights, __m256i inputs) {
+    if (type == Q8_0) /* one side must be unsigned: |w| * (x with the sign of w) */
+        return _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(inputs, weights));
+    return _mm256_maddubs_epi16(weights, inputs);
+}
+
+INLINE __m256i dword_sums(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
+
+INLINE __m256 load_scales(const uint8_t *p) { return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)p)); }
+
+INLINE __m256i broadcast_int(const uint8_t *p) {
+    int32_t x;
+    memcpy(&x, p, 4);
+    return _mm256_set1_epi32(x);
+}
+
+INLINE __m256 broadcast_float(const uint8_t *p) { return _mm256_castsi256_ps(broadcast_int(p)); }
+
+/* Products of a block of 8 rows with a tile_block x of n tokens. */
+INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
+                           const uint8_t *x, __m256i *sums) {
+    __m256i words[TOKENS];
+    UNROLL
+    for (int k = 0; k < 4; k++) {
+        __m256i halves[2];
+        unpack(type, w, block, k, column, &halves[0], &halves[1]);
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            const int step = 2 * k + half, in_words = step % together(type);
+            UNROLL
+            for (int t = 0; t < n; t++) {
+                __m256i product = byte_products(type, halves[half], broadcast_int(x + ((4 * half + k) * n + t) * 4));
+                words[t] = in_words ? _mm256_add_epi16(words[t], product) : product;
+                DO_NOW(words[t]);
+                if (in_words + 1 < together(type)) continue;
+                product = dword_sums(words[t]);
+                sums[t] = step < together(type) ? product : _mm256_add_epi32(sums[t], product);
+            }
+        }
+    }
+}
+
+/* Adds a block of 8 rows times a tile_block x of n tokens to totals. */
+INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
+                      const uint8_t *x, __m256 *totals) {
+    __m256i sums[TOKENS];
+    block_products(type, n, w, block, column, x, sums);
+    const __m256 d = load_scales(block + column * 16);
+    const __m256 m = has_minimum(type) ? load_scales(block + w->m + column * 16) : d;
+    UNROLL
+    for (int t = 0; t < n; t++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
+        const __m256 scale = broadcast_float(x + 32 * n + 4 * t);
+        const __m256i minus_sum = broadcast_int(x + 36 * n + 4 * t);
+        const int shift = type == Q5_0 ? 4 : 3; /* zero_of(type) = 1 << shift */
+        if (zero_left(type)) sums[t] = _mm256_add_epi32(sums[t], _mm256_slli_epi32(minus_sum, shift));
+        totals[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[t]), _mm256_mul_ps(d, scale), totals[t]);
+        if (has_minimum(type))
+            totals[t] = _mm256_fnmadd_ps(m, _mm256_mul_ps(_mm256_cvtepi32_ps(minus_sum), scale), totals[t]);
+    }
+}
+
+/* All tokens, n at a time, `columns` vectors of 8 rows from column `first` on. */
+INLINE void multiply_columns(const weight_type type, const int n, const int columns, int first, const weight *w,
+                             const activations *acts, long strip, float *out, long stride) {
+    const uint8_t *data = w->data + strip * w->strip_bytes;
+    const long rows = w->n_out - strip * STRIP;
+    for (long token = 0; token < acts->n_tokens; token += n) {
+        const uint8_t *x = acts->tiles + token / n * acts->tile_stride;
+        __m256 totals[4][TOKENS];
+        for (int c = 0; c < columns; c++)
+            for (int t = 0; t < n; t++) totals[c][t] = _mm256_setzero_ps();
+        for (long i = 0; i < acts->n_tile_blocks[token / n]; i++, x += tile_block_bytes(n)) {
+            int32_t number;
+            memcpy(&number, x + 40 * n, 4);
+            const uint8_t *block = data + number * w->block_bytes;
+            if (n == 1)
+                for (long at = 0; at < w->block_bytes; at += 64)
+                    _mm_prefetch((const char *)(block + AHEAD + at), _MM_HINT_T0);
+            UNROLL
+            for (int c = 0; c < columns; c++) add_block(type, n, w, block, first + c, x, totals[c]);
+        }
+        for (long t = 0; t < smaller(acts->n_tokens - token, n); t++)
+            for (int c = 0; c < columns && rows > (first + c) * 8; c++)
+                v_store_part(out + (token + t) * stride + strip * STRIP + (first + c) * 8,
+                             _mm256_mul_ps(totals[c][t], _mm256_set1_ps(w->factor)), rows - (first + c) * 8);
+    }
+}
+
+INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
+                          long stride) {
+    if (acts->tile_tokens == 1) {
+        multiply_columns(type, 1, 4, 0, w, acts, strip, out, stride);
+        return;
+    }
+    for (int column = 0; column < STRIP / 8; column++)
+        multiply_columns(type, TOKENS, 1, column, w, acts, strip, out, stride);
+}
+
+static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
+    switch (w->type) { /* each with its type known to the compiler */
+    case Q4_0: multiply_type(Q4_0, w, acts, strip, out, stride); break;
+    case Q4_1: multiply_type(Q4_1, w, acts, strip, out, stride); break;
+    case Q5_0: multiply_type(Q5_0, w, acts, strip, out, stride); break;
+    case Q5_1: multiply_type(Q5_1, w, acts, strip, out, stride); break;
+    default: multiply_type(Q8_0, w, acts, strip, out, stride); break;
+    }
+}
+
+static double multiply_registers(long rounds, float *sink) {
+    enum { SUMS = 8 }; /* enough of them to hide the latency of each */
+    __m256i sums[SUMS], total = _mm256_setzero_si256(), x = _mm256_set1_epi8(3);
+    for (int i = 0; i < SUMS; i++) sums[i] = _mm256_setzero_si256();
+    for (long n = 0; n < rounds; n++) {
+        __asm__ volatile("" : "+x"(x)); /* x may have changed, for all that the compiler knows */
+        UNROLL
+        for (int i = 0; i < SUMS; i++) sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(x, x));
+    }
+    for (int i = 0; i < SUMS; i++) total = _mm256_add_epi32(total, dword_sums(sums[i]));
+    *sink += v_sum(_mm256_cvtepi32_ps(total));
+    return (double)rounds * SUMS * 32;
+}
+
+const kernels avx2_kernels = {
+    "avx2", TOKENS, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    attend_span, attend_tile, multiply_registers,
+};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

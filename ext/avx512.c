@@ -1,0 +1,239 @@
+/* x86-64 with AVX-512 and VNNI (Ice Lake, Sapphire Rapids, Zen 4 and later).
+ *
+ * A register holds 4 quants of each of 16 rows. dpbusd multiplies them by the same 4 inputs of one token, which
+ * are broadcast, and adds them to 16 sums; after a block the sums become float and are scaled. No sum ever
+ * crosses lanes. A strip of 32 rows times 6 tokens has 12 sums, enough to hide what each has to wait for. */
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")
+#endif
+#include <immintrin.h>
+
+typedef __m512 vec;
+enum { LANES = 16 };
+static inline vec v_load(const float *p) { return _mm512_loadu_ps(p); }
+static inline void v_store(float *p, vec x) { _mm512_storeu_ps(p, x); }
+static inline vec v_load_f16(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline vec v_load_bf16(const uint16_t *p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+static inline vec v_set1(float x) { return _mm512_set1_ps(x); }
+static inline vec v_add(vec a, vec b) { return _mm512_add_ps(a, b); }
+static inline vec v_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+static inline vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+static inline vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
+static inline vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); }
+static inline vec v_min(vec a, vec b) { return _mm512_min_ps(a, b); }
+static inline vec v_times_power(vec x, vec n) { return _mm512_scalef_ps(x, n); }
+static inline float v_sum(vec x) { return _mm512_reduce_add_ps(x); }
+
+/* 16 rows of 16 become columns: by pairs of dwords, of qwords, of 128-bit lanes, twice. */
+static inline void v_transpose(const float *rows, long row_stride, float *out, long out_stride) {
+    __m512i r[16], s[16];
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(rows + i * row_stride);
+    for (int i = 0; i < 16; i += 4) {
+        __m512i a = _mm512_unpacklo_epi32(r[i], r[i + 1]), b = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+        __m512i c = _mm512_unpacklo_epi32(r[i + 2], r[i + 3]), d = _mm512_unpackhi_epi32(r[i + 2], r[i + 3]);
+        s[i] = _mm512_unpacklo_epi64(a, c), s[i + 1] = _mm512_unpackhi_epi64(a, c);
+        s[i + 2] = _mm512_unpacklo_epi64(b, d), s[i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    for (int i = 0; i < 4; i++) { /* s[4k + i] lane l holds column 4l + i of rows 4k..4k+3 */
+        __m512i a = _mm512_shuffle_i32x4(s[i], s[i + 4], 0x44), b = _mm512_shuffle_i32x4(s[i], s[i + 4], 0xee);
+        __m512i c = _mm512_shuffle_i32x4(s[i + 8], s[i + 12], 0x44);
+        __m512i d = _mm512_shuffle_i32x4(s[i + 8], s[i + 12], 0xee);
+        r[i] = _mm512_shuffle_i32x4(a, c, 0x88), r[4 + i] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        r[8 + i] = _mm512_shuffle_i32x4(b, d, 0x88), r[12 + i] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + i * out_stride, r[i]);
+}
+
+#include "generic.h"
+
+static void to_f16(const float *x, long n, uint16_t *out) {
+    for (long i = 0; i < n; i += LANES) {
+        __mmask16 have = n - i >= LANES ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+        __m256i halves = _mm512_cvtps_ph(_mm512_maskz_loadu_ps(have, x + i), _MM_FROUND_TO_NEAREST_INT);
+        _mm256_mask_storeu_epi16(out + i, have, halves);
+    }
+}
+
+static void quantize(const float *x, long n_blocks, input_block *out) {
+    for (; n_blocks-- > 0; x += BLOCK, out++) {
+        __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
+        float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
+        __m512 inverse = _mm512_set1_ps(largest > 0 ? 127 / largest : 0);
+        __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)); /* rounds ties to even */
+        __m512i r = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
+        _mm_storeu_si128((__m128i *)out->q, _mm512_cvtepi32_epi8(p));
+        _mm_storeu_si128((__m128i *)(out->q + 16), _mm512_cvtepi32_epi8(r));
+        out->scale = largest / 127;
+        out->sum = _mm512_reduce_add_epi32(_mm512_add_epi32(p, r));
+    }
+}
+
+/* ---- products of blocks ---- */
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* How far ahead of its use a strip is asked for, in bytes. */
+enum { AHEAD = 8192 };
+
+/* Quarter k of 16 rows (half 0 or 1 of the strip): elements 4k..4k+3, and 16 + those, as unsigned bytes. */
+INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block, int k, int half, __m512i *low,
+                   __m512i *high) {
+    const uint8_t *q = block + w->q + k * 128 + half * 64;
+    if (type == Q8_0) {
+        *low = _mm512_load_si512(q);
+        *high = _mm512_load_si512(q + 512);
+        return;
+    }
+    const __m512i nibble = _mm512_set1_epi8(15), both = _mm512_load_si512(q);
+    *low = _mm512_and_si512(both, nibble);
+    *high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+    if (type == Q5_0 || type == Q5_1) {
+        const __m512i fifth = _mm512_set1_epi8(16);
+        uint64_t bits[2];
+        memcpy(bits, block + w->fifth + k * 32 + half * 16, 16);
+        *low = _mm512_mask_add_epi8(*low, bits[0], *low, fifth);
+        *high = _mm512_mask_add_epi8(*high, bits[1], *high, fifth);
+    }
+}
+
+INLINE __m512 load_scales(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)p)); }
+
+INLINE __m512i broadcast_int(const uint8_t *p) {
+    int32_t x;
+    memcpy(&x, p, 4);
+    return _mm512_set1_epi32(x);
+}
+
+INLINE __m512 broadcast_float(const uint8_t *p) { return _mm512_castsi512_ps(broadcast_int(p)); }
+
+/* Adds a block of a strip's 32 rows times a tile_block x of n tokens to left (rows 0-15) and right. */
+INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block,
+                      const uint8_t *x, __m512 *left, __m512 *right) {
+    const int shift = type == Q4_0 ? 3 : type == Q5_0 ? 4 : 7; /* zero_of(type) = 1 << shift */
+    /* A single token's two sums would wait for each other: it gets two more, for the other elements. */
+    const int more = n == 1;
+    __m512i a[2][TILE_TOKENS], b[2][TILE_TOKENS];
+    UNROLL
+    for (int t = 0; t < n; t++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
+        a[more][t] = _mm512_setzero_si512(), b[more][t] = a[more][t], a[0][t] = a[more][t];
+        if (zero_of(type)) a[0][t] = _mm512_slli_epi32(broadcast_int(x + 36 * n + 4 * t), shift);
+        b[0][t] = a[0][t];
+    }
+    UNROLL
+    for (int k = 0; k < 4; k++) {
+        __m512i low[2], high[2];
+        unpack(type, w, block, k, 0, &low[0], &high[0]);
+        unpack(type, w, block, k, 1, &low[1], &high[1]);
+        UNROLL
+        for (int t = 0; t < n; t++) {
+            const __m512i first = broadcast_int(x + (k * n + t) * 4);
+            a[0][t] = _mm512_dpbusd_epi32(a[0][t], low[0], first);
+            b[0][t] = _mm512_dpbusd_epi32(b[0][t], low[1], first);
+        }
+        UNROLL
+        for (int t = 0; t < n; t++) {
+            const __m512i other = broadcast_int(x + ((4 + k) * n + t) * 4);
+            a[more][t] = _mm512_dpbusd_epi32(a[more][t], high[0], other);
+            b[more][t] = _mm512_dpbusd_epi32(b[more][t], high[1], other);
+        }
+    }
+    const __m512 d = load_scales(block), e = load_scales(block + 32);
+    UNROLL
+    for (int t = 0; t < n; t++) {
+        const __m512 scale = broadcast_float(x + 32 * n + 4 * t);
+        if (more) a[0][t] = _mm512_add_epi32(a[0][t], a[1][t]), b[0][t] = _mm512_add_epi32(b[0][t], b[1][t]);
+        left[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[0][t]), _mm512_mul_ps(d, scale), left[t]);
+        right[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b[0][t]), _mm512_mul_ps(e, scale), right[t]);
+    }
+    if (!has_minimum(type)) return;
+    const __m512 m = load_scales(block + w->m), l = load_scales(block + w->m + 32);
+    UNROLL
+    for (int t = 0; t < n; t++) {
+        const __m512 scale = broadcast_float(x + 32 * n + 4 * t);
+        const __m512 minus_sum = _mm512_mul_ps(_mm512_cvtepi32_ps(broadcast_int(x + 36 * n + 4 * t)), scale);
+        left[t] = _mm512_fnmadd_ps(m, minus_sum, left[t]);
+        right[t] = _mm512_fnmadd_ps(l, minus_sum, right[t]);
+    }
+}
+
+/* All tokens, n at a time. */
+INLINE void multiply_strip(const weight_type type, const int n, const weight *w, const activations *acts,
+                           long strip, float *out, long stride) {
+    const uint8_t *data = w->data + strip * w->strip_bytes;
+    const long rows = smaller(w->n_out - strip * STRIP, STRIP);
+    const uint32_t have = rows == STRIP ? 0xffffffffu : (1u << rows) - 1;
+    const __m512 factor = _mm512_set1_ps(w->factor);
+    for (long token = 0; token < acts->n_tokens; token += n) {
+        const uint8_t *x = acts->tiles + token / n * acts->tile_stride;
+        __m512 left[TILE_TOKENS], right[TILE_TOKENS];
+        for (int t = 0; t < n; t++) left[t] = right[t] = _mm512_setzero_ps();
+        for (long i = 0; i < acts->n_tile_blocks[token / n]; i++, x += tile_block_bytes(n)) {
+            int32_t number;
+            memcpy(&number, x + 40 * n, 4);
+            const uint8_t *block = data + number * w->block_bytes;
+            if (n == 1)
+                for (long at = 0; at < w->block_bytes; at += 64)
+                    _mm_prefetch((const char *)(block + AHEAD + at), _MM_HINT_T0);
+            add_block(type, n, w, block, x, left, right);
+        }
+        for (long t = 0; t < smaller(acts->n_tokens - token, n); t++) {
+            float *to = out + (token + t) * stride + strip * STRIP;
+            _mm512_mask_storeu_ps(to, (__mmask16)have, _mm512_mul_ps(left[t], factor));
+            _mm512_mask_storeu_ps(to + 16, (__mmask16)(have >> 16), _mm512_mul_ps(right[t], factor));
+        }
+    }
+}
+
+INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
+                          long stride) {
+    if (acts->tile_tokens == 1)
+        multiply_strip(type, 1, w, acts, strip, out, stride);
+    else
+        multiply_strip(type, TILE_TOKENS, w, acts, strip, out, stride);
+}
+
+static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
+    switch (w->type) { /* each with its type known to the compiler */
+    case Q4_0: multiply_type(Q4_0, w, acts, strip, out, stride); break;
+    case Q4_1: multiply_type(Q4_1, w, acts, strip, out, stride); break;
+    case Q5_0: multiply_type(Q5_0, w, acts, strip, out, stride); break;
+    case Q5_1: multiply_type(Q5_1, w, acts, strip, out, stride); break;
+    default: multiply_type(Q8_0, w, acts, strip, out, stride); break;
+    }
+}
+
+static double multiply_registers(long rounds, float *sink) {
+    enum { SUMS = 12 }; /* enough of them to hide the latency of each */
+    __m512i sums[SUMS], total = _mm512_setzero_si512(), x = _mm512_set1_epi8(3);
+    for (int i = 0; i < SUMS; i++) sums[i] = _mm512_setzero_si512();
+    for (long n = 0; n < rounds; n++) {
+        __asm__ volatile("" : "+v"(x)); /* x may have changed, for all that the compiler knows */
+#pragma GCC unroll 12
+        for (int i = 0; i < SUMS; i++) sums[i] = _mm512_dpbusd_epi32(sums[i], x, x);
+    }
+    for (int i = 0; i < SUMS; i++) total = _mm512_add_epi32(total, sums[i]);
+    *sink += (float)_mm512_reduce_add_epi32(total);
+    return (double)rounds * SUMS * 64;
+}
+
+const kernels avx512_kernels = {
+    "avx512", TILE_TOKENS, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    attend_span, attend_tile, multiply_registers,
+};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,74 @@
+/* Looks at the CPU once and chooses the kernels; TINYLLAMA_CPU=ref|avx2|avx512 overrides. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* Registers that the system saves when it switches threads (XCR0): without that they can't be used. */
+enum { XCR0_AVX = 0x6, XCR0_AVX512 = 0xe6 };
+
+static int system_saves(unsigned wanted) {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return 0;
+    unsigned low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & wanted) == wanted;
+}
+
+static int has_avx2(void) {
+    unsigned a, b, c, d;
+    if (!system_saves(XCR0_AVX) || !__get_cpuid(1, &a, &b, &c, &d)) return 0;
+    if (!(c & bit_FMA) || !(c & bit_F16C)) return 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
+}
+
+static int has_avx512(void) {
+    unsigned a, b, c, d, wanted = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    if (!has_avx2() || !system_saves(XCR0_AVX512)) return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    return (b & wanted) == wanted && (c & bit_AVX512VNNI);
+}
+#endif
+
+static int always(void) { return 1; }
+
+static const struct {
+    const kernels *kernels;
+    int (*available)(void);
+} levels[] = {
+#if defined(__x86_64__)
+    {&avx512_kernels, has_avx512},
+    {&avx2_kernels, has_avx2},
+#endif
+    {&ref_kernels, always},
+};
+
+enum { N_LEVELS = sizeof levels / sizeof *levels };
+
+const char *const *available_levels(void) {
+    static const char *names[N_LEVELS + 1];
+    int n = 0;
+    for (int i = 0; i < N_LEVELS; i++)
+        if (levels[i].available()) names[n++] = levels[i].kernels->name;
+    names[n] = NULL;
+    return names;
+}
+
+static const kernels *active;
+
+int use_level(const char *name) {
+    for (int i = 0; i < N_LEVELS; i++) {
+        if (strcmp(name, levels[i].kernels->name) || !levels[i].available()) continue;
+        active = levels[i].kernels;
+        return 0;
+    }
+    return -1;
+}
+
+const kernels *active_kernels(void) {
+    if (!active) use_level(available_levels()[0]);
+    return active;
+}

@@ -1,0 +1,216 @@
+/* What the files of this folder share: the layout of prepared weights, the table of kernels that each
+ * instruction set fills, and the pool. README.md has the map and the drawing.
+ *
+ * Axis names are those of tinyllama/config.py. A weight [n_out, n_in] computes x @ weight.T. */
+#ifndef TINYLLAMA_KERNELS_H
+#define TINYLLAMA_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    BLOCK = 32,        /* weights that share a scale */
+    STRIP = 32,        /* rows of a weight that lie, and are multiplied, side by side */
+    MAX_THREADS = 256,
+    MAX_HEAD_DIM = 256,
+    MAX_SHARED = 64,   /* query heads that share a key/value head */
+    SPAN = 256,        /* positions of the KV cache that one piece of decoding attends to */
+    TILE = 32,         /* queries that one piece of prefill attention handles */
+    TOGETHER = 12,     /* tokens that share a choice of refined blocks */
+    REFINED = 4,       /* one block in so many is refined */
+};
+
+/* Before a loop of a known, small number of steps: sums in registers need it written out. */
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
+/* ---- weights (pack.c) ---- */
+
+/* The types that kernels multiply by. Everything in a file becomes one of these when it is loaded. */
+typedef enum { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, N_TYPES } weight_type;
+
+/* A prepared weight. Rows of numbers follow each other as in the file. Blocks come in strips of 32 rows, and in
+ * a strip one block of every row after the other, so that a strip is read from front to back and lanes of a
+ * vector are rows. README.md draws it. Of each block of 32 rows there are
+ *
+ *     scales   [32] f16
+ *     minima   [32] f16                 of q4_1 and q5_1
+ *     fifth    [4][2][2] 64 bits        of q5_0 and q5_1: of quarter k, rows 0-15 and 16-31, low and high;
+ *                                       bit 4 * row + j as byte 4 * row + j of the quants
+ *     quants   [4][32][4] bytes         quarter k, row, j: the low nibble is element 4k + j, the high 16 + 4k + j
+ *              [8][32][4] bytes         of q8_0: element 4k + j
+ *
+ * Quants are unsigned here: value = factor * (d * (q - zero) + m). Rows missing in the last strip are zeros. */
+typedef struct {
+    weight_type type;
+    long n_out, n_in;
+    long row_bytes;               /* of numbers */
+    long n_blocks, n_strips;      /* a row's; all */
+    long block_bytes, strip_bytes;
+    long m, fifth, q;             /* where minima, fifth bits and quants start in a block of 32 rows */
+    float factor;                 /* a power of two, so that scales that were float32 fit into f16 */
+    uint8_t *data;                /* SLACK bytes behind the last row can be read */
+} weight;
+
+enum { SLACK = 256 };
+
+/* Fills in everything but data, for rows of n_in weights. */
+void weight_layout(weight *w, weight_type type, long n_out, long n_in);
+size_t weight_bytes(const weight *w);
+
+/* What a type subtracts from its unsigned quants, and whether its blocks have a minimum. */
+static inline int zero_of(weight_type type) {
+    return type == Q4_0 ? 8 : type == Q5_0 ? 16 : type == Q8_0 ? 128 : 0;
+}
+static inline int has_minimum(weight_type type) { return type == Q4_1 || type == Q5_1; }
+static inline int has_blocks(weight_type type) { return type >= Q4_0; }
+
+/* Blocks as a file holds them: quant.py describes the layouts. */
+typedef enum {
+    FILE_F32, FILE_F16, FILE_BF16, FILE_Q4_0, FILE_Q4_1, FILE_Q5_0, FILE_Q5_1, FILE_Q8_0,
+    FILE_Q4_0_2023, FILE_Q4_0_2023_PLANAR, FILE_Q4_1_2023, N_FILE_TYPES
+} file_type;
+
+typedef struct {
+    file_type type;
+    long n_rows, n_cols;
+    const uint8_t *data;
+} file_blocks;
+
+weight_type prepared_type(file_type type);
+long file_row_bytes(file_type type, long n_cols);
+
+/* Puts rows first..last-1 of the file's blocks to (row + i, col) of a weight. No two threads may put rows into
+ * the same strip. */
+void pack_rows(const file_blocks *from, const weight *to, long row, long col, long first, long last);
+
+/* One row of a prepared weight as float32, out[n_in]. */
+void unpack_row(const weight *w, long row, float *out);
+
+/* One block of one row. */
+typedef struct {
+    uint8_t q[BLOCK]; /* unsigned */
+    float d, m;       /* without the weight's factor */
+} plain_block;
+plain_block unpack_block(const weight *w, long row, long block);
+
+float f32_from_f16(uint16_t half);
+uint16_t f16_from_f32(float value);
+
+/* ---- activations ---- */
+
+/* Inputs as int8, quantized once for all weights that share them, in tiles of one or several tokens: all the
+ * numbers of a tile that meet one block of weights lie side by side, as a tile_block
+ *
+ *     q          [8][tile_tokens][4] int8    elements 4k..4k+3 of each token
+ *     scale      [tile_tokens] float         x = scale * q
+ *     minus_sum  [tile_tokens] int32         of the 32 q
+ *     block      int32                       which block of the weights
+ *
+ * Tokens that aren't there, in the last tile, are zeros.
+ *
+ * A few inputs of a model are far larger than the rest and make their blocks coarse. So the coarsest quarter
+ * of the blocks is refined: what rounding left is quantized too, as a second tile_block for the same block of
+ * weights. That takes away four fifths of the error for a quarter more work. */
+typedef struct {
+    long n_tokens, n_in;
+    long tile_tokens, tile_stride; /* bytes from tile to tile */
+    uint8_t *tiles;
+    int32_t *n_tile_blocks;        /* of each tile */
+} activations;
+
+static inline size_t tile_block_bytes(long tile_tokens) {
+    return (size_t)(40 * tile_tokens + 4 + 63) / 64 * 64;
+}
+
+/* One token's blocks on their way into a tile. */
+typedef struct {
+    int8_t q[BLOCK];
+    float scale;
+    int32_t sum;
+} input_block;
+
+static const float REST = 254; /* what rounding leaves is at most half a unit of q: 127 / 254 */
+
+/* ---- one instruction set's kernels ---- */
+
+/* Heads of one sequence. q, out: [n_tokens, n_heads, head_dim]; keys, values: [n_kv_heads, n_ctx, head_dim]
+ * in f16, in which this call's n_tokens are already stored from pos on. */
+typedef struct {
+    const float *q;
+    const uint16_t *keys, *values;
+    float *out;
+    long n_tokens, n_heads, n_kv_heads, head_dim, n_ctx, pos;
+} heads;
+
+typedef struct {
+    const char *name;
+    long tile_tokens; /* that multiply_blocks wants, if there are several; it divides TOGETHER */
+    void (*quantize)(const float *x, long n_blocks, input_block *out);
+    /* What `of` has left of x, in units of its scale / REST. */
+    void (*refine)(const float *x, const input_block *of, input_block *out);
+    /* out[t * stride + row] for all tokens and the rows of a strip. */
+    void (*multiply_blocks)(const weight *w, const activations *acts, long strip, float *out, long stride);
+    /* The same for rows first..last-1, last - first <= STRIP. `scratch` has scratch_bytes() of room. */
+    void (*multiply_floats)(const weight *w, const float *x, long n_tokens, long first, long last, float *out,
+                            long stride, void *scratch);
+    void (*rms_norm)(const float *x, const float *scale, float eps, long dim, float *out);
+    void (*swiglu)(const float *gate, const float *up, long n, float *out);
+    /* freqs: [head_dim / 2] pairs of cos and sin. */
+    void (*rope)(const float *x, const float *freqs, long n_heads, long head_dim, float *out);
+    void (*to_f16)(const float *x, long n, uint16_t *out);
+    /* One token, the query heads of one key/value head, positions first..last-1: for each query head
+     * its highest score, the sum of e^(score - highest), and the values weighted by it. */
+    void (*attend_span)(const heads *h, long kv_head, long first, long last, float *highest, float *sum,
+                        float *values);
+    /* Queries first..last-1 (at most TILE) of the query heads of one key/value head, all positions. */
+    void (*attend_tile)(const heads *h, long kv_head, long first, long last, void *scratch);
+    /* Multiplies registers of small integers `rounds` times and returns how many products that were: the
+     * speed that prefill can't exceed. `sink` takes the sum, so that none can be left out. */
+    double (*multiply_registers)(long rounds, float *sink);
+} kernels;
+
+/* Room that a thread needs for any kernel above. */
+size_t scratch_bytes(long shared_heads);
+
+extern const kernels ref_kernels, avx2_kernels, avx512_kernels;
+
+/* ---- the choice among them (dispatch.c) ---- */
+
+const kernels *active_kernels(void);
+/* Names of the levels that this CPU and system have, best first; NULL ends the list. */
+const char *const *available_levels(void);
+/* Returns 0, or -1 where the CPU lacks the level. */
+int use_level(const char *name);
+
+/* ---- the pool (threads.c) ---- */
+
+typedef void task(void *job, long first, long last, int worker);
+
+/* Calls task for pieces of 0..n-1 of at most `grain` on `threads` threads and returns when all are done.
+ * The caller is worker 0. Only between pool_lock and pool_unlock. */
+void run_parallel(int threads, long n, long grain, task *task, void *job);
+void pool_lock(void);
+void pool_unlock(void);
+
+/* ---- whole operations (operations.c): 0, or -1 where memory is short ---- */
+
+int matmul(const float *x, long n_tokens, long n_weights, const weight *const *weights, float *const *outs,
+           int threads);
+int rms_norm(const float *x, const float *scale, float eps, long n_tokens, long dim, float *out, int threads);
+int swiglu(const float *gate, const float *up, long n, float *out, int threads);
+int rope(const float *x, const float *freqs, long n_tokens, long n_heads, long head_dim, float *out,
+         int threads);
+int attention(const heads *h, int threads);
+void store_heads(const float *x, long n_tokens, long n_heads, long head_dim, long n_ctx, long pos,
+                 uint16_t *cache);
+int pack(const file_blocks *from, const weight *to, long row, long col, int threads);
+
+/* The two limits that `tinyllama bench` holds speeds against: bytes read, products of registers. */
+uint64_t read_all(const uint8_t *data, size_t n_bytes, int threads);
+double multiply_all(long rounds, int threads);
+
+#endif

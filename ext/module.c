@@ -1,0 +1,526 @@
+/* The Python binding only: checks shapes, types, strides and sizes, lets go of Python's lock, calls
+ * operations.c. Nothing that passes these checks can make a kernel read or write out of bounds. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+
+/* ---- arrays ---- */
+
+/* The formats of NumPy's types, as the buffer protocol spells them. */
+static const char *const FLOAT32 = "f", *const FLOAT16 = "e", *const INT64 = "l", *const BYTES = NULL;
+
+static int fail(PyObject *kind, const char *format, ...) {
+    va_list values;
+    va_start(values, format);
+    PyErr_FormatV(kind, format, values);
+    va_end(values);
+    return -1;
+}
+
+static Py_ssize_t count(const Py_buffer *view) { return view->itemsize ? view->len / view->itemsize : 0; }
+
+static int is_contiguous(const Py_buffer *view) {
+    Py_ssize_t expected = view->itemsize;
+    if (!view->strides) return 1;
+    for (int i = view->ndim - 1; i >= 0; i--) {
+        if (view->shape[i] != 1 && view->strides[i] != expected) return 0;
+        expected *= view->shape[i];
+    }
+    return 1;
+}
+
+static int same_format(const char *have, const char *want) {
+    if (have && (*have == '<' || *have == '=' || *have == '@')) have++;
+    if (want == INT64 && have && !strcmp(have, "q")) return 1;
+    return have && !strcmp(have, want);
+}
+
+/* Opens a C-contiguous, aligned array of a format and a number of dimensions (-1: any). */
+static int open_array(PyObject *object, Py_buffer *view, const char *name, const char *format, int ndim,
+                      int writable) {
+    int flags = PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+    view->obj = NULL;
+    if (PyObject_GetBuffer(object, view, flags)) return -1;
+    if (format && !same_format(view->format, format))
+        fail(PyExc_TypeError, "%s must be an array of type '%s', not '%s'", name, format, view->format);
+    else if (ndim >= 0 && view->ndim != ndim)
+        fail(PyExc_ValueError, "%s must have %d dimensions, not %d", name, ndim, view->ndim);
+    else if (!is_contiguous(view))
+        fail(PyExc_ValueError, "%s must be contiguous", name);
+    else if (format && (uintptr_t)view->buf % (uintptr_t)view->itemsize)
+        fail(PyExc_ValueError, "%s is not aligned", name);
+    else
+        return 0;
+    PyBuffer_Release(view);
+    view->obj = NULL;
+    return -1;
+}
+
+/* Arrays of one call, which are closed together. */
+typedef struct {
+    Py_buffer views[40];
+    int n;
+} opened;
+
+enum { MAX_WEIGHTS = 16 };
+
+static Py_buffer *array(opened *all, PyObject *object, const char *name, const char *format, int ndim,
+                        int writable) {
+    Py_buffer *view = &all->views[all->n];
+    if (open_array(object, view, name, format, ndim, writable)) return NULL;
+    all->n++;
+    return view;
+}
+
+static PyObject *finish(opened *all, int failed) {
+    for (int i = 0; i < all->n; i++) PyBuffer_Release(&all->views[i]);
+    if (failed) return PyErr_Occurred() ? NULL : PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+/* result = call, with the pool locked and Python unlocked. */
+#define WITHOUT_GIL(result, call)                                                                            \
+    do {                                                                                                     \
+        Py_BEGIN_ALLOW_THREADS;                                                                              \
+        pool_lock();                                                                                         \
+        result = (call);                                                                                     \
+        pool_unlock();                                                                                       \
+        Py_END_ALLOW_THREADS;                                                                                \
+    } while (0)
+
+static int same_shape(const Py_buffer *a, const Py_buffer *b) {
+    return a->ndim == b->ndim && !memcmp(a->shape, b->shape, (size_t)a->ndim * sizeof *a->shape);
+}
+
+/* ---- Weight ---- */
+
+typedef struct {
+    PyObject_HEAD
+    weight w;
+    Py_buffer memory;
+} WeightObject;
+
+static PyTypeObject *weight_type_object;
+
+static const char *const type_names[N_TYPES] = {
+    [F32] = "f32", [F16] = "f16", [BF16] = "bf16", [Q4_0] = "q4_0",
+    [Q4_1] = "q4_1", [Q5_0] = "q5_0", [Q5_1] = "q5_1", [Q8_0] = "q8_0",
+};
+
+static const char *const file_type_names[N_FILE_TYPES] = {
+    [FILE_F32] = "f32",
+    [FILE_F16] = "f16",
+    [FILE_BF16] = "bf16",
+    [FILE_Q4_0] = "q4_0",
+    [FILE_Q4_1] = "q4_1",
+    [FILE_Q5_0] = "q5_0",
+    [FILE_Q5_1] = "q5_1",
+    [FILE_Q8_0] = "q8_0",
+    [FILE_Q4_0_2023] = "q4_0_2023",
+    [FILE_Q4_0_2023_PLANAR] = "q4_0_2023_planar",
+    [FILE_Q4_1_2023] = "q4_1_2023",
+};
+
+static int find_name(const char *name, const char *const *names, int n) {
+    for (int i = 0; i < n; i++)
+        if (!strcmp(name, names[i])) return i;
+    return fail(PyExc_ValueError, "there is no type '%s'", name);
+}
+
+static int parse_layout(weight *w, const char *name, Py_ssize_t n_out, Py_ssize_t n_in) {
+    int type = find_name(name, type_names, N_TYPES);
+    if (type < 0) return -1;
+    if (n_out < 1 || n_in < 1 || n_out > INT32_MAX || n_in > INT32_MAX)
+        return fail(PyExc_ValueError, "no weight has the shape [%zd, %zd]", n_out, n_in);
+    if (has_blocks(type) && n_in % BLOCK)
+        return fail(PyExc_ValueError, "rows of blocks hold a multiple of %d weights, not %zd", BLOCK, n_in);
+    if ((double)n_out * (double)n_in > 1e15) return fail(PyExc_ValueError, "no computer has the memory for it");
+    weight_layout(w, type, n_out, n_in);
+    return 0;
+}
+
+static PyObject *weight_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    const char *name;
+    Py_ssize_t n_out, n_in;
+    float factor;
+    PyObject *memory;
+    weight w;
+    if (keywords && PyDict_Size(keywords)) {
+        PyErr_SetString(PyExc_TypeError, "Weight takes no keyword arguments");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "snnfO", &name, &n_out, &n_in, &factor, &memory)) return NULL;
+    if (parse_layout(&w, name, n_out, n_in)) return NULL;
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    WeightObject *self = (WeightObject *)allocate(type, 0);
+    if (!self) return NULL;
+    if (open_array(memory, &self->memory, "memory", BYTES, 1, 1)) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    if ((size_t)self->memory.len < weight_bytes(&w) || (uintptr_t)self->memory.buf % 64) {
+        fail(PyExc_ValueError, "memory must begin on a cache line and have %zu bytes", weight_bytes(&w));
+        Py_DECREF(self);
+        return NULL;
+    }
+    w.factor = factor;
+    w.data = self->memory.buf;
+    self->w = w;
+    return (PyObject *)self;
+}
+
+static void weight_dealloc(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+    if (((WeightObject *)object)->memory.obj) PyBuffer_Release(&((WeightObject *)object)->memory);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(object);
+    Py_DECREF(type);
+}
+
+static PyObject *weight_shape(PyObject *object, void *closure) {
+    (void)closure;
+    const weight *w = &((WeightObject *)object)->w;
+    return Py_BuildValue("ll", w->n_out, w->n_in);
+}
+
+static PyObject *weight_type_name(PyObject *object, void *closure) {
+    (void)closure;
+    return PyUnicode_FromString(type_names[((WeightObject *)object)->w.type]);
+}
+
+static PyObject *weight_nbytes(PyObject *object, void *closure) {
+    (void)closure;
+    return PyLong_FromSize_t(weight_bytes(&((WeightObject *)object)->w));
+}
+
+static PyObject *weight_memory(PyObject *object, void *closure) {
+    (void)closure;
+    PyObject *memory = ((WeightObject *)object)->memory.obj;
+    Py_INCREF(memory);
+    return memory;
+}
+
+static PyGetSetDef weight_attributes[] = {
+    {"shape", weight_shape, NULL, "(n_out, n_in)", NULL},
+    {"type", weight_type_name, NULL, "which kernels multiply by it", NULL},
+    {"memory", weight_memory, NULL, "the array it lies in", NULL},
+    {"nbytes", weight_nbytes, NULL, "memory it takes", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot weight_slots[] = {
+    {Py_tp_new, weight_new},
+    {Py_tp_dealloc, weight_dealloc},
+    {Py_tp_getset, weight_attributes},
+    {Py_tp_doc, "Weight(type, n_out, n_in, factor, memory): a prepared weight in writable memory."},
+    {0, NULL},
+};
+
+static PyType_Spec weight_spec = {
+    "tinyllama._native.Weight", sizeof(WeightObject), 0, Py_TPFLAGS_DEFAULT, weight_slots,
+};
+
+static const weight *as_weight(PyObject *object) {
+    if (PyObject_TypeCheck(object, weight_type_object)) return &((WeightObject *)object)->w;
+    PyErr_SetString(PyExc_TypeError, "expected a Weight");
+    return NULL;
+}
+
+/* ---- functions ---- */
+
+static PyObject *py_weight_bytes(PyObject *module, PyObject *args) {
+    (void)module;
+    const char *name;
+    Py_ssize_t n_out, n_in;
+    weight w;
+    if (!PyArg_ParseTuple(args, "snn", &name, &n_out, &n_in) || parse_layout(&w, name, n_out, n_in)) return NULL;
+    return PyLong_FromSize_t(weight_bytes(&w));
+}
+
+static int check_pack(const file_blocks *from, const weight *to, Py_ssize_t row, Py_ssize_t col,
+                      Py_ssize_t size) {
+    if (prepared_type(from->type) != to->type)
+        return fail(PyExc_ValueError, "these blocks don't become a weight of this type");
+    if (row < 0 || col < 0 || from->n_rows < 0 || from->n_cols < 0 || row + from->n_rows > to->n_out ||
+        col + from->n_cols > to->n_in)
+        return fail(PyExc_ValueError, "the blocks don't fit into the weight");
+    if (has_blocks(to->type) && (col % BLOCK || from->n_cols % BLOCK))
+        return fail(PyExc_ValueError, "a block can't be cut");
+    if (size != from->n_rows * file_row_bytes(from->type, from->n_cols))
+        return fail(PyExc_ValueError, "%zd bytes are not the size of the blocks", size);
+    return 0;
+}
+
+static PyObject *py_pack(PyObject *module, PyObject *args) {
+    (void)module;
+    const char *name;
+    PyObject *data, *target;
+    Py_ssize_t n_rows, n_cols, row, col;
+    int threads, failed = 1;
+    opened all = {.n = 0};
+    if (!PyArg_ParseTuple(args, "sOnnOnni", &name, &data, &n_rows, &n_cols, &target, &row, &col, &threads))
+        return NULL;
+    int type = find_name(name, file_type_names, N_FILE_TYPES);
+    const weight *to = as_weight(target);
+    Py_buffer *view = type >= 0 && to ? array(&all, data, "data", BYTES, 1, 0) : NULL;
+    if (view) {
+        file_blocks from = {type, n_rows, n_cols, view->buf};
+        if (!check_pack(&from, to, row, col, view->len)) WITHOUT_GIL(failed, pack(&from, to, row, col, threads));
+    }
+    return finish(&all, failed);
+}
+
+static int open_products(opened *all, PyObject *weights, PyObject *outs, const Py_buffer *x, Py_ssize_t n,
+                         const weight **w, float **out) {
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (!(w[i] = as_weight(PyTuple_GetItem(weights, i)))) return -1;
+        if (w[i]->n_in != x->shape[1])
+            return fail(PyExc_ValueError, "x has %zd columns, a weight %ld", x->shape[1], w[i]->n_in);
+        Py_buffer *view = array(all, PyTuple_GetItem(outs, i), "out", FLOAT32, 2, 1);
+        if (!view) return -1;
+        if (view->shape[0] != x->shape[0] || view->shape[1] != w[i]->n_out)
+            return fail(PyExc_ValueError, "out must be [%zd, %ld]", x->shape[0], w[i]->n_out);
+        out[i] = view->buf;
+    }
+    return 0;
+}
+
+static PyObject *py_matmul(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *input, *weights, *outs;
+    int threads, failed = 1;
+    opened all = {.n = 0};
+    const weight *w[MAX_WEIGHTS];
+    float *out[MAX_WEIGHTS];
+    if (!PyArg_ParseTuple(args, "OO!O!i", &input, &PyTuple_Type, &weights, &PyTuple_Type, &outs, &threads))
+        return NULL;
+    Py_ssize_t n = PyTuple_Size(weights);
+    if (n < 1 || n > MAX_WEIGHTS || PyTuple_Size(outs) != n) {
+        fail(PyExc_ValueError, "matmul takes 1 to %d weights and as many outputs", MAX_WEIGHTS);
+        return NULL;
+    }
+    Py_buffer *x = array(&all, input, "x", FLOAT32, 2, 0);
+    if (x && !open_products(&all, weights, outs, x, n, w, out)) {
+        failed = 0;
+        if (x->shape[0] > 0) WITHOUT_GIL(failed, matmul(x->buf, x->shape[0], n, w, out, threads));
+    }
+    return finish(&all, failed);
+}
+
+static int check_rows(const Py_buffer *rows, const Py_buffer *out, const weight *w) {
+    if (out->shape[0] != rows->shape[0] || out->shape[1] != w->n_in)
+        return fail(PyExc_ValueError, "out must be [%zd, %ld]", rows->shape[0], w->n_in);
+    for (Py_ssize_t i = 0; i < rows->shape[0]; i++) {
+        int64_t row = ((const int64_t *)rows->buf)[i];
+        if (row < 0 || row >= w->n_out) return fail(PyExc_IndexError, "row %lld of %ld", (long long)row, w->n_out);
+    }
+    return 0;
+}
+
+static PyObject *py_rows(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *object, *indices, *output;
+    int failed = 1;
+    opened all = {.n = 0};
+    if (!PyArg_ParseTuple(args, "OOO", &object, &indices, &output)) return NULL;
+    const weight *w = as_weight(object);
+    Py_buffer *rows = w ? array(&all, indices, "rows", INT64, 1, 0) : NULL;
+    Py_buffer *out = rows ? array(&all, output, "out", FLOAT32, 2, 1) : NULL;
+    if (out && !check_rows(rows, out, w)) {
+        for (Py_ssize_t i = 0; i < rows->shape[0]; i++)
+            unpack_row(w, ((const int64_t *)rows->buf)[i], (float *)out->buf + i * w->n_in);
+        failed = 0;
+    }
+    return finish(&all, failed);
+}
+
+static PyObject *py_rms_norm(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *input, *scale_object, *output;
+    float eps;
+    int threads, failed = 1;
+    opened all = {.n = 0};
+    if (!PyArg_ParseTuple(args, "OOfOi", &input, &scale_object, &eps, &output, &threads)) return NULL;
+    Py_buffer *x = array(&all, input, "x", FLOAT32, 2, 0);
+    Py_buffer *scale = x ? array(&all, scale_object, "weight", FLOAT32, 1, 0) : NULL;
+    Py_buffer *out = scale ? array(&all, output, "out", FLOAT32, 2, 1) : NULL;
+    if (out && (scale->shape[0] != x->shape[1] || !same_shape(x, out)))
+        fail(PyExc_ValueError, "the shapes of x, weight and out differ");
+    else if (out)
+        WITHOUT_GIL(failed, rms_norm(x->buf, scale->buf, eps, x->shape[0], x->shape[1], out->buf, threads));
+    return finish(&all, failed);
+}
+
+static PyObject *py_swiglu(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *gate_object, *up_object, *output;
+    int threads, failed = 1;
+    opened all = {.n = 0};
+    if (!PyArg_ParseTuple(args, "OOOi", &gate_object, &up_object, &output, &threads)) return NULL;
+    Py_buffer *gate = array(&all, gate_object, "gate", FLOAT32, -1, 0);
+    Py_buffer *up = gate ? array(&all, up_object, "up", FLOAT32, -1, 0) : NULL;
+    Py_buffer *out = up ? array(&all, output, "out", FLOAT32, -1, 1) : NULL;
+    if (out && (!same_shape(gate, up) || !same_shape(gate, out)))
+        fail(PyExc_ValueError, "the shapes of gate, up and out differ");
+    else if (out)
+        WITHOUT_GIL(failed, swiglu(gate->buf, up->buf, count(gate), out->buf, threads));
+    return finish(&all, failed);
+}
+
+static PyObject *py_rope(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *input, *freqs_object, *output;
+    int threads, failed = 1;
+    opened all = {.n = 0};
+    if (!PyArg_ParseTuple(args, "OOOi", &input, &freqs_object, &output, &threads)) return NULL;
+    Py_buffer *x = array(&all, input, "x", FLOAT32, 3, 0);
+    Py_buffer *freqs = x ? array(&all, freqs_object, "freqs", "Zf", 2, 0) : NULL;
+    Py_buffer *out = freqs ? array(&all, output, "out", FLOAT32, 3, 1) : NULL;
+    if (out && (!same_shape(x, out) || freqs->shape[0] != x->shape[0] || 2 * freqs->shape[1] != x->shape[2]))
+        fail(PyExc_ValueError, "the shapes of x, freqs and out don't match");
+    else if (out)
+        WITHOUT_GIL(failed, rope(x->buf, freqs->buf, x->shape[0], x->shape[1], x->shape[2], out->buf, threads));
+    return finish(&all, failed);
+}
+
+/* k, v: [n_tokens, n_kv_heads, head_dim]; the layer's keys and values: [n_kv_heads, n_ctx, head_dim]. */
+static int check_heads(const Py_buffer *q, const Py_buffer *k, const Py_buffer *v, const Py_buffer *keys,
+                       const Py_buffer *values, const Py_buffer *out, Py_ssize_t pos) {
+    Py_ssize_t n_tokens = q->shape[0], n_heads = q->shape[1], head_dim = q->shape[2], n_kv = k->shape[1];
+    if (!same_shape(k, v) || !same_shape(keys, values) || k->shape[0] != n_tokens ||
+        k->shape[2] != head_dim || keys->shape[0] != n_kv || keys->shape[2] != head_dim)
+        return fail(PyExc_ValueError, "the shapes of q, k, v and the cache don't match");
+    if (out->shape[0] != n_tokens || out->shape[1] != n_heads * head_dim)
+        return fail(PyExc_ValueError, "out must be [%zd, %zd]", n_tokens, n_heads * head_dim);
+    if (n_tokens < 1 || pos < 0 || pos > keys->shape[1] - n_tokens)
+        return fail(PyExc_ValueError, "%zd tokens from position %zd on don't fit into a cache of %zd",
+                    n_tokens, pos, keys->shape[1]);
+    if (head_dim < 1 || head_dim > MAX_HEAD_DIM || n_kv < 1 || n_heads % n_kv || n_heads / n_kv > MAX_SHARED)
+        return fail(PyExc_ValueError, "heads of width %zd, %zd to %zd, are not supported", head_dim, n_heads,
+                    n_kv);
+    return 0;
+}
+
+static int store_and_attend(const heads *h, const float *k, const float *v, uint16_t *keys, uint16_t *values,
+                            int threads) {
+    store_heads(k, h->n_tokens, h->n_kv_heads, h->head_dim, h->n_ctx, h->pos, keys);
+    store_heads(v, h->n_tokens, h->n_kv_heads, h->head_dim, h->n_ctx, h->pos, values);
+    return attention(h, threads);
+}
+
+static PyObject *py_attention(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *objects[6];
+    Py_ssize_t pos;
+    int threads, failed = 1;
+    opened all = {.n = 0};
+    if (!PyArg_ParseTuple(args, "OOOOOnOi", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4],
+                          &pos, &objects[5], &threads))
+        return NULL;
+    Py_buffer *q = array(&all, objects[0], "q", FLOAT32, 3, 0);
+    Py_buffer *k = q ? array(&all, objects[1], "k", FLOAT32, 3, 0) : NULL;
+    Py_buffer *v = k ? array(&all, objects[2], "v", FLOAT32, 3, 0) : NULL;
+    Py_buffer *keys = v ? array(&all, objects[3], "keys", FLOAT16, 3, 1) : NULL;
+    Py_buffer *values = keys ? array(&all, objects[4], "values", FLOAT16, 3, 1) : NULL;
+    Py_buffer *out = values ? array(&all, objects[5], "out", FLOAT32, 2, 1) : NULL;
+    if (out && !check_heads(q, k, v, keys, values, out, pos)) {
+        heads h = {q->buf,      keys->buf,   values->buf, out->buf,       q->shape[0],
+                   q->shape[1], k->shape[1], q->shape[2], keys->shape[1], pos};
+        WITHOUT_GIL(failed, store_and_attend(&h, k->buf, v->buf, keys->buf, values->buf, threads));
+    }
+    return finish(&all, failed);
+}
+
+static PyObject *py_read_all(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *object;
+    int threads;
+    uint64_t sum;
+    opened all = {.n = 0};
+    if (!PyArg_ParseTuple(args, "Oi", &object, &threads)) return NULL;
+    Py_buffer *data = array(&all, object, "data", BYTES, 1, 0);
+    if (!data) return NULL;
+    WITHOUT_GIL(sum, read_all(data->buf, (size_t)data->len, threads));
+    PyBuffer_Release(data);
+    return PyLong_FromUnsignedLongLong(sum);
+}
+
+static PyObject *py_multiply_all(PyObject *module, PyObject *args) {
+    (void)module;
+    long rounds;
+    int threads;
+    double products;
+    if (!PyArg_ParseTuple(args, "li", &rounds, &threads)) return NULL;
+    WITHOUT_GIL(products, multiply_all(rounds, threads));
+    return PyFloat_FromDouble(products);
+}
+
+static PyObject *py_levels(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    PyObject *list = PyList_New(0);
+    for (const char *const *name = available_levels(); list && *name; name++) {
+        PyObject *item = PyUnicode_FromString(*name);
+        if (!item || PyList_Append(list, item)) Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+static PyObject *py_level(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyUnicode_FromString(active_kernels()->name);
+}
+
+static PyObject *py_use_level(PyObject *module, PyObject *args) {
+    (void)module;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "s", &name)) return NULL;
+    pool_lock();
+    int failed = use_level(name);
+    pool_unlock();
+    if (!failed) Py_RETURN_NONE;
+    fail(PyExc_ValueError, "this computer has no level '%s'", name);
+    return NULL;
+}
+
+static PyMethodDef functions[] = {
+    {"weight_bytes", py_weight_bytes, METH_VARARGS, "weight_bytes(type, n_out, n_in): memory a Weight needs"},
+    {"pack", py_pack, METH_VARARGS,
+     "pack(file_type, data, n_rows, n_cols, weight, row, col, threads): put a file's blocks into a Weight"},
+    {"matmul", py_matmul, METH_VARARGS, "matmul(x, weights, outs, threads): each out = x @ weight.T"},
+    {"rows", py_rows, METH_VARARGS, "rows(weight, indices, out): rows of a weight as float32"},
+    {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, weight, eps, out, threads)"},
+    {"swiglu", py_swiglu, METH_VARARGS, "swiglu(gate, up, out, threads)"},
+    {"rope", py_rope, METH_VARARGS, "rope(x, freqs, out, threads)"},
+    {"attention", py_attention, METH_VARARGS, "attention(q, k, v, keys, values, pos, out, threads)"},
+    {"read_all", py_read_all, METH_VARARGS, "read_all(data, threads): the sum of its words, as fast as memory allows"},
+    {"multiply_all", py_multiply_all, METH_VARARGS,
+     "multiply_all(rounds, threads): the number of products of registers it has done, as fast as the level can"},
+    {"levels", py_levels, METH_NOARGS, "levels(): what this CPU can run, best first"},
+    {"level", py_level, METH_NOARGS, "level(): what is running"},
+    {"use_level", py_use_level, METH_VARARGS, "use_level(name): run another"},
+    {NULL, NULL, 0, NULL},
+};
+
+static int fill_module(PyObject *module) {
+    weight_type_object = (PyTypeObject *)PyType_FromSpec(&weight_spec);
+    if (!weight_type_object) return -1;
+    const char *wanted = getenv("TINYLLAMA_CPU");
+    if (wanted && *wanted && use_level(wanted))
+        return fail(PyExc_ImportError, "TINYLLAMA_CPU=%s: this computer has no such level", wanted);
+    return PyModule_AddObjectRef(module, "Weight", (PyObject *)weight_type_object);
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill_module}, {0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_native", "Operations of a LLaMA in C; ext/README.md has the map.", 0, functions,
+    slots, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }

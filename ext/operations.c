@@ -1,0 +1,383 @@
+/* Whole operations: each cut into pieces for the pool, in a way that doesn't depend on the number of
+ * threads, so that the same input gives the same bits at any number. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+
+/* Work below this many bytes of weights, or as much in float operations, isn't worth waking a thread. */
+enum { WORTH_A_THREAD = 48 * 1024, CACHE_LINE = 64 };
+
+/* Memory that is kept from call to call, since fresh pages would cost more than a small product. One
+ * buffer for the activations and one a thread; the pool's lock guards them. */
+typedef struct {
+    void *data;
+    size_t size;
+} buffer;
+
+static buffer shared_buffer, thread_buffers[MAX_THREADS];
+
+static void *reserve(buffer *b, size_t size) {
+    if (size <= b->size) return b->data;
+    size = (size + size / 4 + 4095) / 4096 * 4096;
+    void *grown = NULL;
+    if (posix_memalign(&grown, 4096, size)) return NULL;
+    free(b->data);
+    b->data = grown, b->size = size;
+    return grown;
+}
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+size_t scratch_bytes(long shared_heads) {
+    size_t floats = (size_t)2 * STRIP * 1024 * sizeof(float);
+    size_t rows = (size_t)shared_heads * TILE, width = MAX_HEAD_DIM + 64;
+    size_t tile = (3 * 64 * width + rows * (64 + width + 2)) * sizeof(float);
+    return larger(floats, shared_heads ? tile : 0);
+}
+
+static int reserve_scratch(int threads, size_t size) {
+    for (int i = 0; i < threads && i < MAX_THREADS; i++)
+        if (!reserve(&thread_buffers[i], size)) return -1;
+    return 0;
+}
+
+static int worthwhile(int threads, double work) { return work < WORTH_A_THREAD ? 1 : threads; }
+
+/* ---- matmul ---- */
+
+typedef struct {
+    const kernels *k;
+    const float *x;
+    const activations *acts;
+    long n_tokens, n_weights;
+    const weight *const *weights;
+    float *const *outs;
+} product;
+
+/* Marks the blocks of n tokens that carry most of the error, which goes with the square of the scale: at most
+ * one in REFINED. The threshold is found by bisection over the bits of a float, whose order is that of the
+ * numbers. */
+static void choose_blocks(const input_block *blocks, long n_blocks, long n, uint32_t *errors, char *chosen) {
+    uint32_t too_low = 0, enough = 1;
+    for (long b = 0; b < n_blocks; b++) {
+        float error = 0;
+        for (long t = 0; t < n; t++) error += blocks[t * n_blocks + b].scale * blocks[t * n_blocks + b].scale;
+        memcpy(&errors[b], &error, 4);
+        if (errors[b] >= enough) enough = errors[b] + 1;
+    }
+    while (enough - too_low > 1 << 16) { /* to 1 part in 128 */
+        uint32_t middle = too_low + (enough - too_low) / 2;
+        long above = 0;
+        for (long b = 0; b < n_blocks; b++) above += errors[b] >= middle;
+        *(above * REFINED > n_blocks ? &too_low : &enough) = middle;
+    }
+    for (long b = 0; b < n_blocks; b++) chosen[b] = errors[b] >= enough;
+}
+
+static void put_block(uint8_t *to, long n, long t, int32_t block, const input_block *from) {
+    for (int k = 0; k < 8; k++) memcpy(to + (k * n + t) * 4, from->q + 4 * k, 4);
+    int32_t minus_sum = -from->sum;
+    memcpy(to + 32 * n + 4 * t, &from->scale, 4);
+    memcpy(to + 36 * n + 4 * t, &minus_sum, 4);
+    memcpy(to + 40 * n, &block, 4);
+}
+
+/* One tile of tokens first..last-1; blocks are theirs, x their inputs. */
+static void make_tile(const product *p, long first, long last, const input_block *blocks, const char *chosen) {
+    const activations *acts = p->acts;
+    long n = acts->tile_tokens, n_blocks = acts->n_in / BLOCK;
+    size_t size = tile_block_bytes(n);
+    uint8_t *start = acts->tiles + first / n * acts->tile_stride, *to = start;
+    if (last - first < n) memset(start, 0, (size_t)acts->tile_stride);
+    for (long b = 0; b < n_blocks; b++, to += size) {
+        for (long t = 0; t < last - first; t++) put_block(to, n, t, (int32_t)b, &blocks[t * n_blocks + b]);
+        if (!chosen[b]) continue;
+        to += size;
+        for (long t = 0; t < last - first; t++) {
+            input_block rest;
+            p->k->refine(p->x + (first + t) * acts->n_in + b * BLOCK, &blocks[t * n_blocks + b], &rest);
+            put_block(to, n, t, (int32_t)b, &rest);
+        }
+    }
+    acts->n_tile_blocks[first / n] = (int32_t)((size_t)(to - start) / size);
+}
+
+/* TOGETHER tokens share a choice of blocks, so that the choice doesn't depend on a kernel's tiles. */
+static void quantize_sets(void *job, long first, long last, int worker) {
+    product *p = job;
+    long n_in = p->acts->n_in, n_blocks = n_in / BLOCK, n = p->acts->tile_tokens;
+    input_block *blocks = thread_buffers[worker].data;
+    uint32_t *errors = (uint32_t *)(blocks + TOGETHER * n_blocks);
+    char *chosen = (char *)(errors + n_blocks);
+    for (long start = first * TOGETHER; start < last * TOGETHER && start < p->n_tokens; start += TOGETHER) {
+        long end = start + TOGETHER < p->n_tokens ? start + TOGETHER : p->n_tokens;
+        for (long t = start; t < end; t++) p->k->quantize(p->x + t * n_in, n_blocks, blocks + (t - start) * n_blocks);
+        choose_blocks(blocks, n_blocks, end - start, errors, chosen);
+        for (long t = start; t < end; t += n)
+            make_tile(p, t, t + n < end ? t + n : end, blocks + (t - start) * n_blocks, chosen);
+    }
+}
+
+static size_t quantizing_bytes(long n_in) {
+    size_t n_blocks = (size_t)(n_in / BLOCK);
+    return n_blocks * (TOGETHER * sizeof(input_block) + sizeof(uint32_t) + 1);
+}
+
+static long strips_of(const weight *w) { return (w->n_out + STRIP - 1) / STRIP; }
+
+/* All weights' strips follow each other as one range. */
+static void multiply_strips(void *job, long first, long last, int worker) {
+    product *p = job;
+    void *scratch = thread_buffers[worker].data;
+    for (long i = 0; i < p->n_weights; i++) {
+        const weight *w = p->weights[i];
+        long n = strips_of(w);
+        for (long s = first > 0 ? first : 0; s < last && s < n; s++) {
+            long row = s * STRIP, end = row + STRIP < w->n_out ? row + STRIP : w->n_out;
+            if (has_blocks(w->type))
+                p->k->multiply_blocks(w, p->acts, s, p->outs[i], w->n_out);
+            else
+                p->k->multiply_floats(w, p->x, p->n_tokens, row, end, p->outs[i], w->n_out, scratch);
+        }
+        first -= n, last -= n;
+    }
+}
+
+static long sets_of(long n_tokens) { return (n_tokens + TOGETHER - 1) / TOGETHER; }
+
+static int reserve_activations(activations *acts) {
+    long n_blocks = acts->n_in / BLOCK, n_tiles = (acts->n_tokens + acts->tile_tokens - 1) / acts->tile_tokens;
+    acts->tile_stride = (n_blocks + n_blocks / REFINED) * (long)tile_block_bytes(acts->tile_tokens);
+    size_t tiles = (size_t)(n_tiles * acts->tile_stride);
+    acts->tiles = reserve(&shared_buffer, tiles + (size_t)n_tiles * sizeof(int32_t));
+    if (!acts->tiles) return -1;
+    acts->n_tile_blocks = (int32_t *)(acts->tiles + tiles);
+    return 0;
+}
+
+int matmul(const float *x, long n_tokens, long n_weights, const weight *const *weights, float *const *outs,
+           int threads) {
+    const kernels *k = active_kernels();
+    long n_in = weights[0]->n_in, strips = 0;
+    activations acts = {.n_tokens = n_tokens, .n_in = n_in, .tile_tokens = n_tokens > 2 ? k->tile_tokens : 1};
+    product job = {k, x, &acts, n_tokens, n_weights, weights, outs};
+    double bytes = 0;
+    int blocks = 0;
+    for (long i = 0; i < n_weights; i++) {
+        strips += strips_of(weights[i]);
+        bytes += (double)weight_bytes(weights[i]);
+        blocks |= has_blocks(weights[i]->type);
+    }
+    threads = worthwhile(threads, bytes * (double)n_tokens);
+    if (reserve_scratch(threads, larger(scratch_bytes(0), quantizing_bytes(n_in)))) return -1;
+    if (blocks && reserve_activations(&acts)) return -1;
+    if (blocks) run_parallel(threads, sets_of(n_tokens), 1, quantize_sets, &job);
+    run_parallel(threads, strips, 2, multiply_strips, &job);
+    return 0;
+}
+
+/* ---- attention ---- */
+
+void store_heads(const float *x, long n_tokens, long n_heads, long head_dim, long n_ctx, long pos,
+                 uint16_t *cache) {
+    for (long t = 0; t < n_tokens; t++)
+        for (long head = 0; head < n_heads; head++, x += head_dim)
+            active_kernels()->to_f16(x, head_dim, cache + (head * n_ctx + pos + t) * head_dim);
+}
+
+typedef struct {
+    const kernels *k;
+    const heads *h;
+    long pieces; /* a head's */
+    float *partial; /* of each piece: highest[shared], sum[shared], values[shared, head_dim] */
+} attending;
+
+static long shared_by(const heads *h) { return h->n_heads / h->n_kv_heads; }
+static long partial_size(const heads *h) { return shared_by(h) * (h->head_dim + 2); }
+
+static void attend_spans(void *job, long first, long last, int worker) {
+    (void)worker;
+    attending *a = job;
+    long shared = shared_by(a->h), n_past = a->h->pos + 1;
+    for (long i = first; i < last; i++) {
+        float *partial = a->partial + i * partial_size(a->h);
+        long start = i % a->pieces * SPAN, end = start + SPAN < n_past ? start + SPAN : n_past;
+        a->k->attend_span(a->h, i / a->pieces, start, end, partial, partial + shared, partial + 2 * shared);
+    }
+}
+
+/* The spans of one query head -> its output. */
+static void merge_spans(const attending *a, long kv_head, long g) {
+    const heads *h = a->h;
+    long shared = shared_by(h), size = partial_size(h);
+    const float *spans = a->partial + kv_head * a->pieces * size;
+    float *out = h->out + (kv_head * shared + g) * h->head_dim;
+    float top = spans[g], total = 0;
+    for (long i = 1; i < a->pieces; i++) top = spans[i * size + g] > top ? spans[i * size + g] : top;
+    memset(out, 0, (size_t)h->head_dim * sizeof *out);
+    for (long i = 0; i < a->pieces; i++) {
+        const float *span = spans + i * size, *values = span + 2 * shared + g * h->head_dim;
+        float share = __builtin_expf(span[g] - top);
+        total += share * span[shared + g];
+        for (long j = 0; j < h->head_dim; j++) out[j] += share * values[j];
+    }
+    for (long j = 0; j < h->head_dim; j++) out[j] /= total;
+}
+
+static int attend_token(const heads *h, int threads) {
+    attending job = {active_kernels(), h, (h->pos + SPAN) / SPAN, NULL};
+    long pieces = h->n_kv_heads * job.pieces;
+    job.partial = reserve(&shared_buffer, (size_t)(pieces * partial_size(h)) * sizeof(float));
+    if (!job.partial) return -1;
+    double bytes = 4.0 * (double)(h->pos + 1) * (double)(h->n_kv_heads * h->head_dim);
+    run_parallel(worthwhile(threads, bytes), pieces, 1, attend_spans, &job);
+    for (long kv_head = 0; kv_head < h->n_kv_heads; kv_head++)
+        for (long g = 0; g < shared_by(h); g++) merge_spans(&job, kv_head, g);
+    return 0;
+}
+
+/* Causal work is triangular: the last tiles are the longest and go first. */
+static void attend_tiles(void *job, long first, long last, int worker) {
+    attending *a = job;
+    for (long i = first; i < last; i++) {
+        long start = (a->pieces - 1 - i / a->h->n_kv_heads) * TILE;
+        long end = start + TILE < a->h->n_tokens ? start + TILE : a->h->n_tokens;
+        a->k->attend_tile(a->h, i % a->h->n_kv_heads, start, end, thread_buffers[worker].data);
+    }
+}
+
+int attention(const heads *h, int threads) {
+    if (h->n_tokens == 1) return attend_token(h, threads);
+    attending job = {active_kernels(), h, (h->n_tokens + TILE - 1) / TILE, NULL};
+    double work = (double)h->n_tokens * (double)(h->pos + h->n_tokens) * (double)h->n_heads;
+    threads = worthwhile(threads, work * (double)h->head_dim / 16);
+    if (reserve_scratch(threads, scratch_bytes(shared_by(h)))) return -1;
+    run_parallel(threads, job.pieces * h->n_kv_heads, 1, attend_tiles, &job);
+    return 0;
+}
+
+/* ---- element-wise ---- */
+
+typedef struct {
+    const kernels *k;
+    const float *x, *y;
+    float eps, *out;
+    long n_heads, width;
+} elementwise;
+
+static void norm_tokens(void *job, long first, long last, int worker) {
+    (void)worker;
+    elementwise *e = job;
+    for (long t = first; t < last; t++)
+        e->k->rms_norm(e->x + t * e->width, e->y, e->eps, e->width, e->out + t * e->width);
+}
+
+int rms_norm(const float *x, const float *scale, float eps, long n_tokens, long dim, float *out, int threads) {
+    elementwise job = {active_kernels(), x, scale, eps, out, 1, dim};
+    run_parallel(worthwhile(threads, (double)n_tokens * (double)dim), n_tokens, 4, norm_tokens, &job);
+    return 0;
+}
+
+static void swiglu_some(void *job, long first, long last, int worker) {
+    (void)worker;
+    elementwise *e = job;
+    e->k->swiglu(e->x + first, e->y + first, last - first, e->out + first);
+}
+
+int swiglu(const float *gate, const float *up, long n, float *out, int threads) {
+    elementwise job = {active_kernels(), gate, up, 0, out, 1, 1};
+    run_parallel(worthwhile(threads, (double)n * 4), n, 4096, swiglu_some, &job);
+    return 0;
+}
+
+static void rope_tokens(void *job, long first, long last, int worker) {
+    (void)worker;
+    elementwise *e = job;
+    for (long t = first; t < last; t++)
+        e->k->rope(e->x + t * e->n_heads * e->width, e->y + t * e->width, e->n_heads, e->width,
+                   e->out + t * e->n_heads * e->width);
+}
+
+int rope(const float *x, const float *freqs, long n_tokens, long n_heads, long head_dim, float *out,
+         int threads) {
+    elementwise job = {active_kernels(), x, freqs, 0, out, n_heads, head_dim};
+    double work = (double)(n_tokens * n_heads * head_dim);
+    run_parallel(worthwhile(threads, work), n_tokens, 4, rope_tokens, &job);
+    return 0;
+}
+
+/* ---- loading ---- */
+
+typedef struct {
+    const file_blocks *from;
+    const weight *to;
+    long row, col;
+} packing;
+
+/* By strips of the weight, which no two threads may share. */
+static void pack_some(void *job, long first, long last, int worker) {
+    (void)worker;
+    packing *p = job;
+    long start = first * STRIP - p->row % STRIP, end = last * STRIP - p->row % STRIP;
+    pack_rows(p->from, p->to, p->row, p->col, start < 0 ? 0 : start, end < p->from->n_rows ? end : p->from->n_rows);
+}
+
+int pack(const file_blocks *from, const weight *to, long row, long col, int threads) {
+    packing job = {from, to, row, col};
+    long strips = (row % STRIP + from->n_rows + STRIP - 1) / STRIP;
+    run_parallel(worthwhile(threads, (double)weight_bytes(to)), strips, 2, pack_some, &job);
+    return 0;
+}
+
+/* ---- the pure-read probe ---- */
+
+typedef struct {
+    const uint8_t *data;
+    uint64_t sums[MAX_THREADS][8]; /* a cache line each */
+} reading;
+
+static void read_some(void *job, long first, long last, int worker) {
+    reading *r = job;
+    const uint64_t *p = (const uint64_t *)r->data;
+    uint64_t sums[8] = {0};
+    for (long i = first * 8; i < last * 8; i += 8) {
+        __builtin_prefetch(p + i + 512);
+        for (int j = 0; j < 8; j++) sums[j] += p[i + j];
+    }
+    for (int j = 0; j < 8; j++) r->sums[worker][j] += sums[j];
+}
+
+/* Reads whole cache lines of memory and does next to nothing with them: the speed that decoding can't
+ * exceed. Returns the sum of the words, which the compiler therefore can't leave out. */
+uint64_t read_all(const uint8_t *data, size_t n_bytes, int threads) {
+    static reading job;
+    memset(&job, 0, sizeof job);
+    job.data = data;
+    run_parallel(threads, (long)(n_bytes / CACHE_LINE), 4096, read_some, &job);
+    uint64_t total = 0;
+    for (int i = 0; i < MAX_THREADS; i++)
+        for (int j = 0; j < 8; j++) total += job.sums[i][j];
+    return total;
+}
+
+typedef struct {
+    const kernels *k;
+    double products[MAX_THREADS];
+    float sink[MAX_THREADS];
+} multiplying;
+
+static void multiply_some(void *job, long first, long last, int worker) {
+    multiplying *m = job;
+    m->products[worker] += m->k->multiply_registers(last - first, &m->sink[worker]);
+}
+
+double multiply_all(long rounds, int threads) {
+    static multiplying job;
+    memset(&job, 0, sizeof job);
+    job.k = active_kernels();
+    run_parallel(threads, rounds, 10000, multiply_some, &job);
+    double total = 0;
+    for (int i = 0; i < MAX_THREADS; i++) total += job.products[i];
+    return total;
+}

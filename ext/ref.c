@@ -1,0 +1,93 @@
+/* The scalar reference: what every other level must compute, a number at a time, in any C99. */
+#include <math.h>
+
+#include "kernels.h"
+
+typedef float vec;
+enum { LANES = 1 };
+static inline vec v_load(const float *p) { return *p; }
+static inline void v_store(float *p, vec x) { *p = x; }
+static inline vec v_load_f16(const uint16_t *p) { return f32_from_f16(*p); }
+static inline vec v_load_bf16(const uint16_t *p) {
+    union { uint32_t word; float value; } bits = {.word = (uint32_t)*p << 16};
+    return bits.value;
+}
+static inline vec v_set1(float x) { return x; }
+static inline vec v_add(vec a, vec b) { return a + b; }
+static inline vec v_sub(vec a, vec b) { return a - b; }
+static inline vec v_mul(vec a, vec b) { return a * b; }
+static inline vec v_div(vec a, vec b) { return a / b; }
+static inline vec v_fma(vec a, vec b, vec c) { return a * b + c; }
+static inline vec v_max(vec a, vec b) { return a > b ? a : b; }
+static inline vec v_min(vec a, vec b) { return a < b ? a : b; }
+static inline vec v_times_power(vec x, vec n) { return ldexpf(x, (int)n); }
+static inline float v_sum(vec x) { return x; }
+static inline void v_transpose(const float *rows, long row_stride, float *out, long out_stride) {
+    (void)row_stride, (void)out_stride;
+    *out = *rows;
+}
+
+#include "generic.h"
+
+static void to_f16(const float *x, long n, uint16_t *out) {
+    for (long i = 0; i < n; i++) out[i] = f16_from_f32(x[i]);
+}
+
+/* Of each block: scale = max |x| / 127, q = x / scale to the nearest integer, ties to even. */
+static void quantize(const float *x, long n_blocks, input_block *out) {
+    for (; n_blocks-- > 0; x += BLOCK, out++) {
+        float largest = 0;
+        for (int j = 0; j < BLOCK; j++) largest = fmaxf(largest, fabsf(x[j]));
+        float inverse = largest > 0 ? 127 / largest : 0;
+        out->scale = largest / 127;
+        out->sum = 0;
+        for (int j = 0; j < BLOCK; j++) {
+            out->q[j] = (int8_t)rintf(x[j] * inverse);
+            out->sum += out->q[j];
+        }
+    }
+}
+
+/* A block of a row of weights times a block of one token. The sum of products is exact. */
+static float block_product(const weight *w, const plain_block *plain, const uint8_t *x, long n, long t) {
+    const int8_t *q = (const int8_t *)x;
+    float scale;
+    int32_t minus_sum, product = 0;
+    memcpy(&scale, x + 32 * n + 4 * t, 4);
+    memcpy(&minus_sum, x + 36 * n + 4 * t, 4);
+    for (int j = 0; j < BLOCK; j++) product += (plain->q[j] - zero_of(w->type)) * q[(j / 4 * n + t) * 4 + j % 4];
+    return plain->d * scale * (float)product - plain->m * scale * (float)minus_sum;
+}
+
+static void multiply_row(const weight *w, const activations *acts, long row, float *out, long stride) {
+    for (long token = 0; token < acts->n_tokens; token++) {
+        long n = acts->tile_tokens, tile = token / n;
+        const uint8_t *x = acts->tiles + tile * acts->tile_stride;
+        float total = 0;
+        for (long i = 0; i < acts->n_tile_blocks[tile]; i++, x += tile_block_bytes(n)) {
+            int32_t block;
+            memcpy(&block, x + 40 * n, 4);
+            plain_block plain = unpack_block(w, row, block);
+            total += block_product(w, &plain, x, n, token % n);
+        }
+        out[token * stride + row] = total * w->factor;
+    }
+}
+
+static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
+    for (long row = strip * STRIP; row < smaller((strip + 1) * STRIP, w->n_out); row++)
+        multiply_row(w, acts, row, out, stride);
+}
+
+static double multiply_registers(long rounds, float *sink) {
+    volatile int8_t factor = 3; /* or the compiler would do the sums itself */
+    int32_t sum = 0;
+    for (long i = 0; i < rounds; i++) sum += factor * (int8_t)i;
+    *sink += (float)sum;
+    return (double)rounds;
+}
+
+const kernels ref_kernels = {
+    "ref", 1, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    attend_span, attend_tile, multiply_registers,
+};

@@ -1,0 +1,229 @@
+"""Wrong arguments from Python raise and never reach a kernel; the pool lives with threads and forks."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tinyllama._native", reason="the C backend is not built")
+
+from tinyllama import _native, backends
+from tinyllama.backends import native
+from tinyllama.quant import Tensor
+
+X = np.ones((2, 64), np.float32)
+
+
+def weight(n_out=8, n_in=64, type="q4_0"):
+    tensor = Tensor.from_array("", np.ones((n_out, n_in), np.float32), type)
+    return native.prepare(tensor, False, arena=native.Arena(), threads=1)
+
+
+def out(*shape):
+    return np.empty(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    "x, outs, error",
+    [
+        (X.astype(np.float64), (out(2, 8),), TypeError),
+        (X[:, ::2].repeat(2, 1)[:, ::2], (out(2, 8),), ValueError),
+        (np.ones((2, 128), np.float32)[:, ::2], (out(2, 8),), ValueError),
+        (X[0], (out(2, 8),), ValueError),
+        (X[:, :32].copy(), (out(2, 8),), ValueError),
+        (X, (out(2, 9),), ValueError),
+        (X, (out(3, 8),), ValueError),
+        (X, (out(16),), ValueError),
+        (X, (out(2, 16)[:, ::2],), ValueError),
+        (X, (np.empty((2, 8), np.float64),), TypeError),
+        (X, (), ValueError),
+        (X, (out(2, 8), out(2, 8)), ValueError),
+        (X, [out(2, 8)], TypeError),
+        (None, (out(2, 8),), TypeError),
+        (
+            np.frombuffer(b"\0" + X.tobytes(), np.uint8)[1:].view(np.float32).reshape(2, 64),
+            (out(2, 8),),
+            ValueError,
+        ),
+    ],
+)
+def test_matmul_refuses_what_does_not_fit(x, outs, error):
+    with pytest.raises(error):
+        _native.matmul(x, (weight(),), outs, 1)
+
+
+def test_matmul_refuses_an_output_that_is_read_only():
+    fixed = out(2, 8)
+    fixed.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        _native.matmul(X, (weight(),), (fixed,), 1)
+
+
+def test_matmul_refuses_what_is_no_weight():
+    with pytest.raises(TypeError):
+        _native.matmul(X, (X,), (out(2, 2),), 1)
+
+
+def test_a_product_of_no_tokens_is_empty():
+    assert native.matmul(X[:0], weight(), threads=2).shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        (("q4_7", 8, 64, 1.0), ValueError),
+        (("q4_0", 8, 63, 1.0), ValueError),
+        (("q4_0", 0, 64, 1.0), ValueError),
+        (("q4_0", -1, 64, 1.0), ValueError),
+        (("q4_0", 2**40, 2**40, 1.0), ValueError),
+        (("q4_0", 8, 2**20, 1.0), ValueError),
+    ],
+)
+def test_a_weight_needs_a_type_a_shape_and_the_memory(arguments, error):
+    with pytest.raises(error):
+        _native.Weight(*arguments, native.Arena().take(4096))
+
+
+def test_a_weight_keeps_its_memory_alive():
+    product = native.matmul(X, weight(), threads=1)  # the array that held the weight is gone by now
+    np.testing.assert_array_equal(product, native.matmul(X, weight(), threads=1))
+
+
+@pytest.mark.parametrize("row, col", [(-1, 0), (1, 0), (0, 32), (0, 7), (2**62, 0), (0, 2**62)])
+def test_pack_refuses_blocks_beside_the_weight(row, col):
+    blocks = Tensor.from_array("", np.ones((8, 64), np.float32), "q4_0").parts[0].reshape(-1).view(np.uint8)
+    with pytest.raises(ValueError):
+        _native.pack("q4_0", blocks, 8, 64, weight(), row, col, 1)
+
+
+def test_pack_refuses_too_few_bytes():
+    with pytest.raises(ValueError, match="not the size"):
+        _native.pack("q4_0", np.zeros(7, np.uint8), 8, 64, weight(), 0, 0, 1)
+
+
+@pytest.mark.parametrize("row", [-1, 8, 2**62])
+def test_rows_refuses_a_token_that_is_not_there(row):
+    with pytest.raises(IndexError):
+        native.embedding(weight(), np.array([0, row]))
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        ({"pos": 8}, ValueError),
+        ({"pos": -1}, ValueError),
+        ({"pos": 2**62}, ValueError),
+        ({"k": np.zeros((2, 2, 16), np.float32)}, ValueError),
+        ({"k": np.zeros((1, 2, 32), np.float32)}, ValueError),
+        ({"keys": np.zeros((2, 8, 32), np.float32)}, TypeError),
+        ({"keys": np.zeros((2, 8, 16), np.float16)}, ValueError),
+        ({"values": np.zeros((2, 7, 32), np.float16)}, ValueError),
+        ({"out": np.zeros((2, 64), np.float32)}, ValueError),
+        ({"q": np.zeros((2, 3, 32), np.float32), "out": np.zeros((2, 96), np.float32)}, ValueError),
+    ],
+)
+def test_attention_refuses_what_does_not_fit(change, error):
+    good = {
+        "q": np.zeros((2, 4, 32), np.float32),
+        "k": np.zeros((2, 2, 32), np.float32),
+        "v": np.zeros((2, 2, 32), np.float32),
+        "keys": np.zeros((2, 8, 32), np.float16),
+        "values": np.zeros((2, 8, 32), np.float16),
+        "pos": 6,
+        "out": np.zeros((2, 128), np.float32),
+    }
+    _native.attention(*good.values(), 1)
+    with pytest.raises(error):
+        _native.attention(*(good | change).values(), 1)
+
+
+@pytest.mark.parametrize("operation", ["rms_norm", "swiglu", "rope"])
+def test_element_wise_operations_refuse_other_shapes(operation):
+    x, freqs = np.zeros((2, 4, 32), np.float32), np.zeros((2, 16), np.complex64)
+    wrong = {
+        "rms_norm": (X, X[0, :32].copy(), 1e-6, out(2, 64), 1),
+        "swiglu": (X, X[:1].copy(), out(2, 64), 1),
+        "rope": (x, freqs[:1].copy(), np.zeros_like(x), 1),
+    }
+    with pytest.raises(ValueError):
+        getattr(_native, operation)(*wrong[operation])
+
+
+def test_there_is_no_level_of_an_unknown_name():
+    with pytest.raises(ValueError, match="sse9"):
+        _native.use_level("sse9")
+    assert "ref" in _native.levels()
+
+
+def run(code: str, **environment) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_the_environment_variable_sets_the_level():
+    done = run("from tinyllama import _native; print(_native.level())", TINYLLAMA_CPU="ref")
+    assert done.stdout.strip() == "ref"
+
+
+def test_a_level_that_the_cpu_lacks_leaves_the_other_backends():
+    done = run("from tinyllama.backends import available; print(available())", TINYLLAMA_CPU="sse9")
+    assert "TINYLLAMA_CPU=sse9" in done.stdout and "'numpy': None" in done.stdout
+
+
+def test_without_the_extension_auto_falls_back_and_says_why():
+    code = """if True:
+        import sys
+        sys.modules["tinyllama._native"] = None
+        from tinyllama.backends import available, get_backend
+        print(get_backend("auto").name, available()["c"])"""
+    assert run(code).stdout.startswith("numexpr its extension was not built")
+
+
+def test_two_python_threads_may_call_at_once():
+    w = weight(4096, 64)
+    expected, wrong = native.matmul(X, w, threads=2), []
+
+    def work():
+        for _ in range(200):
+            if not np.array_equal(native.matmul(X, w, threads=2), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+FORK = """
+import os, threading
+import numpy as np
+from tinyllama.backends import native
+from tinyllama.quant import Tensor
+tensor = Tensor.from_array("", np.ones((4096, 256), np.float32), "q4_0")
+weight = native.prepare(tensor, False, arena=native.Arena(), threads=2)
+x = np.ones((3, 256), np.float32)
+expected = native.matmul(x, weight, threads=2)
+busy = lambda: [native.matmul(x, weight, threads=2) for _ in range(500)]
+threading.Thread(target=busy, daemon=True).start()
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(native.matmul(x, weight, threads=2), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_child_gets_a_pool_of_its_own_and_exit_never_hangs():
+    done = run(FORK, PYTHONWARNINGS="ignore")
+    assert done.stdout.strip() == "done", done.stderr
+
+
+def test_auto_takes_c_first():
+    assert backends.get_backend("auto", 1).name == "c"

@@ -1,0 +1,168 @@
+"""Products of every type, level and odd shape, against the definition."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tinyllama._native", reason="the C backend is not built")
+
+from tinyllama import _native, ops
+from tinyllama.backends import native
+from tinyllama.quant import TYPES, Tensor, quantize
+
+#: Limits of the mean squared error of a product, as a fraction of the product's mean square.
+#: Float weights: what float32 sums in another order leave.
+FLOAT_LIMIT = 1e-10
+#: Activations as int8, a scale for 32: rounding to 1/127 of the largest gives 3e-5 for a normal distribution,
+#: less a third where the coarsest quarter of the blocks is refined. One large value in a block coarsens its
+#: 31 neighbours; where such blocks are few, refining takes that away.
+INT8_LIMIT, INT8_LIMIT_OUTLIERS = 5e-5, 1e-4
+
+FLOATS = ["f32", "f16", "bf16"]
+BLOCKS = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
+ALL = [*FLOATS, *BLOCKS, "q4_0_2023", "q4_0_2023_planar", "q4_1_2023"]
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def prepared(tensor: Tensor):
+    return native.prepare(tensor, False, arena=native.Arena(), threads=2)
+
+
+def matmul(x, *tensors, threads=2):
+    return native.matmul(x, *(prepared(tensor) for tensor in tensors), threads=threads)
+
+
+def relative_error(got, expected) -> float:
+    return float(np.mean((got - expected) ** 2, dtype=np.float64) / np.mean(expected**2, dtype=np.float64))
+
+
+@pytest.mark.parametrize("shape", [(1, 32), (70, 64), (33, 96), (32, 576), (65, 1568), (5, 4096 + 32)])
+@pytest.mark.parametrize("type", ALL)
+def test_matmul_stays_within_its_limit_for_any_shape(type, shape, level):
+    tensor = Tensor.from_array("", normal(*shape), type)
+    for n_tokens in (1, 2, 3, 4, 5, 6, 7, 11, 32, 65):
+        x = normal(n_tokens, shape[1], seed=n_tokens)
+        limit = FLOAT_LIMIT if type in FLOATS else INT8_LIMIT
+        got, expected = matmul(x, tensor), ops.matmul(x, tensor)
+        assert got.shape == expected.shape and got.dtype == np.float32
+        # the error of few sums scatters: the limit is that of many
+        assert relative_error(got, expected) < limit * (1 if got.size > 1000 else 5), n_tokens
+
+
+@pytest.mark.parametrize("n_in", [1, 7, 33, 1025])
+@pytest.mark.parametrize("type", FLOATS)
+def test_rows_of_numbers_may_have_any_length(type, n_in, level):
+    tensor = Tensor.from_array("", normal(37, n_in), type)
+    for n_tokens in (1, 3, 4, 13):
+        x = normal(n_tokens, n_in, seed=1)
+        assert relative_error(matmul(x, tensor), ops.matmul(x, tensor)) < FLOAT_LIMIT
+
+
+@pytest.mark.parametrize("n_tokens", [1, 9])
+def test_outliers_among_the_activations_cost_little(n_tokens, level):
+    tensor = Tensor.from_array("", normal(256, 1024), "q4_0")
+    x = normal(n_tokens, 1024, seed=1)
+    x[:, 100:120:9] *= 20
+    assert relative_error(matmul(x, tensor), ops.matmul(x, tensor)) < INT8_LIMIT_OUTLIERS
+
+
+def whole_numbers(type: str, n_out: int, n_in: int, seed: int) -> Tensor:
+    """Blocks of random quants whose scales are 1 and whose minima are whole."""
+    rng, kind = np.random.default_rng(seed), TYPES[type]
+    blocks = kind.empty(n_out, n_in)
+    for name in blocks.dtype.names:
+        field = blocks[name]
+        if field.dtype.kind == "f":
+            field[...] = 1 if name == "d" else rng.integers(-3, 4, field.shape)
+        else:
+            field[...] = rng.integers(*((-128, 128) if type == "q8_0" else (0, 256)), field.shape)
+    return Tensor("", type, (n_out, n_in), (blocks,))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 4, 6, 13])
+@pytest.mark.parametrize("type", BLOCKS)
+def test_integer_sums_are_exact(type, n_tokens, level):
+    """Inputs that are whole numbers up to 127 quantize to themselves, so every sum is a whole number."""
+    tensor = whole_numbers(type, 37, 672, seed=n_tokens)
+    x = np.random.default_rng(7).integers(-127, 128, (n_tokens, 672)).astype(np.float32)
+    x.reshape(n_tokens, -1, 32)[..., 5] = 127
+    expected = x.astype(np.int64) @ tensor.dequantize().astype(np.int64).T
+    np.testing.assert_array_equal(matmul(x, tensor), expected)
+
+
+@pytest.mark.parametrize("type", ["q4_0", "q8_0"])
+def test_inputs_round_as_the_reference_rounds_them(type, level):
+    """The unit matrix shows the quantized inputs themselves; a unit of theirs is 1/127/254 of the largest."""
+    unit = Tensor.from_array("", np.eye(160, dtype=np.float32) * 8, type)
+    x = np.concatenate([normal(5, 160), np.full((1, 160), 0.5, np.float32), np.zeros((1, 160), np.float32)])
+    x[0, :32] *= 1e-30
+    got = matmul(x, unit)
+    _native.use_level("ref")
+    np.testing.assert_allclose(got, matmul(x, unit), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("type", ALL)
+def test_several_weights_give_what_each_gives(type, level):
+    tensors = [Tensor.from_array("", normal(n, 128, seed=n), type) for n in (64, 33, 1)]
+    for n_tokens in (1, 7):
+        x = normal(n_tokens, 128)
+        for together, tensor in zip(matmul(x, *tensors), tensors, strict=True):
+            np.testing.assert_array_equal(together, matmul(x, tensor))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 40])
+@pytest.mark.parametrize("type", ["f16", "q4_0", "q4_1", "q8_0"])
+def test_any_number_of_threads_gives_the_same_bits(type, n_tokens, level):
+    x, tensor = normal(n_tokens, 512), Tensor.from_array("", normal(777, 512), type)
+    one = matmul(x, tensor, threads=1)
+    for threads in (2, 3, 7):
+        np.testing.assert_array_equal(matmul(x, tensor, threads=threads), one)
+
+
+def test_inputs_may_begin_at_any_float(level):
+    x, tensor = normal(5 * 128 + 3), Tensor.from_array("", normal(40, 128), "q4_0")
+    for start in range(4):
+        view = x[start : start + 5 * 128].reshape(5, 128)
+        np.testing.assert_array_equal(matmul(view, tensor), matmul(view.copy(), tensor))
+
+
+@pytest.mark.parametrize("scale", [0, 1e-30, 1e-7, 1e4])
+@pytest.mark.parametrize("type", [*BLOCKS, "q4_0_2023", "q4_1_2023"])
+def test_blocks_of_zeros_and_of_tiny_or_large_weights(type, scale, level):
+    array = normal(64, 256) * np.float32(scale)
+    array[:, 64:96] = 0
+    with np.errstate(over="ignore"):  # 1 / d of a block of zeros, whose d is not quite 0 in q4_1_2023
+        tensor = Tensor.from_array("", array, type)
+    for n_tokens in (1, 6):
+        x = normal(n_tokens, 256, seed=1)
+        expected = ops.matmul(x, tensor)
+        # f16 itself cannot hold scales below 6e-8: those are zero, or coarse, in the file already
+        np.testing.assert_allclose(matmul(x, tensor), expected, rtol=0, atol=0.05 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("split", [0, 1])
+@pytest.mark.parametrize("type", ["f16", "q4_0", "q4_0_2023", "q4_1_2023", "q4_0_2023_planar"])
+def test_a_weight_in_parts_is_put_together(type, split, level):
+    array, x = normal(48, 256), normal(2, 256, seed=1)
+    parts = tuple(quantize(part, type) for part in np.split(array, 2, axis=split))
+    whole = Tensor.from_array("", array, type)
+    np.testing.assert_array_equal(matmul(x, Tensor("", type, array.shape, parts, split)), matmul(x, whole))
+
+
+def test_q6_k_is_multiplied_as_q8_0(level):
+    rng = np.random.default_rng(0)
+    blocks = TYPES["q6_k"].empty(40, 512)
+    for name in ("ql", "qh"):
+        blocks[name] = rng.integers(0, 256, blocks[name].shape)
+    blocks["scales"], blocks["d"] = rng.integers(-128, 128, blocks["scales"].shape), 0.01
+    tensor, x = Tensor("", "q6_k", (40, 512), (blocks,)), normal(3, 512)
+    assert relative_error(matmul(x, tensor), ops.matmul(x, tensor)) < INT8_LIMIT
+
+
+@pytest.mark.parametrize("type", ["f32", "f16", "bf16", *BLOCKS])
+def test_embedding_gives_a_row_as_the_file_has_it(type):
+    tensor = Tensor.from_array("", normal(50, 96), type)
+    rows = np.array([49, 0, 7, 7])
+    np.testing.assert_array_equal(native.embedding(prepared(tensor), rows), ops.embedding(tensor, rows))
