@@ -143,6 +143,12 @@ def test_token_ids_outside_the_vocabulary_are_refused(llama, wrong):
     "wrong",
     [
         {"temp": float("nan")},
+        {"temp": "x"},
+        {"seed": 1.5},
+        {"seed": None},
+        {"top_k": 2.5},
+        {"ctx_size": 9.5},
+        {"stop": [3]},
         {"n_predict": -2},
         {"batch_size": 0},
         {"ctx_size": 0},

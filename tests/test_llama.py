@@ -126,3 +126,17 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(folder, shared_dat
     shutil.copy(shared_data / "llama_tokenizer" / "tokenizer.model", folder)
     with pytest.raises(TinyllamaError, match="32000"):
         tinyllama.load(folder)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["a"], [1.5], {"a": 1}])
+def test_a_prompt_that_is_neither_text_nor_token_ids_is_refused(wrong):
+    with pytest.raises(TinyllamaError, match="text or a list of token ids"):
+        tinyllama.generate(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"model": None}, {"model": ""}, {"model": 3}, {"threads": "x"}, {"threads": 0}]
+)
+def test_arguments_of_load_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(TinyllamaError):
+        tinyllama.load(**wrong)

@@ -45,10 +45,9 @@ class Config:
     max_seq_len: int = 2048
 
     def __post_init__(self):
-        sizes = (self.dim, self.n_layers, self.n_heads, self.vocab_size, self.hidden_dim, self.n_kv_heads)
-        numbers = (*sizes, self.max_seq_len, self.norm_eps, self.rope_theta)
-        if not all(0 < number < math.inf for number in numbers):
-            raise TinyllamaError(f"hyper-parameters must be positive: {self}")
+        for name, number in vars(self).items():
+            if not 0 < number < math.inf:
+                raise TinyllamaError(f"{name} must be a positive number, not {number}")
         if self.dim % self.n_heads or self.head_dim % 2:
             raise TinyllamaError(f"dim {self.dim} doesn't divide into {self.n_heads} heads of an even width")
         if self.n_heads % self.n_kv_heads:

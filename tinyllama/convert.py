@@ -37,7 +37,7 @@ def convert(
     """Write the checkpoint in a folder as ggml (one file a part) or GGUF (one file).
 
     Args:
-        folder: with consolidated.NN.pth, params.json, and tokenizer.model there or one folder up.
+        folder: with (or one of) consolidated.NN.pth, params.json, and tokenizer.model there or one folder up.
         ftype: 1 stores matrices as f16, 0 as f32. Norms are f32 either way.
         outfile: by default ggml-model-f16.bin (-f32, .gguf) in the folder. Further parts append .1, .2, ...
         format: "ggml" or "gguf".
@@ -46,7 +46,7 @@ def convert(
     Raises TinyllamaError where the checkpoint isn't whole, differs from its checklist.chk, or has no
     place in this format; then no file is written or changed.
     """
-    folder = Path(folder)
+    folder = Path(folder).parent if Path(folder).suffix == ".pth" else Path(folder)
     if ftype not in FTYPES or format not in ("ggml", "gguf"):
         raise TinyllamaError(
             f"convert writes ggml or gguf of type 0 (f32) or 1 (f16), not {format} of {ftype!r}"

@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 
 import numpy as np
 
@@ -35,12 +36,12 @@ class Settings(Sampling):
     def __post_init__(self):
         super().__post_init__()
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        if "" in self.stop:
-            raise TinyllamaError("a stop string is empty")
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise TinyllamaError(f"stop must be strings that aren't empty, not {self.stop!r}")
         for name, least in (("n_predict", -1), ("seed", -1), ("batch_size", 1), ("ctx_size", 1)):
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise TinyllamaError(f"{name} must be at least {least}, not {value}")
+            if value is not None and not (isinstance(value, Integral) and value >= least):
+                raise TinyllamaError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,12 @@ class Generation:
     def _read_prompt(self, cache) -> np.ndarray:
         """Run the prompt in batches: the logits that follow it, [vocab_size]."""
         started, size = time.perf_counter(), self.settings.batch_size
-        for start in range(0, len(self.prompt_ids), size):
-            batch = self.prompt_ids[start : start + size]
-            logits = self.llama.forward(batch, start, cache, last=True, cancel=self.cancel)
-        self.timings.prompt = time.perf_counter() - started
+        try:
+            for start in range(0, len(self.prompt_ids), size):
+                batch = self.prompt_ids[start : start + size]
+                logits = self.llama.forward(batch, start, cache, last=True, cancel=self.cancel)
+        finally:
+            self.timings.prompt = time.perf_counter() - started
         return logits[0]
 
     def _predict(self, token: int, pos: int, cache) -> np.ndarray:

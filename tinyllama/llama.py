@@ -1,6 +1,7 @@
 """The one place where a file, a tokenizer, a backend and the model meet."""
 
 import math
+import operator
 import sys
 import threading
 import time
@@ -106,16 +107,23 @@ class Llama:
 
         Raises TinyllamaError if it is empty or an id is none of the vocabulary's.
         """
-        if not len(prompt):
+        if prompt in ("", b"", []):
             raise TinyllamaError("the prompt is empty")
-        is_text = isinstance(prompt, str | bytes)
-        tokens = self.tokenizer.encode(prompt, special=True) if is_text else list(map(int, prompt))
+        tokens = self._encode(prompt)
         if not tokens:
             raise TinyllamaError("the prompt is empty: the vocabulary has no token for anything in it")
         wrong = [token for token in tokens if not 0 <= token < self.config.vocab_size]
         if wrong:
             raise TinyllamaError(f"token id {wrong[0]} is not in 0..{self.config.vocab_size - 1}")
         return tokens
+
+    def _encode(self, prompt) -> list[int]:
+        if isinstance(prompt, str | bytes):
+            return self.tokenizer.encode(prompt, special=True)
+        try:
+            return list(map(operator.index, prompt))
+        except TypeError:
+            raise TinyllamaError(f"a prompt is text or a list of token ids, not {prompt!r:.60}") from None
 
     def forward(self, tokens: list[int], pos: int, cache, **options) -> np.ndarray:
         """`model.forward` with this model's weights and backend: [n_tokens, vocab_size]."""
@@ -234,6 +242,8 @@ def find(model: str | Path) -> Path:
 
     Raises TinyllamaError, with what to do, if it isn't there.
     """
+    if not isinstance(model, str | Path) or model == "":
+        raise TinyllamaError(f"a model is a path or a name, not {model!r}")
     if Path(model).exists():
         return Path(model)
     if model == "small":

@@ -6,7 +6,8 @@ Each stage is a pure function; `sample` chains them and, on request, says what e
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -35,11 +36,20 @@ class Sampling:
     repeat_last_n: int = 64
 
     def __post_init__(self):
+        _check_types(self)
         _check("temp", self.temp, 0 <= self.temp < math.inf, "a number from 0 up")
         _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _check("repeat_penalty", self.repeat_penalty, 0 < self.repeat_penalty < math.inf, "a number above 0")
         _check("repeat_last_n", self.repeat_last_n, self.repeat_last_n >= 0, "0 (off) or more")
+
+
+def _check_types(settings) -> None:
+    kinds = {int: (Integral, "a whole number"), float: (Real, "a number")}
+    for field in fields(settings):
+        kind, what = kinds.get(field.type, (object, ""))
+        if not isinstance(value := getattr(settings, field.name), kind):
+            raise TinyllamaError(f"{field.name} must be {what}, not {value!r}")
 
 
 def _check(name: str, value, fine: bool, wanted: str) -> None:

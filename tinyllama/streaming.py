@@ -176,7 +176,9 @@ def _beside(outputs: list[Output]) -> Iterator[list[tuple[Path, Output]]]:
         for (path, _), target in zip(unfinished, targets, strict=True):
             os.replace(path, target)
     except OSError as error:
-        raise TinyllamaError(f"{error.filename or outputs[0].path}: {error.strerror}") from None
+        named = {str(path): output.path for path, output in unfinished}
+        file = named.get(str(error.filename), error.filename or outputs[0].path)
+        raise TinyllamaError(f"{file}: {error.strerror}") from None
     finally:
         for path, _ in unfinished:
             with suppress(OSError):

@@ -114,8 +114,8 @@ def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
     """
     name = name or os.environ.get("TINYLLAMA_BACKEND") or "auto"
     threads = default_threads() if threads is None else threads
-    if threads < 1:
-        raise TinyllamaError(f"threads must be at least 1, not {threads}")
+    if not (isinstance(threads, int) and threads >= 1):
+        raise TinyllamaError(f"threads must be a whole number of at least 1, not {threads!r}")
     if name not in ("auto", *BACKENDS):
         raise TinyllamaError(f"no backend {name!r}: there are auto, {', '.join(BACKENDS)}")
     reasons = []

@@ -166,7 +166,7 @@ def _read_header(cursor: _Cursor) -> Header:
     if head[:4] in LATER_MAGICS:
         raise TinyllamaError(f"{path} is {LATER_MAGICS[head[:4]]}: convert the checkpoint again")
     if head[:4] != struct.pack("<i", MAGIC):
-        raise TinyllamaError(f"{path} is no ggml file but {what_it_is(head)}")
+        raise TinyllamaError(f"{path} is no model file (ggml or GGUF) but {what_it_is(head)}")
     _, *hparams, ftype = cursor.ints(8, "the header")
     if ftype not in FTYPES.values():
         raise TinyllamaError(f"{path} is damaged or no LLaMA: its header names the type {ftype}")
