@@ -42,6 +42,12 @@ static inline float v_sum(vec x) {
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
+/* The sums of four vectors, by halves until 4 lanes are left. */
+static inline void v_sum4(const vec x[4], float *out) {
+    __m256 abcd = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+}
+
 /* 8 rows of 8 become columns: by pairs of dwords, of qwords, of 128-bit lanes. */
 static inline void v_transpose(const float *rows, long row_stride, float *out, long out_stride) {
     __m256i r[8], s[8];

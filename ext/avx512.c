@@ -36,6 +36,15 @@ static inline vec v_min(vec a, vec b) { return _mm512_min_ps(a, b); }
 static inline vec v_times_power(vec x, vec n) { return _mm512_scalef_ps(x, n); }
 static inline float v_sum(vec x) { return _mm512_reduce_add_ps(x); }
 
+/* The sums of four vectors, by halves until 4 lanes are left. */
+static inline void v_sum4(const vec x[4], float *out) {
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+    __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+
 /* 16 rows of 16 become columns: by pairs of dwords, of qwords, of 128-bit lanes, twice. */
 static inline void v_transpose(const float *rows, long row_stride, float *out, long out_stride) {
     __m512i r[16], s[16];

@@ -150,9 +150,11 @@ static void multiply_panel(const float *x, long x_stride, long n_tokens, const f
         for (long c = 0; c < n_columns; c += COLUMNS) {
             tile(tokens, x + t * x_stride, x_stride, panel + c, panel_stride, n, sums);
             for (long i = 0; i < tokens; i++)
-                for (long j = 0; j < smaller(n_columns - c, COLUMNS); j++) {
+                for (long j = 0; j < COLUMNS && c + j < n_columns; j += LANES) {
                     float *to = out + (t + i) * stride + c + j;
-                    *to = sums[i * COLUMNS + j] + (add ? *to : 0);
+                    vec sum = v_load(sums + i * COLUMNS + j);
+                    if (add) sum = v_add(sum, v_load_part(to, n_columns - c - j));
+                    v_store_part(to, sum, n_columns - c - j);
                 }
         }
     }
@@ -252,10 +254,18 @@ static void multiply_floats(const weight *w, const float *x, long n_tokens, long
 
 /* ---- attention ---- */
 
+/* Halves of the KV cache that are asked for ahead of their use: 4 KB. A head's positions follow each other. */
+enum { AHEAD_IN_CACHE = 2048 };
+
+static inline void prefetch(const uint16_t *p, long n) {
+    for (long i = 0; i < n; i += 32) __builtin_prefetch(p + i); /* a cache line */
+}
+
 static inline __attribute__((always_inline)) void score_positions(const int n, const float *q,
                                                                   const uint16_t *keys, long head_dim,
                                                                   float scale, float *scores) {
     vec sums[4];
+    prefetch(keys + AHEAD_IN_CACHE, n * head_dim);
     UNROLL
     for (int p = 0; p < n; p++) sums[p] = v_set1(0);
     for (long i = 0; i < head_dim; i += LANES) {
@@ -264,8 +274,11 @@ static inline __attribute__((always_inline)) void score_positions(const int n, c
         for (int p = 0; p < n; p++)
             sums[p] = v_fma(v_load_f16_part(keys + p * head_dim + i, head_dim - i), v, sums[p]);
     }
-    UNROLL
-    for (int p = 0; p < n; p++) scores[p] = v_sum(sums[p]) * scale;
+    if (n == 4)
+        v_sum4(sums, scores);
+    else
+        scores[0] = v_sum(sums[0]);
+    for (int p = 0; p < n; p++) scores[p] *= scale;
 }
 
 /* scores -> e^(score - highest) for n scores; the padding up to whole vectors becomes 0. */
@@ -280,24 +293,41 @@ static float exponentials(float *scores, long n, float highest) {
 }
 
 static float highest_of(const float *scores, long n) {
-    float highest = scores[0];
-    for (long i = 1; i < n; i++) highest = scores[i] > highest ? scores[i] : highest;
+    float lanes[LANES], highest = scores[0];
+    long i = 0;
+    if (n >= LANES) {
+        vec top = v_load(scores);
+        for (i = LANES; i + LANES <= n; i += LANES) top = v_max(top, v_load(scores + i));
+        v_store(lanes, top);
+        for (int j = 0; j < LANES; j++) highest = lanes[j] > highest ? lanes[j] : highest;
+    }
+    for (; i < n; i++) highest = scores[i] > highest ? scores[i] : highest;
     return highest;
 }
 
+enum { TOGETHER_IN_REGISTERS = 8 }; /* vectors of a head */
+
 static void weigh_values(const float *weights, const uint16_t *values, long n, long head_dim, float *out) {
-    for (long i = 0; i < head_dim; i += 4 * LANES) { /* four vectors at a time stay in registers */
-        vec sums[4] = {v_set1(0), v_set1(0), v_set1(0), v_set1(0)};
-        long left = head_dim - i, vectors = smaller((left + LANES - 1) / LANES, 4);
+    for (long i = 0; i < head_dim; i += TOGETHER_IN_REGISTERS * LANES) {
+        vec sums[TOGETHER_IN_REGISTERS];
+        long left = head_dim - i, vectors = smaller((left + LANES - 1) / LANES, TOGETHER_IN_REGISTERS);
+        for (int j = 0; j < TOGETHER_IN_REGISTERS; j++) sums[j] = v_set1(0);
         for (long p = 0; p < n; p++) {
             vec weight = v_set1(weights[p]);
             const uint16_t *v = values + p * head_dim + i;
-            if (left >= 4 * LANES)
+            prefetch(v + AHEAD_IN_CACHE, head_dim);
+            if (left >= TOGETHER_IN_REGISTERS * LANES) {
                 UNROLL
-                for (int j = 0; j < 4; j++) sums[j] = v_fma(weight, v_load_f16(v + j * LANES), sums[j]);
-            else
+                for (int j = 0; j < TOGETHER_IN_REGISTERS; j++)
+                    sums[j] = v_fma(weight, v_load_f16(v + j * LANES), sums[j]);
+            } else if (left == TOGETHER_IN_REGISTERS / 2 * LANES) {
+                UNROLL
+                for (int j = 0; j < TOGETHER_IN_REGISTERS / 2; j++)
+                    sums[j] = v_fma(weight, v_load_f16(v + j * LANES), sums[j]);
+            } else {
                 for (int j = 0; j < vectors; j++)
                     sums[j] = v_fma(weight, v_load_f16_part(v + j * LANES, left - j * LANES), sums[j]);
+            }
         }
         for (int j = 0; j < vectors; j++) v_store_part(out + i + j * LANES, sums[j], left - j * LANES);
     }

@@ -15,7 +15,7 @@ enum {
     MAX_HEAD_DIM = 256,
     MAX_SHARED = 64,   /* query heads that share a key/value head */
     SPAN = 256,        /* positions of the KV cache that one piece of decoding attends to */
-    TILE = 32,         /* queries that one piece of prefill attention handles */
+    TILE = 36,         /* queries that one piece of prefill attention handles */
     TOGETHER = 12,     /* tokens that share a choice of refined blocks */
     REFINED = 4,       /* one block in so many is refined */
 };

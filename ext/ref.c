@@ -1,5 +1,6 @@
 /* The scalar reference: what every other level must compute, a number at a time, in any C99. */
 #include <math.h>
+#include <string.h>
 
 #include "kernels.h"
 
@@ -22,6 +23,7 @@ static inline vec v_max(vec a, vec b) { return a > b ? a : b; }
 static inline vec v_min(vec a, vec b) { return a < b ? a : b; }
 static inline vec v_times_power(vec x, vec n) { return ldexpf(x, (int)n); }
 static inline float v_sum(vec x) { return x; }
+static inline void v_sum4(const vec x[4], float *out) { memcpy(out, x, 4 * sizeof *out); }
 static inline void v_transpose(const float *rows, long row_stride, float *out, long out_stride) {
     (void)row_stride, (void)out_stride;
     *out = *rows;

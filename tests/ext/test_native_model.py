@@ -1,5 +1,8 @@
 """The one forward pass on the C backend."""
 
+import mmap
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from tiny import CONFIG, tensors
 
 from tinyllama.backends import get_backend
 from tinyllama.model import build, forward
+from tinyllama.quant import TYPES, Tensor
 
 TOKENS = [1, 5, 9, 20, 33, 70, 11]
 
@@ -51,3 +55,25 @@ def test_every_step_can_be_tapped_and_stays_as_it_was(level):
     for name, array in seen.items():
         np.testing.assert_array_equal(array, copies[name], err_msg=name)
     np.testing.assert_allclose(tapped, run("c", "q4_0"), rtol=0, atol=0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what is resident")
+def test_preparing_a_mapped_file_keeps_one_copy_and_the_file_as_it_was(tmp_path):
+    tensor = Tensor.from_array("w", np.ones((4096, 4096), np.float32), "q4_0")
+    path = tmp_path / "blocks"
+    path.write_bytes(tensor.parts[0].tobytes())
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    blocks = TYPES["q4_0"].view(mapped, tensor.shape)
+    assert blocks.tobytes() == tensor.parts[0].tobytes()  # now it is in memory
+    before = resident()
+    table = get_backend("c", 2)
+    weight = table.prepare(Tensor("w", "q4_0", tensor.shape, (blocks,)), unpack=False)
+    assert resident() - before < weight.nbytes / 2  # as much as came, the file's pages went
+    assert blocks.tobytes() == tensor.parts[0].tobytes()
+
+
+def resident() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("Rss:"))
+    return int(line.split()[1]) * 1024

@@ -78,8 +78,27 @@ def prepare(tensor: Tensor, unpack: bool, *, arena: Arena, threads: int):
         for start, blocks, file_type in _packable(tensor.type, part):
             data = blocks.reshape(-1).view(np.uint8)
             _native.pack(file_type, data, len(blocks), n_cols, weight, row + start, col, threads)
+        _let_go(part)
         row, col = (row, col + n_cols) if tensor.split == 1 else (row + n_rows, col)
     return weight
+
+
+def _let_go(part: np.ndarray) -> None:
+    """Of a mapped file, give back the memory of what has been copied, or a model would take it twice.
+
+    The system reads a page again if it is looked at again.
+    """
+    owner = part
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    view = memoryview(owner)
+    if view.readonly:  # memory that isn't a file's would be lost
+        start = part.ctypes.data - np.frombuffer(view, np.uint8).ctypes.data
+        first, last = -(-start // mmap.PAGESIZE), (start + part.nbytes) // mmap.PAGESIZE
+        if last > first:
+            owner.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
 def _part_shape(tensor: Tensor, part: np.ndarray) -> tuple[int, int]:
