@@ -282,5 +282,6 @@ def plot(comparison: Comparison, path: str | Path) -> None:
     axes.set(yscale="log", xlabel="layer", ylabel="mean squared error / mean square")
     axes.set_title(f"{comparison.backends[1]} against {comparison.backends[0]}, each step on the same inputs")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", ncols=2)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.figure.legend(fontsize="small", loc="outside right upper")
     axes.figure.savefig(path)
