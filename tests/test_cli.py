@@ -179,7 +179,7 @@ def test_main_is_another_name_of_generate(run):
 
 
 def test_the_settings_reach_the_model(run):
-    settings = {"temp": 1.5, "top_k": 7, "top_p": 0.5, "repeat_penalty": 1.3, "repeat_last_n": 5}
+    settings = {"temp": 2.5, "top_k": 300, "top_p": 0.99, "repeat_penalty": 1.3, "repeat_last_n": 5}
     settings |= {"batch_size": 2, "ctx_size": 40}
     text = tinyllama.generate("Once upon a time", **SETTINGS, **settings)
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
