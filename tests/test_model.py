@@ -49,6 +49,7 @@ def test_the_last_token_s_logits_alone_are_those_of_all(ops):
 @pytest.mark.parametrize("name", ["numpy", "numexpr"])
 def test_one_thread_equals_eight_to_the_last_bit(name, monkeypatch):
     monkeypatch.setattr("tinyllama.ops.CHUNK", 512)  # many jobs even at this size
+    monkeypatch.setattr("tinyllama.ops.WORTH_SHARING", 0)  # and all of them shared
     one, eight = (logits(b, made(b, "q4_0"), [TOKENS]) for b in (get_backend(name, 1), get_backend(name, 8)))
     np.testing.assert_array_equal(one, eight)
 

@@ -15,6 +15,9 @@ from .quant import Tensor
 #: Weights that each thread turns to float32 at a time while a matrix is multiplied: 2 MB.
 CHUNK = 2**19
 
+#: Multiply-adds below which handing jobs to threads takes longer than doing them: about 0.3 ms.
+WORTH_SHARING = 2**22
+
 Tap = Callable[[str, np.ndarray], None]
 
 
@@ -66,7 +69,8 @@ def matmul(x: np.ndarray, *weights: Tensor, run: Callable = map):
         for weight, out in zip(weights, outputs, strict=True)
         for start, stop in _row_chunks(weight)
     ]
-    for _ in (run if len(jobs) > 1 else map)(multiply, *zip(*jobs, strict=True)):
+    n_multiply_adds = len(x) * sum(out.shape[1] * x.shape[1] for out in outputs)
+    for _ in (run if n_multiply_adds >= WORTH_SHARING else map)(multiply, *zip(*jobs, strict=True)):
         pass
     return outputs if len(weights) > 1 else outputs[0]
 
