@@ -179,7 +179,7 @@ def test_without_the_extension_auto_falls_back_and_says_why():
         sys.modules["tinyllama._native"] = None
         from tinyllama.backends import available, get_backend
         print(get_backend("auto").name, available()["c"])"""
-    assert run(code).stdout.startswith("numexpr its extension was not built")
+    assert run(code).stdout.startswith("numpy its extension was not built")
 
 
 def test_two_python_threads_may_call_at_once():
