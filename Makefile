@@ -5,6 +5,7 @@ PROMPT := The first man on the moon was
 
 BIN := .venv/bin
 RUN := $(BIN)/python -m
+compiler := $(firstword $(CC))
 
 .PHONY: help demo test test-all sanitize lint format clean
 .DELETE_ON_ERROR:
@@ -25,18 +26,27 @@ demo: .venv/demo.installed $(MODEL)
 
 test: .venv/test.installed $(MODEL)
 	@$(RUN) pytest
+	@$(MAKE) --no-print-directory sanitize
 
 test-all: .venv/test.installed $(MODEL)
 	@$(RUN) pytest -m ""
+	@$(MAKE) --no-print-directory sanitize
 
+# Their library must be in the process before Python is: LD_PRELOAD, so Linux and GCC.
+LIBASAN := $(if $(findstring clang,$(shell $(compiler) --version)),,\
+  $(filter /%,$(shell $(compiler) -print-file-name=libasan.so)))
 SANITIZE := -g -fsanitize=address,undefined -fno-sanitize-recover=all
 sanitize: .venv/test.installed
-	CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build --build-base build/sanitize \
+ifeq ($(LIBASAN),)
+	@echo "$(compiler) is not GCC with libasan.so: the C backend is not tested under sanitizers."
+else
+	@echo "The C backend under the address, undefined-behaviour and thread sanitizers:"
+	@CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build --build-base build/sanitize \
 	  --build-lib build/sanitize/lib
-	LD_PRELOAD="$$($(compiler) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/ext
-	$(compiler) -O1 -g -fsanitize=thread ext/threads.c tests/ext/pool.c -o build/sanitize/pool -lpthread
-	build/sanitize/pool
+	@LD_PRELOAD=$(strip $(LIBASAN)) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/ext
+	@$(compiler) -O1 -g -fsanitize=thread ext/threads.c tests/ext/pool.c -o build/sanitize/pool -lpthread
+	@build/sanitize/pool
+endif
 
 lint: .venv/lint.installed
 	@$(RUN) ruff check
@@ -86,4 +96,3 @@ check_tools = $(strip \
   $(if $(shell command -v $(compiler) 2>/dev/null),,$(error A C compiler is needed; here $(compiler) is missing \
     (Debian: apt-get install gcc, macOS: xcode-select --install))))
 python_here = $(lastword $(CANDIDATES)) is $(or $(shell "$(lastword $(CANDIDATES))" -V 2>/dev/null),missing)
-compiler = $(firstword $(CC))
