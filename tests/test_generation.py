@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import tinyllama
-from tinyllama.errors import TinyllamaError
-from tinyllama.generation import _StopStrings
+from tinyllama.errors import Cancelled, TinyllamaError
+from tinyllama.generation import Token, _StopStrings
 
 STORY = "Once upon a time"
 
@@ -219,3 +219,48 @@ def test_pieces_never_split_a_character(llama, monkeypatch):
     monkeypatch.setattr("tinyllama.generation.sample", lambda *_: next(ids))
     pieces = list(llama.stream(STORY))
     assert "".join(pieces) == flag and set(pieces) <= {"🦙", "é", "🦙é"}
+
+
+def test_the_call_of_a_text_gives_it_again(llama):
+    text = llama.generate([1, *llama.tokens(STORY)[1:]], n_predict=12, top_k=7, stop=("\n\n",), stages=True)
+    again = eval(text.call())
+    assert again == text and again.seed == text.seed
+    assert "top_p" not in text.call() and "stages" not in text.call()
+
+
+def test_the_call_of_a_cancelled_text_asks_for_what_was_written(llama):
+    flag = threading.Event()
+    run = llama.stream(STORY, cancel=flag, n_predict=50, seed=1)
+    next(run), flag.set(), list(run)
+    assert eval(run.completion().call()) == run.completion()
+
+
+def test_a_token_s_surprise_is_counted_in_bits():
+    assert Token(1, "heads", 0.5).surprise == 1
+    assert Token(1, "never", 0.0).surprise == np.inf
+
+
+def test_a_prompt_s_score_is_what_generating_it_would_have_said(llama):
+    text = llama.generate(STORY, n_predict=9, seed=2, stages=True)
+    ids = llama.tokens(STORY) + text.ids
+    for batch_size in (512, 3):
+        scored = llama.score(ids, batch_size=batch_size)
+        assert [token.id for token in scored] == ids
+        assert np.isnan(scored[0].prob)
+        np.testing.assert_allclose([token.prob for token in scored[-9:]], text.probs, rtol=1e-3)
+        expected = [token.stages[0].kept[:10].tolist() for token in text.tokens]
+        assert [token.stages[0].kept[:10].tolist() for token in scored[-9:]] == expected
+
+
+def test_scoring_can_be_cancelled(llama):
+    flag = threading.Event()
+    flag.set()
+    with pytest.raises(Cancelled):
+        llama.score(STORY, cancel=flag)
+
+
+def test_a_run_knows_how_much_of_the_prompt_it_has_read(llama):
+    run = llama.stream(STORY, n_predict=2)
+    assert run.n_read == 0
+    next(run)
+    assert run.n_read == len(run.prompt_ids)

@@ -8,7 +8,7 @@ import tinyllama
 from tinyllama import llama as llama_module
 from tinyllama import resources
 from tinyllama.download import small_folder
-from tinyllama.errors import TinyllamaError
+from tinyllama.errors import Cancelled, TinyllamaError
 from tinyllama.formats import open_checkpoint
 
 STORY = "Once upon a time"
@@ -140,3 +140,26 @@ def test_a_prompt_that_is_neither_text_nor_token_ids_is_refused(wrong):
 def test_arguments_of_load_that_make_no_sense_are_refused(wrong):
     with pytest.raises(TinyllamaError):
         tinyllama.load(**wrong)
+
+
+def test_the_last_residual_unembedded_is_the_answer_of_the_model():
+    llama = tinyllama.load("small")
+    taps = llama.trace(STORY, "*residual", "logits")
+    last = taps[f"layers.{llama.config.n_layers - 1}.residual"]
+    np.testing.assert_allclose(llama.unembed(last), taps["logits"], rtol=0, atol=1e-4)
+    assert not np.allclose(llama.unembed(taps["layers.0.residual"]), taps["logits"], atol=1)
+
+
+def test_loading_tells_its_progress_and_ends_if_that_raises(folder):
+    def stop_at_third(names):
+        for name in names:
+            seen.append(name)
+            if len(seen) == 3:
+                raise Cancelled("cancelled")
+            yield name
+
+    seen = []
+    with pytest.raises(Cancelled):
+        tinyllama.load(folder, progress=stop_at_third)
+    assert len(seen) == 3
+    assert tinyllama.load(folder).generate(STORY, n_predict=1)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from tinyllama.backends import get_backend
+from tinyllama.backends import get_backend, stoppable
 from tinyllama.errors import Cancelled
 from tinyllama.model import build, forward
 
@@ -116,18 +116,18 @@ def test_the_residual_stream_is_the_sum_of_what_was_added_to_it(ops):
     np.testing.assert_allclose(seen["layers.1.residual"], seen["embedding"] + sum(added), rtol=0, atol=SAME)
 
 
-def test_a_cancel_flag_ends_the_pass_before_the_next_layer(ops):
+def test_a_cancel_flag_ends_the_pass_before_the_next_operation(ops):
     flag = threading.Event()
 
     def tap(name, array):
         seen.append(name)
-        if name == "layers.0.residual":
+        if name == "layers.1.attention.output":
             flag.set()
 
     seen = []
     with pytest.raises(Cancelled):
-        logits(ops, made(ops), [TOKENS], tap=tap, cancel=flag)
-    assert not any(name.startswith("layers.1") for name in seen)
+        logits(stoppable(ops, flag), made(ops), [TOKENS], tap=tap)
+    assert seen[-1] == "layers.1.attention.output"
 
 
 def test_after_a_cancelled_pass_the_cache_is_good_for_another():
@@ -136,6 +136,6 @@ def test_after_a_cancelled_pass_the_cache_is_good_for_another():
     forward(model, ops, TOKENS[:5], 0, cache)
     flag.set()
     with pytest.raises(Cancelled):
-        forward(model, ops, TOKENS[6:], 5, cache, cancel=flag)
+        forward(model, stoppable(ops, flag), TOKENS[6:], 5, cache)
     again = forward(model, ops, TOKENS[5:], 5, cache)
     np.testing.assert_allclose(again, logits(ops, model, [TOKENS])[5:], rtol=0, atol=SAME)

@@ -159,3 +159,15 @@ def test_stages_tell_what_each_kept_and_removed():
     assert (p.n_kept, p.n_removed, list(p.removed)) == (2, 1, [3])
     for stage in stages:
         assert stage.probs.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("k, p", [(0, 1.0), (40, 1.0), (0, 0.5), (40, 0.5)])
+def test_stages_list_the_likeliest_with_probabilities_of_all_that_are_kept(k, p):
+    logits, stages = np.random.default_rng(0).standard_normal(2000, dtype=np.float32) * 2, []
+    sample(logits, Sampling(temp=1, top_k=k, top_p=p), [], np.random.default_rng(0), stages)
+    order = np.argsort(-logits)
+    for stage in stages:
+        probs = np.exp(logits[order[: stage.n_kept]].astype(np.float64))
+        np.testing.assert_array_equal(stage.kept, order[: min(stage.n_kept, 50)])
+        np.testing.assert_allclose(stage.probs, (probs / probs.sum())[:50], rtol=1e-5)
+        np.testing.assert_array_equal(stage.removed, order[stage.n_kept :][: min(stage.n_removed, 50)])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends import Backend, get_backend, one_blas_thread
+from .backends import OPERATIONS, Backend, get_backend, one_blas_thread
 from .formats import open_checkpoint
 from .llama import find, unpacked
 from .model import build, forward
@@ -143,9 +143,6 @@ def _take(arguments: tuple, side: str) -> list:
     return [getattr(argument, side) if isinstance(argument, _Pair) else argument for argument in arguments]
 
 
-_OPERATIONS = ("embedding", "rms_norm", "matmul", "rope", "attention", "swiglu")
-
-
 def _in_step(first: Backend, second: Backend, steps: "_Steps") -> Backend:
     """A backend each of whose operations runs on both and goes on with the first one's result."""
 
@@ -167,7 +164,7 @@ def _in_step(first: Backend, second: Backend, steps: "_Steps") -> Backend:
         first,
         prepare=lambda *a, **b: _Pair(first.prepare(*a, **b), second.prepare(*a, **b)),
         new_cache=lambda *a: _Pair(first.new_cache(*a), second.new_cache(*a)),
-        **{name: paired(name) for name in _OPERATIONS},
+        **{name: paired(name) for name in OPERATIONS},
     )
 
 
@@ -177,7 +174,7 @@ def _only_second(table: Backend) -> Backend:
     def unpaired(operation):
         return lambda *arguments: operation(*_take(arguments, "second"))
 
-    return replace(table, **{name: unpaired(getattr(table, name)) for name in _OPERATIONS})
+    return replace(table, **{name: unpaired(getattr(table, name)) for name in OPERATIONS})
 
 
 def _as_list(result) -> list[np.ndarray]:

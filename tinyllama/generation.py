@@ -1,15 +1,16 @@
 """The loop: read the prompt, then choose a token, run it through the model, choose the next, ..."""
 
+import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 
 import numpy as np
 
 from .errors import Cancelled, TinyllamaError
-from .sampling import Sampling, Stage, sample
+from .sampling import Sampling, Stage, sample, stage
 from .tokenizer import TextStream
 
 
@@ -60,6 +61,11 @@ class Token:
     prob: float
     stages: tuple[Stage, ...] = ()
 
+    @property
+    def surprise(self) -> float:
+        """-log2 of its probability, in bits: 0 of the only one possible, 1 of heads or tails."""
+        return -math.log2(self.prob) if self.prob else math.inf
+
 
 @dataclass
 class Timings:
@@ -105,12 +111,23 @@ class Completion(str):
         """The seed that was really used."""
         return self.settings["seed"]
 
+    def call(self) -> str:
+        """The Python call that gives exactly this text, of the settings only those that it needs."""
+        used, usual = dict(self.settings), asdict(Settings()) | {"seed": None, "n_predict": None}
+        prompt, used["stages"] = used.pop("prompt"), usual["stages"]
+        if self.stop_reason in ("cancelled", None):
+            used["n_predict"] = len(self.tokens)
+        needed = {name: value for name, value in used.items() if name not in usual or value != usual[name]}
+        arguments = [repr(prompt), *(f"{name}={value!r}" for name, value in needed.items())]
+        return f"tinyllama.generate({', '.join(arguments)})"
+
 
 class Generation:
     """One run: an iterator over pieces of text; pieces never split a character.
 
     Attributes:
         prompt_ids: the prompt's tokens.
+        n_read: how many of them have been through the model.
         tokens: a Token for each token so far.
         seed: the seed that is really used.
         stop_reason: why it ended, None before that; see Completion.
@@ -121,7 +138,7 @@ class Generation:
     def __init__(self, llama, prompt, *, cancel=None, **settings):
         self.llama, self.prompt, self.cancel = llama, prompt, cancel
         self.settings = Settings(**settings)
-        self.prompt_ids = llama.tokens(prompt)
+        self.prompt_ids, self.n_read = llama.tokens(prompt), 0
         self.n_ctx = self.settings.ctx_size or llama.default_ctx_size()
         if len(self.prompt_ids) > self.n_ctx:
             raise TinyllamaError(
@@ -212,6 +229,7 @@ class Generation:
             for start in range(0, len(self.prompt_ids), size):
                 batch = self.prompt_ids[start : start + size]
                 logits = self.llama.forward(batch, start, cache, last=True, cancel=self.cancel)
+                self.n_read = start + len(batch)
         finally:
             self.timings.prompt = time.perf_counter() - started
         return logits[0]
@@ -230,11 +248,33 @@ class Generation:
         stages: list[Stage] | None = [] if self.settings.stages else None
         token = sample(logits, self.settings, context, rng, stages)
         if token not in self.llama.tokenizer.stop_ids:
-            highest = logits.max()
-            prob = float(np.exp(logits[token] - highest) / np.exp(logits - highest).sum())
-            self.tokens.append(Token(token, self.llama.tokenizer.piece(token), prob, tuple(stages or ())))
+            self.tokens.append(_token(self.llama, token, logits, stages or ()))
         self.timings.sample += time.perf_counter() - started
         return token
+
+
+def _token(llama, token: int, logits: np.ndarray, stages: Iterable[Stage]) -> Token:
+    highest = logits.max()
+    prob = float(np.exp(logits[token] - highest) / np.exp(logits - highest).sum())
+    return Token(token, llama.tokenizer.piece(token), prob, tuple(stages))
+
+
+def score(llama, prompt: str | list[int], *, batch_size: int = 512, cancel=None) -> list[Token]:
+    """How likely a model thinks each token of a prompt, given those before it.
+
+    Returns:
+        A Token for each, whose one stage, "logits", says what the model expected there. The first has
+        nothing before it: its probability is NaN.
+    Raises:
+        Cancelled: the flag is set.
+    """
+    ids = llama.tokens(prompt)
+    cache, tokens = llama.new_cache(len(ids)), [Token(ids[0], llama.tokenizer.piece(ids[0]), math.nan)]
+    for start in range(0, len(ids) - 1, batch_size):
+        batch = ids[start : min(start + batch_size, len(ids) - 1)]
+        for logits in llama.forward(batch, start, cache, cancel=cancel):
+            tokens.append(_token(llama, ids[len(tokens)], logits, [stage("logits", logits)]))
+    return tokens
 
 
 @dataclass

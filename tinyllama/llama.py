@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from . import resources
-from .backends import Backend, get_backend, one_blas_thread
+from .backends import Backend, get_backend, one_blas_thread, stoppable
 from .config import Config
 from .download import MODELS, models_folder, small_folder
 from .errors import TinyllamaError
 from .formats import Checkpoint, open_checkpoint
-from .generation import Completion, Generation
-from .model import build, forward
+from .generation import Completion, Generation, Token, score
+from .model import Model, build, forward, unembed
 from .tokenizer import Tokenizer, make_tokenizer
 
 #: A model whose float32 weights take less than this many bytes is dequantized once, when it is loaded.
@@ -39,7 +40,7 @@ class Llama:
         load_seconds: how long loading took.
     """
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend, name: str):
+    def __init__(self, checkpoint: Checkpoint, backend: Backend, name: str, progress: Callable | None = None):
         started = time.perf_counter()
         self.name, self.checkpoint, self.config, self.backend = name, checkpoint, checkpoint.config, backend
         self.tokenizer: Tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.path)
@@ -51,7 +52,7 @@ class Llama:
         self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
         prepare = partial(backend.prepare, unpack=unpacked(checkpoint))
         bar = partial(tqdm, desc="load", unit=" tensors", delay=0.5, leave=False)
-        self._model = build(self.config, checkpoint.tensors, prepare, bar)
+        self._model = build(self.config, checkpoint.tensors, prepare, progress or bar)
         self.load_seconds = time.perf_counter() - started
 
     def stream(self, prompt: str | list[int], *, cancel=None, **settings) -> Generation:
@@ -59,7 +60,7 @@ class Llama:
 
         Args:
             prompt: text, or token ids.
-            cancel: a threading.Event, say: once it is set, the text ends before the next layer.
+            cancel: a threading.Event, say: once it is set, the text ends before the next operation.
         Returns:
             An iterator over pieces of text, which afterwards knows its `tokens`, `stop_reason`, `timings`
             and the whole `completion()`.
@@ -78,12 +79,17 @@ class Llama:
         tokens = self.tokens(prompt)
         return self.forward(tokens, 0, self.new_cache(len(tokens)))
 
-    def trace(self, prompt: str | list[int], *patterns: str) -> dict[str, np.ndarray]:
+    def score(self, prompt: str | list[int], *, batch_size: int = 512, cancel=None) -> list[Token]:
+        """How likely each token of a prompt is, given those before it; see `generation.score`."""
+        return score(self, prompt, batch_size=batch_size, cancel=cancel)
+
+    def trace(self, prompt: str | list[int], *patterns: str, cancel=None) -> dict[str, np.ndarray]:
         """Run a prompt and keep the intermediate values whose names match one of the patterns.
 
         Args:
             patterns: of shell style, "layers.*.attention.weights"; none at all keeps everything.
                 `model.forward` lists the names.
+            cancel: as of `forward`.
         Returns:
             name -> array, in the order in which they were computed.
         Raises:
@@ -96,7 +102,7 @@ class Llama:
             if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns):
                 kept[name] = array.copy()
 
-        self.forward(tokens, 0, self.new_cache(len(tokens)), tap=tap)
+        self.forward(tokens, 0, self.new_cache(len(tokens)), tap=tap, cancel=cancel)
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in seen):
                 raise TinyllamaError(f"nothing is named {pattern!r}: there are {', '.join(seen[:9])}, ...")
@@ -125,12 +131,31 @@ class Llama:
         except TypeError:
             raise TinyllamaError(f"a prompt is text or a list of token ids, not {prompt!r:.60}") from None
 
-    def forward(self, tokens: list[int], pos: int, cache, **options) -> np.ndarray:
-        """`model.forward` with this model's weights and backend: [n_tokens, vocab_size]."""
+    def forward(self, tokens: list[int], pos: int, cache, *, cancel=None, **options) -> np.ndarray:
+        """`model.forward` with this model's weights and backend: [n_tokens, vocab_size].
+
+        Args:
+            cancel: an object with is_set(), looked at before every operation.
+        Raises:
+            Cancelled: the flag is set; the cache up to `pos` is still good.
+        """
+        backend = self.backend if cancel is None else stoppable(self.backend, cancel)
+        with one_blas_thread:
+            return forward(self._open(), backend, tokens, pos, cache, **options)
+
+    def unembed(self, residual: np.ndarray) -> np.ndarray:
+        """What a residual stream says about the next token: [n_tokens, dim] -> logits [n_tokens, vocab_size].
+
+        Of an earlier layer's residual ("layers.3.residual" of `trace`), what the model would say if it
+        stopped there: the logit lens.
+        """
+        with one_blas_thread:
+            return unembed(self._open(), self.backend, np.ascontiguousarray(residual, np.float32))
+
+    def _open(self) -> Model:
         if self._model is None:
             raise TinyllamaError(f"{self.name} has been closed")
-        with one_blas_thread:
-            return forward(self._model, self.backend, tokens, pos, cache, **options)
+        return self._model
 
     def new_cache(self, n_ctx: int):
         """An empty KV cache for n_ctx tokens."""
@@ -169,6 +194,7 @@ def load(
     threads: int | None = None,
     *,
     verbose: bool = False,
+    progress: Callable | None = None,
 ) -> Llama:
     """Load a model, or return it if it is loaded already.
 
@@ -178,6 +204,7 @@ def load(
         backend: "numpy", "numexpr" or "auto"; None asks TINYLLAMA_BACKEND.
         threads: None for one a core.
         verbose: say on stderr what it will need before loading.
+        progress: wraps the iteration over the tensors as tqdm does, which shows a bar if nobody says.
     Raises:
         TinyllamaError: there is no such file, it is damaged, or there isn't the memory for it.
     """
@@ -195,7 +222,7 @@ def load(
         _check_memory(path, needed, stays_in_file(checkpoint, table.name))
         if verbose:
             print(_announcement(path, needed), file=sys.stderr)
-        _loaded[key] = Llama(checkpoint, table, str(model))
+        _loaded[key] = Llama(checkpoint, table, str(model), progress)
         return _loaded[key]
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from .config import Config
-from .errors import Cancelled
 from .ops import Tap, rope_freqs
 from .quant import Tensor
 
@@ -85,7 +84,6 @@ def forward(
     *,
     last: bool = False,
     tap: Tap | None = None,
-    cancel=None,
 ) -> np.ndarray:
     """Run tokens through the model and append their keys and values to the cache.
 
@@ -99,11 +97,8 @@ def forward(
             "layers.0.attention." + norm, q, k, v, q_rope, k_rope, scores, weights, heads, output;
             "layers.0.feed_forward." + norm, gate, up, hidden, output; "layers.0.residual"; the other
             layers; "norm"; "logits".
-        cancel: an object with is_set(), looked at before every layer.
     Returns:
         logits, [n_tokens, vocab_size] or [1, vocab_size].
-    Raises:
-        Cancelled: if the flag is set; the cache up to `pos` is still good.
     """
     tokens = np.asarray(tokens)
     config = model.config
@@ -111,14 +106,20 @@ def forward(
     x = ops.embedding(model.tok_embeddings, tokens)  # [n_tokens] -> [n_tokens, dim]
     _show(tap, "", embedding=x)
     for layer in model.layers:
-        if cancel is not None and cancel.is_set():
-            raise Cancelled(f"cancelled at {layer.name}")
         x = x + _attention(layer, ops, config, x, freqs, cache, pos, tap)
         x = x + _feed_forward(layer, ops, config, x, tap)
         _show(tap, f"{layer.name}.", residual=x)
-    x = ops.rms_norm(x[-1:] if last else x, model.norm, config.norm_eps)
-    logits = ops.matmul(x, model.output)  # [n_tokens, dim] -> [n_tokens, vocab_size]
-    _show(tap, "", norm=x, logits=logits)
+    return unembed(model, ops, x[-1:] if last else x, tap)
+
+
+def unembed(model: Model, ops, x: np.ndarray, tap: Tap | None = None) -> np.ndarray:
+    """What a residual stream says about the next token: [n_tokens, dim] -> logits [n_tokens, vocab_size].
+
+    Of the last layer's that is the model's answer; an earlier one's is a look into the model: the logit lens.
+    """
+    norm = ops.rms_norm(x, model.norm, model.config.norm_eps)
+    logits = ops.matmul(norm, model.output)
+    _show(tap, "", norm=norm, logits=logits)
     return logits
 
 

@@ -8,14 +8,14 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from threadpoolctl import ThreadpoolController
 
 from .. import ops
-from ..errors import TinyllamaError
+from ..errors import Cancelled, TinyllamaError
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,24 @@ class Backend:
     rope: Callable
     attention: Callable
     swiglu: Callable
+
+
+#: The entries that `model.forward` runs.
+OPERATIONS = ("embedding", "rms_norm", "matmul", "rope", "attention", "swiglu")
+
+
+def stoppable(backend: Backend, cancel) -> Backend:
+    """The same table, whose every operation raises Cancelled instead once `cancel.is_set()`."""
+
+    def looking_first(operation: Callable) -> Callable:
+        def run(*arguments):
+            if cancel.is_set():
+                raise Cancelled("cancelled")
+            return operation(*arguments)
+
+        return run
+
+    return replace(backend, **{name: looking_first(getattr(backend, name)) for name in OPERATIONS})
 
 
 def numpy_backend(threads: int) -> Backend:
