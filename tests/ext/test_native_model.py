@@ -57,6 +57,24 @@ def test_every_step_can_be_tapped_and_stays_as_it_was(level):
     np.testing.assert_allclose(tapped, run("c", "q4_0"), rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize("type", ["f32", "f16", "q4_0"])
+def test_tensors_may_begin_at_any_byte_of_a_file(type):
+    """ggml files pad nothing: behind the vocabulary a float may begin at an odd address."""
+
+    def moved(tensor):
+        (part,) = tensor.parts
+        data = np.frombuffer(b"\0" + part.tobytes(), np.uint8)[1:]
+        return Tensor(tensor.name, tensor.type, tensor.shape, (data.view(part.dtype).reshape(part.shape),))
+
+    backend, as_made = get_backend("c", 1), tensors(type=type)
+    logits = [
+        forward(build(CONFIG, source, lambda t: backend.prepare(t, unpack=False)), backend, TOKENS, 0, cache)
+        for source in (as_made, {name: moved(tensor) for name, tensor in as_made.items()})
+        for cache in [backend.new_cache(CONFIG, 16)]
+    ]
+    np.testing.assert_array_equal(*logits)
+
+
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what is resident")
 def test_preparing_a_mapped_file_keeps_one_copy_and_the_file_as_it_was(tmp_path):
     tensor = Tensor.from_array("w", np.ones((4096, 4096), np.float32), "q4_0")

@@ -67,7 +67,7 @@ def _huge_pages(n_bytes: int) -> np.ndarray:
 def prepare(tensor: Tensor, unpack: bool, *, arena: Arena, threads: int):
     """As ops.prepare, but a matrix becomes a `_native.Weight`; `unpack` would only make it larger."""
     if len(tensor.shape) == 1:
-        return np.ascontiguousarray(tensor.dequantize())
+        return np.require(tensor.dequantize(), np.float32, ["C", "ALIGNED"])  # ggml files pad nothing
     n_out, n_in = tensor.shape
     type = PREPARED.get(tensor.type, tensor.type)
     memory = arena.take(_native.weight_bytes(type, n_out, n_in))
