@@ -146,6 +146,23 @@ typedef struct {
     long n_tokens, n_heads, n_kv_heads, head_dim, n_ctx, pos;
 } heads;
 
+/* Products of many tokens, for a level that has a faster way once numbers have been made of the weights: a panel
+ * of strips becomes numbers once, and is multiplied by all tokens. What a row becomes may not depend on the
+ * rows beside it, since how many strips a panel has is up to the caller. Any type of weight. */
+typedef struct {
+    long from_tokens;    /* fewer go to multiply_blocks and multiply_floats */
+    long panel_strips;   /* that multiply takes, at most */
+    long packed_tokens;  /* that pack_inputs wants together */
+    /* Room for the inputs of all weights in the form that multiply reads. NULL, as pack_inputs: it reads x. */
+    size_t (*inputs_bytes)(long n_tokens, long n_in);
+    /* Tokens first..last-1 of x [n_tokens, n_in]. */
+    void (*pack_inputs)(const float *x, long n_tokens, long n_in, long first, long last, void *inputs);
+    size_t (*scratch_bytes)(long n_tokens, long n_in); /* of one thread */
+    /* out[t * stride + row] for all tokens and the rows of strips first..last-1. Both buffers begin on a page. */
+    void (*multiply)(const weight *w, const void *inputs, long n_tokens, long first, long last, float *out,
+                     long stride, void *scratch);
+} panel_kernels;
+
 typedef struct {
     const char *name;
     long tile_tokens; /* that multiply_blocks wants, if there are several; it divides TOGETHER */
@@ -171,6 +188,7 @@ typedef struct {
     /* Multiplies registers of small integers `rounds` times and returns how many products that were: the
      * speed that prefill can't exceed. `sink` takes the sum, so that none can be left out. */
     double (*multiply_registers)(long rounds, float *sink);
+    const panel_kernels *panels; /* or NULL */
 } kernels;
 
 /* Room that a thread needs for any kernel above. */

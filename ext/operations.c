@@ -1,4 +1,4 @@
-/* Whole operations: each cut into pieces for the pool, in a way that doesn't depend on the number of
+/* Whole operations: each cut into pieces for the pool, in a way in which no sum depends on the number of
  * threads, so that the same input gives the same bits at any number. */
 #include <stdlib.h>
 #include <string.h>
@@ -53,6 +53,7 @@ typedef struct {
     long n_tokens, n_weights;
     const weight *const *weights;
     float *const *outs;
+    const void *inputs; /* as panels want them */
 } product;
 
 /* Marks the blocks of n tokens that carry most of the error, which goes with the square of the scale: at most
@@ -144,6 +145,47 @@ static void multiply_strips(void *job, long first, long last, int worker) {
     }
 }
 
+/* ---- and of many tokens ---- */
+
+static void pack_inputs(void *job, long first, long last, int worker) {
+    (void)worker;
+    product *p = job;
+    const panel_kernels *panels = p->k->panels;
+    first *= panels->packed_tokens, last *= panels->packed_tokens;
+    panels->pack_inputs(p->x, p->n_tokens, p->weights[0]->n_in, first, last < p->n_tokens ? last : p->n_tokens,
+                        shared_buffer.data);
+}
+
+static void multiply_panels(void *job, long first, long last, int worker) {
+    product *p = job;
+    const panel_kernels *panels = p->k->panels;
+    for (long i = 0; i < p->n_weights; i++) {
+        const weight *w = p->weights[i];
+        long n = strips_of(w), end = last < n ? last : n;
+        for (long s = first > 0 ? first : 0; s < end; s += panels->panel_strips) {
+            long stop = s + panels->panel_strips < end ? s + panels->panel_strips : end;
+            panels->multiply(w, p->inputs, p->n_tokens, s, stop, p->outs[i], w->n_out, thread_buffers[worker].data);
+        }
+        first -= n, last -= n;
+    }
+}
+
+/* Wide panels read the inputs less often, but each thread should get several. */
+static int multiply_many(product *p, long n_in, long strips, int threads) {
+    const panel_kernels *panels = p->k->panels;
+    if (reserve_scratch(threads, panels->scratch_bytes(p->n_tokens, n_in))) return -1;
+    if (panels->pack_inputs) {
+        p->inputs = reserve(&shared_buffer, panels->inputs_bytes(p->n_tokens, n_in));
+        if (!p->inputs) return -1;
+        long pieces = (p->n_tokens + panels->packed_tokens - 1) / panels->packed_tokens;
+        run_parallel(threads, pieces, 1, pack_inputs, p);
+    }
+    long grain = strips / (4L * (threads > 1 ? threads : 1));
+    grain = grain < 1 ? 1 : grain < panels->panel_strips ? grain : panels->panel_strips;
+    run_parallel(threads, strips, grain, multiply_panels, p);
+    return 0;
+}
+
 static long sets_of(long n_tokens) { return (n_tokens + TOGETHER - 1) / TOGETHER; }
 
 static int reserve_activations(activations *acts) {
@@ -161,7 +203,7 @@ int matmul(const float *x, long n_tokens, long n_weights, const weight *const *w
     const kernels *k = active_kernels();
     long n_in = weights[0]->n_in, strips = 0;
     activations acts = {.n_tokens = n_tokens, .n_in = n_in, .tile_tokens = n_tokens > 2 ? k->tile_tokens : 1};
-    product job = {k, x, &acts, n_tokens, n_weights, weights, outs};
+    product job = {k, x, &acts, n_tokens, n_weights, weights, outs, x};
     double bytes = 0;
     int blocks = 0;
     for (long i = 0; i < n_weights; i++) {
@@ -170,6 +212,7 @@ int matmul(const float *x, long n_tokens, long n_weights, const weight *const *w
         blocks |= has_blocks(weights[i]->type);
     }
     threads = worthwhile(threads, bytes * (double)n_tokens);
+    if (k->panels && n_tokens >= k->panels->from_tokens) return multiply_many(&job, n_in, strips, threads);
     if (reserve_scratch(threads, larger(scratch_bytes(0), quantizing_bytes(n_in)))) return -1;
     if (blocks && reserve_activations(&acts)) return -1;
     if (blocks) run_parallel(threads, sets_of(n_tokens), 1, quantize_sets, &job);
