@@ -7,14 +7,16 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 compiler := $(firstword $(CC))
 
-.PHONY: help demo test test-all sanitize lint format clean
+.PHONY: help demo lab test test-all notebooks sanitize lint format clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 help:
 	@echo "make demo      set up .venv, fetch SmolLM2 (93 MB) and stream a completion from it"
+	@echo "make lab       set up .venv for notebooks and open the course in JupyterLab"
 	@echo "make test      set up .venv for tests (adds torch and transformers) and run them"
 	@echo "make test-all  the same, with the tests that take minutes"
+	@echo "make notebooks execute the notebooks and write what changed, in them and in notebooks/src/"
 	@echo "make sanitize  run the C backend's tests under the address, undefined-behaviour and thread sanitizers"
 	@echo "make lint      check style with ruff"
 	@echo "make format    let ruff format the code"
@@ -24,6 +26,9 @@ help:
 demo: .venv/demo.installed $(MODEL)
 	@$(RUN) tinyllama generate --model smollm2 --prompt "$(PROMPT)" --temp 0 --n_predict 64
 
+lab: .venv/notebooks.installed
+	@$(RUN) jupyterlab notebooks/00_map.ipynb
+
 test: .venv/test.installed $(MODEL)
 	@$(RUN) pytest
 	@$(MAKE) --no-print-directory sanitize
@@ -31,6 +36,9 @@ test: .venv/test.installed $(MODEL)
 test-all: .venv/test.installed $(MODEL)
 	@$(RUN) pytest -m ""
 	@$(MAKE) --no-print-directory sanitize
+
+notebooks: .venv/test.installed
+	@$(BIN)/python notebooks/sync.py
 
 # Their library must be in the process before Python is: LD_PRELOAD, so Linux and GCC.
 LIBASAN := $(if $(findstring clang,$(shell $(compiler) --version)),,\
@@ -66,6 +74,7 @@ $(MODEL): # after any of the .installed, in the order in which the goals above n
 	@$(RUN) tinyllama download smollm2
 
 .venv/demo.installed: WHAT := --quiet --editable .
+.venv/notebooks.installed: WHAT := --quiet --editable .[notebooks]
 .venv/test.installed: WHAT := --editable .[test]
 .venv/lint.installed: WHAT := --quiet --editable .[lint]
 

@@ -22,6 +22,8 @@ The modules in reading order:
     resources   what this computer has of memory and disk
     bench       how fast this computer runs a model, held against what the hardware allows
     compare     the same prompt through two backends, step by step
+    plots       the pictures that the notebooks share
+    lessons     is it the same, and what is wrong with this answer?
     cli         the command line: its arguments
     commands    and what each command does
 """

@@ -108,6 +108,22 @@ class Llama:
                 raise TinyllamaError(f"nothing is named {pattern!r}: there are {', '.join(seen[:9])}, ...")
         return kept
 
+    def weight(self, name: str) -> np.ndarray:
+        """A weight as float32 numbers, by its name in `Config.tensor_shapes` without ".weight".
+
+        "layers.0.attention.wq" -> [n_out, n_in]; "output" is the embedding where the file has only one.
+
+        Raises TinyllamaError if there is none of this name.
+        """
+        tensors = self.checkpoint.tensors
+        if name == "output" and "output.weight" not in tensors:
+            name = "tok_embeddings"
+        if f"{name}.weight" not in tensors:
+            raise TinyllamaError(
+                f"{self.name} has no weight {name!r}: there are {', '.join(tensors)[:150]}, ..."
+            )
+        return tensors[f"{name}.weight"].dequantize()
+
     def tokens(self, prompt: str | list[int]) -> list[int]:
         """The ids of a prompt, with bos if the model wants it; ids are checked and passed on.
 
