@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 compiler := $(firstword $(CC))
 
-.PHONY: help demo lab test test-all notebooks sanitize lint format clean
+.PHONY: help demo lab test test-all notebooks sanitize test-arm wheel-macos lint format clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -18,6 +18,8 @@ help:
 	@echo "make test-all  the same, with the tests that take minutes"
 	@echo "make notebooks execute the notebooks and write what changed, in them and in notebooks/src/"
 	@echo "make sanitize  run the C backend's tests under the address, undefined-behaviour and thread sanitizers"
+	@echo "make test-arm  run the C backend's tests on emulated Arm processors (Debian or Ubuntu, with qemu-user)"
+	@echo "make wheel-macos  cross-compile the wheel for Apple's processors into dist/, and look inside"
 	@echo "make lint      check style with ruff"
 	@echo "make format    let ruff format the code"
 	@echo "make clean     remove caches and build products; .venv and data/models stay"
@@ -56,6 +58,13 @@ else
 	@build/sanitize/pool
 endif
 
+test-arm: .venv/cross.installed
+	@PYTHON=$(BIN)/python tools/arm_tests.sh
+
+wheel-macos: .venv/cross.installed
+	@wheel=$$($(BIN)/python tools/cross_wheel.py macos dist) && echo "$$wheel" && \
+	  MACOS_WHEEL="$$wheel" $(RUN) pytest tests/test_macos_wheel.py
+
 lint: .venv/lint.installed
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
@@ -76,6 +85,7 @@ $(MODEL): # after any of the .installed, in the order in which the goals above n
 .venv/demo.installed: WHAT := --quiet --editable .
 .venv/notebooks.installed: WHAT := --quiet --editable .[notebooks]
 .venv/test.installed: WHAT := --editable .[test]
+.venv/cross.installed: WHAT := --quiet --editable .[test] capstone lief ziglang
 .venv/lint.installed: WHAT := --quiet --editable .[lint]
 
 .venv/%.installed: $(BIN)/python $(BIN)/pip pyproject.toml setup.py $(wildcard ext/*.[ch]) constraints.txt

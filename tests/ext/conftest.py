@@ -1,4 +1,6 @@
-"""Runs every test of this folder that asks for `level` on each level that this CPU has."""
+"""Runs every test of this folder that asks for `level` on each level of this CPU, or on TINYLLAMA_CPU's."""
+
+import os
 
 import pytest
 
@@ -8,9 +10,15 @@ except ImportError:
     _native = None  # each module here is skipped as a whole
 
 
+def levels() -> list[str]:
+    if not _native:
+        return ["none"]
+    return [_native.level()] if "TINYLLAMA_CPU" in os.environ else _native.levels()
+
+
 def pytest_generate_tests(metafunc):
     if "level" in metafunc.fixturenames:
-        metafunc.parametrize("level", _native.levels() if _native else ["none"], indirect=True)
+        metafunc.parametrize("level", levels(), indirect=True)
 
 
 @pytest.fixture

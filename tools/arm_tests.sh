@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Runs the C backend's tests on Arm processors that qemu emulates, in an arm64 Python with NumPy, and lets the
+# small model write there what it writes here. It keeps, all below build/arm,
+#
+#     root/     Debian's arm64 Python and what it depends on, unpacked; nothing is installed on this system
+#     site/     NumPy and what else the tests import, for arm64
+#     lib/      tinyllama, its extension compiled for arm64 by zig, or by the compiler that ARM_CC names
+#     python    runs root's Python with both on the processor that ARM_CPU names
+#
+# PYTHON names a Python that has zig and this checkout's tinyllama.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ARM=$PWD/build/arm
+HERE=${PYTHON:-.venv/bin/python}
+
+need() {
+  command -v "$1" >/dev/null && return
+  echo "make test-arm needs $1 (Debian, Ubuntu: apt-get install $2)" >&2
+  exit 1
+}
+
+# apt, with a state of its own in which no package is installed, brings all that Python depends on.
+unpack_root() {
+  [ -e "$ARM/root/.whole" ] && return
+  echo "Fetching an arm64 Python into build/arm/root ..."
+  rm -rf "$ARM/root" "$ARM/apt"
+  mkdir -p "$ARM/root" "$ARM"/apt/{lists,archives}/partial
+  touch "$ARM/apt/status"
+  cat >"$ARM/apt/apt.conf" <<-CONF
+	Dir::State "$ARM/apt";
+	Dir::State::status "$ARM/apt/status";
+	Dir::Cache "$ARM/apt";
+	APT::Architecture "arm64";
+	APT::Architectures { "arm64"; };
+	APT::Sandbox::User "";
+	CONF
+  APT_CONFIG=$ARM/apt/apt.conf apt-get -qq update || true # a third party's list may have no arm64
+  APT_CONFIG=$ARM/apt/apt.conf apt-get -qq --yes --no-install-recommends --download-only \
+    install python3 libstdc++6
+  for package in "$ARM"/apt/archives/*.deb; do dpkg-deb --extract "$package" "$ARM/root"; done
+  rm -r "$ARM/apt"
+  touch "$ARM/root/.whole"
+}
+
+write_python() {
+  local python
+  python=$(readlink -f "$ARM/root/usr/bin/python3")
+  cat >"$ARM/python" <<-SCRIPT
+	#!/bin/sh
+	export PYTHONSAFEPATH=1 PYTHONPATH="$ARM/lib:$ARM/site"
+	exec qemu-aarch64 -cpu "\${ARM_CPU:-max}" -0 "\$0" -L "$ARM/root" "$python" "\$@"
+	SCRIPT
+  chmod +x "$ARM/python"
+}
+
+install_site() { # for the wheel $1
+  [ "$ARM/site" -nt constraints.txt ] && [ "$ARM/site" -nt pyproject.toml ] && return
+  local version libc platforms=(--platform linux_aarch64)
+  version=$("$ARM/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  for libc in 17 24 26 27 28 31 34; do platforms+=(--platform "manylinux_2_${libc}_aarch64"); done
+  rm -rf "$ARM/site"
+  "$HERE" -m pip --quiet install --target "$ARM/site" --constraint constraints.txt --only-binary :all: \
+    --python-version "$version" "${platforms[@]}" --platform manylinux2014_aarch64 "$1" pytest
+  rm -r "$ARM"/site/tinyllama* # lib/ has it
+  touch "$ARM/site"
+}
+
+# What the small model writes with the python $1, from 16-bit weights and from 4-bit blocks that it makes itself.
+# 32 tokens: later ones differ between levels, where two of a 4-bit model's are equally likely.
+write_texts() {
+  local python=$1 folder=$2
+  mkdir -p "$folder"
+  "$python" -m tinyllama convert data/small 1 --outfile "$folder/f16.bin" >&2
+  "$python" -m tinyllama quantize "$folder/f16.bin" "$folder/q4_0.bin" q4_0 >&2
+  for type in f16 q4_0; do
+    "$python" -m tinyllama generate --backend c -m "$folder/$type.bin" --temp 0 -n 32 -p 'Once upon a time' \
+      >"$folder/$type.txt"
+  done
+} 2>"$ARM/log"
+
+test_level() { # the level $1, on the processor $2, which has that level and none above it
+  export TINYLLAMA_CPU=$1 ARM_CPU=$2
+  echo "== $1, on an emulated $2"
+  "$ARM/python" -c 'from tinyllama import _native as c; assert c.levels()[0] == c.level(), c.levels()'
+  "$ARM/python" -m pytest -p no:cacheprovider tests/ext tests/backends
+  write_texts "$ARM/python" "$ARM/there" || { tail "$ARM/log" >&2; exit 1; }
+  diff -r "$ARM/here" "$ARM/there"
+  echo "The small model's files and texts are those of this computer."
+}
+
+need qemu-aarch64 qemu-user
+need apt-get apt
+need dpkg-deb dpkg
+mkdir -p "$ARM"
+unpack_root
+write_python
+wheel=$("$HERE" tools/cross_wheel.py linux-arm64 "$ARM" ${ARM_CC:+"$ARM_CC"})
+install_site "$wheel"
+rm -rf "$ARM/lib"
+"$HERE" -m zipfile --extract "$wheel" "$ARM/lib"
+
+write_texts "$HERE" "$ARM/here" || { tail "$ARM/log" >&2; exit 1; }
+test_level ref cortex-a53
