@@ -13,7 +13,7 @@
 #include <immintrin.h>
 
 typedef __m256 vec;
-enum { LANES = 8 };
+enum { LANES = 8, VECTORS = 2 };
 static inline vec v_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline void v_store(float *p, vec x) { _mm256_storeu_ps(p, x); }
 static inline vec v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
@@ -269,7 +269,7 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels avx2_kernels = {
-    "avx2", TOKENS, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    "avx2", TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
     attend_span, attend_tile, multiply_registers,
 };
 

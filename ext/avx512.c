@@ -15,7 +15,7 @@
 #include <immintrin.h>
 
 typedef __m512 vec;
-enum { LANES = 16 };
+enum { LANES = 16, VECTORS = 2 };
 static inline vec v_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void v_store(float *p, vec x) { _mm512_storeu_ps(p, x); }
 static inline vec v_load_f16(const uint16_t *p) {
@@ -238,8 +238,8 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels avx512_kernels = {
-    "avx512", TILE_TOKENS, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    attend_span, attend_tile, multiply_registers,
+    "avx512", TILE_TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one,
+    to_f16, attend_span, attend_tile, multiply_registers,
 };
 
 #if defined(__clang__)

@@ -1,4 +1,4 @@
-/* Looks at the CPU once and chooses the kernels; TINYLLAMA_CPU=ref|avx2|avx512 overrides. */
+/* Looks at the CPU once and chooses the kernels; TINYLLAMA_CPU overrides. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,6 +33,25 @@ static int has_avx512(void) {
 }
 #endif
 
+#if defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static int has(const char *feature) {
+    int yes = 0;
+    size_t size = sizeof yes;
+    return sysctlbyname(feature, &yes, &size, NULL, 0) == 0 && yes;
+}
+
+static int has_dotprod(void) { return has("hw.optional.arm.FEAT_DotProd"); }
+static int has_i8mm(void) { return has_dotprod() && has("hw.optional.arm.FEAT_I8MM"); }
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+static int has_dotprod(void) { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+static int has_i8mm(void) { return has_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM); }
+#endif
+
 static int always(void) { return 1; }
 
 static const struct {
@@ -42,6 +61,10 @@ static const struct {
 #if defined(__x86_64__)
     {&avx512_kernels, has_avx512},
     {&avx2_kernels, has_avx2},
+#elif defined(__aarch64__)
+    {&i8mm_kernels, has_i8mm},
+    {&dotprod_kernels, has_dotprod},
+    {&neon_kernels, always},
 #endif
     {&ref_kernels, always},
 };

@@ -1,7 +1,7 @@
 /* Float operations written once, for vectors of any width.
  *
- * A file of one instruction set defines `vec`, LANES and the v_ functions that are used here, then
- * includes this file: its compiler flags and its vectors make these its kernels. So all levels compute in
+ * A file of one instruction set defines `vec`, LANES and the v_ functions that are used here, and how many VECTORS
+ * a tile of sums is wide, then includes this file: its compiler flags and its vectors make these its kernels. So all levels compute in
  * the same way and differ in the width of their sums alone. */
 #include <math.h>
 #include <string.h>
@@ -9,8 +9,8 @@
 #include "kernels.h"
 
 enum {
-    COLUMNS = 2 * LANES,   /* of a tile: two vectors */
-    TILE_TOKENS = 6,       /* 6 x 2 sums fit into 16 registers with room for the operands */
+    COLUMNS = VECTORS * LANES, /* of a tile */
+    TILE_TOKENS = 6,       /* 6 x 2 sums fit into 16 registers with room for the operands, 6 x 4 into 32 */
     K_STEP = 1024,         /* rows of a float panel, which then fits into the second-level cache */
     SCORES = 64,           /* positions that a tile of queries meets at a time */
 };
@@ -108,23 +108,25 @@ static void refine(const float *x, const input_block *of, input_block *out) {
 static inline __attribute__((always_inline)) void tile_of(const int tokens, const float *x, long x_stride,
                                                           const float *panel, long panel_stride, long n,
                                                           float *sums) {
-    vec left[TILE_TOKENS], right[TILE_TOKENS];
+    vec totals[TILE_TOKENS][VECTORS], p[VECTORS];
     UNROLL
-    for (int t = 0; t < tokens; t++) left[t] = right[t] = v_set1(0);
+    for (int t = 0; t < tokens; t++)
+        UNROLL
+        for (int j = 0; j < VECTORS; j++) totals[t][j] = v_set1(0);
     for (long k = 0; k < n; k++) {
-        vec p = v_load(panel + k * panel_stride), q = v_load(panel + k * panel_stride + LANES);
+        UNROLL
+        for (int j = 0; j < VECTORS; j++) p[j] = v_load(panel + k * panel_stride + j * LANES);
         UNROLL
         for (int t = 0; t < tokens; t++) {
             vec v = v_set1(x[t * x_stride + k]);
-            left[t] = v_fma(v, p, left[t]);
-            right[t] = v_fma(v, q, right[t]);
+            UNROLL
+            for (int j = 0; j < VECTORS; j++) totals[t][j] = v_fma(v, p[j], totals[t][j]);
         }
     }
     UNROLL
-    for (int t = 0; t < tokens; t++) {
-        v_store(sums + t * COLUMNS, left[t]);
-        v_store(sums + t * COLUMNS + LANES, right[t]);
-    }
+    for (int t = 0; t < tokens; t++)
+        UNROLL
+        for (int j = 0; j < VECTORS; j++) v_store(sums + t * COLUMNS + j * LANES, totals[t][j]);
 }
 
 static void tile(long tokens, const float *x, long x_stride, const float *panel, long panel_stride, long n,
@@ -305,7 +307,7 @@ static float highest_of(const float *scores, long n) {
     return highest;
 }
 
-enum { TOGETHER_IN_REGISTERS = 8 }; /* vectors of a head */
+enum { TOGETHER_IN_REGISTERS = 4 * VECTORS }; /* vectors of a head */
 
 static void weigh_values(const float *weights, const uint16_t *values, long n, long head_dim, float *out) {
     for (long i = 0; i < head_dim; i += TOGETHER_IN_REGISTERS * LANES) {

@@ -24,7 +24,7 @@ enum {
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 #endif
 
 /* ---- weights (pack.c) ---- */
@@ -105,10 +105,10 @@ uint16_t f16_from_f32(float value);
 /* Inputs as int8, quantized once for all weights that share them, in tiles of one or several tokens: all the
  * numbers of a tile that meet one block of weights lie side by side, as a tile_block
  *
- *     q          [8][tile_tokens][4] int8    elements 4k..4k+3 of each token
- *     scale      [tile_tokens] float         x = scale * q
- *     minus_sum  [tile_tokens] int32         of the 32 q
- *     block      int32                       which block of the weights
+ *     q          [32 / run][tile_tokens][run] int8    `run` neighbouring elements of each token (4 or 8)
+ *     scale      [tile_tokens] float                  x = scale * q
+ *     minus_sum  [tile_tokens] int32                  of the 32 q
+ *     block      int32                                which block of the weights
  *
  * Tokens that aren't there, in the last tile, are zeros.
  *
@@ -166,6 +166,7 @@ typedef struct {
 typedef struct {
     const char *name;
     long tile_tokens; /* that multiply_blocks wants, if there are several; it divides TOGETHER */
+    long run;         /* of a token's elements in such a tile */
     void (*quantize)(const float *x, long n_blocks, input_block *out);
     /* What `of` has left of x, in units of its scale / REST. */
     void (*refine)(const float *x, const input_block *of, input_block *out);
@@ -194,7 +195,7 @@ typedef struct {
 /* Room that a thread needs for any kernel above. */
 size_t scratch_bytes(long shared_heads);
 
-extern const kernels ref_kernels, avx2_kernels, avx512_kernels;
+extern const kernels ref_kernels, avx2_kernels, avx512_kernels, neon_kernels, dotprod_kernels, i8mm_kernels;
 
 /* ---- the choice among them (dispatch.c) ---- */
 

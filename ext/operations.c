@@ -76,8 +76,8 @@ static void choose_blocks(const input_block *blocks, long n_blocks, long n, uint
     for (long b = 0; b < n_blocks; b++) chosen[b] = errors[b] >= enough;
 }
 
-static void put_block(uint8_t *to, long n, long t, int32_t block, const input_block *from) {
-    for (int k = 0; k < 8; k++) memcpy(to + (k * n + t) * 4, from->q + 4 * k, 4);
+static void put_block(uint8_t *to, long n, long run, long t, int32_t block, const input_block *from) {
+    for (long k = 0; k < BLOCK; k += run) memcpy(to + k * n + t * run, from->q + k, (size_t)run);
     int32_t minus_sum = -from->sum;
     memcpy(to + 32 * n + 4 * t, &from->scale, 4);
     memcpy(to + 36 * n + 4 * t, &minus_sum, 4);
@@ -92,13 +92,13 @@ static void make_tile(const product *p, long first, long last, const input_block
     uint8_t *start = acts->tiles + first / n * acts->tile_stride, *to = start;
     if (last - first < n) memset(start, 0, (size_t)acts->tile_stride);
     for (long b = 0; b < n_blocks; b++, to += size) {
-        for (long t = 0; t < last - first; t++) put_block(to, n, t, (int32_t)b, &blocks[t * n_blocks + b]);
+        for (long t = 0; t < last - first; t++) put_block(to, n, p->k->run, t, (int32_t)b, &blocks[t * n_blocks + b]);
         if (!chosen[b]) continue;
         to += size;
         for (long t = 0; t < last - first; t++) {
             input_block rest;
             p->k->refine(p->x + (first + t) * acts->n_in + b * BLOCK, &blocks[t * n_blocks + b], &rest);
-            put_block(to, n, t, (int32_t)b, &rest);
+            put_block(to, n, p->k->run, t, (int32_t)b, &rest);
         }
     }
     acts->n_tile_blocks[first / n] = (int32_t)((size_t)(to - start) / size);

@@ -5,7 +5,7 @@
 #include "kernels.h"
 
 typedef float vec;
-enum { LANES = 1 };
+enum { LANES = 1, VECTORS = 2 };
 static inline vec v_load(const float *p) { return *p; }
 static inline void v_store(float *p, vec x) { *p = x; }
 static inline vec v_load_f16(const uint16_t *p) { return f32_from_f16(*p); }
@@ -90,6 +90,6 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels ref_kernels = {
-    "ref", 1, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    "ref", 1, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
     attend_span, attend_tile, multiply_registers,
 };

@@ -1,0 +1,86 @@
+/* Armv8.6-A with matrix products of bytes (Apple M2, Graviton 3 and later).
+ *
+ * smmla multiplies 8 quants of each of 2 rows by 8 inputs of each of 2 tokens and adds them to 4 sums: twice the work
+ * of a dot product. Neighbouring quarters of 4 rows are zipped for it. A single token would leave half of that
+ * idle and is dotprod.c's. */
+#if defined(__aarch64__)
+#if defined(__clang__)
+#if !defined(__ARM_FEATURE_MATMUL_INT8) /* as in dotprod.c */
+#define __ARM_FEATURE_MATMUL_INT8 1
+#endif
+#pragma clang attribute push(__attribute__((target("dotprod,i8mm"))), apply_to = function)
+#else
+#pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
+#endif
+enum { TOKENS = 6 };
+#include "neon.h"
+
+/* Rows 0, 1 and rows 2, 3 of two quarters: 8 elements of a row side by side. */
+INLINE int8x16x2_t zip(int8x16_t quarter, int8x16_t next) {
+    const int32x4_t a = vreinterpretq_s32_s8(quarter), b = vreinterpretq_s32_s8(next);
+    return (int8x16x2_t){{vreinterpretq_s8_s32(vzip1q_s32(a, b)), vreinterpretq_s8_s32(vzip2q_s32(a, b))}};
+}
+
+/* sums[t]: tokens t, t + 1 of rows 0, 1; sums[t + 1]: of rows 2, 3. */
+INLINE void add_products(const int n, int8x16x2_t rows, const int8_t *x, int32x4_t *sums) {
+    UNROLL
+    for (int t = 0; t < n; t += 2) {
+        const int8x16_t v = vld1q_s8(x + t * 8);
+        sums[t] = vmmlaq_s32(sums[t], rows.val[0], v);
+        sums[t + 1] = vmmlaq_s32(sums[t + 1], rows.val[1], v);
+    }
+}
+
+INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
+                           const uint8_t *x, int32x4_t *sums) {
+    UNROLL
+    for (int t = 0; t < n; t++) sums[t] = vdupq_n_s32(0);
+    UNROLL
+    for (int k = 0; k < 4; k += 2) {
+        int8x16_t low[2], high[2];
+        unpack(type, w, block, k, column, &low[0], &high[0]);
+        unpack(type, w, block, k + 1, column, &low[1], &high[1]);
+        add_products(n, zip(low[0], low[1]), inputs(x, k * n * 4), sums);
+        add_products(n, zip(high[0], high[1]), inputs(x, (4 + k) * n * 4), sums);
+    }
+    UNROLL
+    for (int t = 0; t < n; t += 2) {
+        const int32x4_t upper = sums[t], lower = sums[t + 1];
+        sums[t] = vuzp1q_s32(upper, lower), sums[t + 1] = vuzp2q_s32(upper, lower);
+    }
+}
+
+INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
+                          long stride) {
+    for (int column = 0; column < STRIP / LANES; column += 2)
+        multiply_columns(type, TOKENS, 2, column, w, acts, strip, out, stride);
+}
+
+static void multiply(const weight *w, const activations *acts, long strip, float *out, long stride) {
+    (acts->tile_tokens == 1 ? dotprod_kernels.multiply_blocks : multiply_blocks)(w, acts, strip, out, stride);
+}
+
+static double multiply_registers(long rounds, float *sink) {
+    enum { SUMS = 16 }; /* enough of them to hide the latency of each */
+    int32x4_t sums[SUMS], total = vdupq_n_s32(0);
+    int8x16_t x = vdupq_n_s8(3);
+    for (int i = 0; i < SUMS; i++) sums[i] = vdupq_n_s32(0);
+    for (long n = 0; n < rounds; n++) {
+        __asm__ volatile("" : "+w"(x)); /* x may have changed, for all that the compiler knows */
+        UNROLL
+        for (int i = 0; i < SUMS; i++) sums[i] = vmmlaq_s32(sums[i], x, x);
+    }
+    for (int i = 0; i < SUMS; i++) total = vaddq_s32(total, sums[i]);
+    *sink += (float)vaddvq_s32(total);
+    return (double)rounds * SUMS * 32;
+}
+
+const kernels i8mm_kernels = {
+    "i8mm", TOKENS, 8, quantize, refine, multiply, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    attend_span, attend_tile, multiply_registers, NULL,
+};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

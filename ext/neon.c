@@ -1,0 +1,67 @@
+/* Armv8-A as every 64-bit Arm has it.
+ *
+ * Products of bytes have 16 bits and are added up there, in neighbouring lanes for a row's neighbouring elements,
+ * until another could overflow; then lanes are added in pairs. */
+#if defined(__aarch64__)
+enum { TOKENS = 6 };
+#include "neon.h"
+
+/* How many products of bytes 16 bits can sum up: 8 of 15 * 127 or of 16 * 127, 2 of 128 * 127. */
+INLINE int together(const weight_type type) { return type == Q8_0 ? 2 : 8; }
+
+INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
+                           const uint8_t *x, int32x4_t *sums) {
+    int16x8_t upper[TOKENS], lower[TOKENS]; /* of rows 0, 1 and of rows 2, 3 */
+    UNROLL
+    for (int k = 0; k < 4; k++) {
+        int8x16_t halves[2];
+        unpack(type, w, block, k, column, &halves[0], &halves[1]);
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            const int step = 2 * k + half, in_words = step % together(type);
+            const int8x16_t q = halves[half];
+            UNROLL
+            for (int t = 0; t < n; t++) {
+                const int32_t *four = (const int32_t *)inputs(x, ((4 * half + k) * n + t) * 4);
+                const int8x16_t v = vreinterpretq_s8_s32(vld1q_dup_s32(four));
+                upper[t] = in_words ? vmlal_s8(upper[t], vget_low_s8(q), vget_low_s8(v))
+                                    : vmull_s8(vget_low_s8(q), vget_low_s8(v));
+                lower[t] = in_words ? vmlal_high_s8(lower[t], q, v) : vmull_high_s8(q, v);
+                if (in_words + 1 < together(type)) continue;
+                int32x4_t sum = vpaddq_s32(vpaddlq_s16(upper[t]), vpaddlq_s16(lower[t]));
+                sums[t] = step < together(type) ? sum : vaddq_s32(sums[t], sum);
+            }
+        }
+    }
+}
+
+INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
+                          long stride) {
+    if (acts->tile_tokens == 1) {
+        multiply_columns(type, 1, STRIP / LANES, 0, w, acts, strip, out, stride);
+        return;
+    }
+    for (int column = 0; column < STRIP / LANES; column++)
+        multiply_columns(type, TOKENS, 1, column, w, acts, strip, out, stride);
+}
+
+static double multiply_registers(long rounds, float *sink) {
+    enum { SUMS = 16 }; /* enough of them to hide the latency of each */
+    int16x8_t sums[SUMS], total = vdupq_n_s16(0);
+    int8x16_t x = vdupq_n_s8(3);
+    for (int i = 0; i < SUMS; i++) sums[i] = vdupq_n_s16(0);
+    for (long n = 0; n < rounds; n++) {
+        __asm__ volatile("" : "+w"(x)); /* x may have changed, for all that the compiler knows */
+        UNROLL
+        for (int i = 0; i < SUMS; i++) sums[i] = vmlal_s8(sums[i], vget_low_s8(x), vget_low_s8(x));
+    }
+    for (int i = 0; i < SUMS; i++) total = vaddq_s16(total, sums[i]);
+    *sink += vaddvq_s16(total);
+    return (double)rounds * SUMS * 8;
+}
+
+const kernels neon_kernels = {
+    "neon", TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
+    attend_span, attend_tile, multiply_registers, NULL,
+};
+#endif
