@@ -48,7 +48,9 @@ def wheel(tmp_path_factory):
 
 def test_a_wheel_holds_the_code_and_the_small_model_and_nothing_else(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tinyllama").rglob("*.py")}
+    kinds = ("*.py", "widgets/*.js", "widgets/*.css")
+    paths = [path for kind in kinds for path in (ROOT / "tinyllama").rglob(kind)]
+    code = {path.relative_to(ROOT).as_posix() for path in paths}
     extensions = {name for name in held if name.endswith(".so")}
     assert held - extensions == code | {f"tinyllama/data/small/{name}" for name in SHIPPED}
 

@@ -24,6 +24,7 @@ The modules in reading order:
     compare     the same prompt through two backends, step by step
     plots       the pictures that the notebooks share
     lessons     is it the same, and what is wrong with this answer?
+    widgets     the prompt playground, a live tool for notebooks
     cli         the command line: its arguments
     commands    and what each command does
 """
@@ -31,7 +32,16 @@ The modules in reading order:
 from .errors import Cancelled, TinyllamaError
 
 __version__ = "0.1.0"
-__all__ = ["Cancelled", "Llama", "TinyllamaError", "compare_backends", "generate", "load", "stream"]
+__all__ = [
+    "Cancelled",
+    "Llama",
+    "TinyllamaError",
+    "compare_backends",
+    "generate",
+    "load",
+    "playground",
+    "stream",
+]
 
 
 def __getattr__(name: str):
@@ -40,6 +50,10 @@ def __getattr__(name: str):
         from . import llama
 
         return getattr(llama, name)
+    if name == "playground":
+        from . import widgets
+
+        return getattr(widgets, name)
     if name == "compare_backends":
         from .compare import compare_backends
 

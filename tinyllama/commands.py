@@ -18,7 +18,7 @@ from .backends import available, get_backend
 from .convert import convert, quantize
 from .download import MODELS, download
 from .errors import TinyllamaError
-from .generation import Generation, Settings
+from .generation import STOP_REASONS, Generation, Settings
 from .llama import Llama, load, memory_needed
 from .perplexity import check_sizes, perplexity
 from .resources import human, peak_memory, require_memory
@@ -33,13 +33,6 @@ PROMPTS = (
     "There was once a poor miller who",
     "The wolf looked at the moon and",
 )
-
-STOP_REASONS = {
-    "eos": "the model ended the text",
-    "stop": "a stop string was found",
-    "context": "the context is full",
-    "cancelled": "interrupted",
-}
 
 
 # --- convert, quantize, download ------------------------------------------------------------------
@@ -153,7 +146,7 @@ def _print_timings(run: Generation) -> None:
     _say(_timing("sample", took.sample, len(run.tokens)))
     _say(_timing("predict", took.predict, took.n_predict))
     _say(f"total    {took.load + took.total:6.2f} s, peak memory {human(peak_memory())}")
-    if run.stop_reason in STOP_REASONS:
+    if run.stop_reason != "length":
         _say(f"stopped: {STOP_REASONS[run.stop_reason]}")
 
 

@@ -13,6 +13,15 @@ from .errors import Cancelled, TinyllamaError
 from .sampling import Sampling, Stage, sample, stage
 from .tokenizer import TextStream
 
+#: What each reason means why a text ended.
+STOP_REASONS = {
+    "length": "as many tokens as asked for",
+    "eos": "the model ended the text",
+    "stop": "a stop string was found",
+    "context": "the context is full",
+    "cancelled": "interrupted",
+}
+
 
 @dataclass(frozen=True)
 class Settings(Sampling):
@@ -85,7 +94,7 @@ class Completion(str):
 
     Attributes:
         tokens: a Token for each token, the one that ended the text not among them.
-        stop_reason: "length", "eos", "stop", "context" or "cancelled".
+        stop_reason: one of STOP_REASONS.
         settings: everything that `tinyllama.generate(**settings)` needs to write it again, with the seed
             that was really used.
         timings: a Timings.

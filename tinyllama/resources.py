@@ -25,6 +25,11 @@ def available_memory() -> int:
     return psutil.virtual_memory().available
 
 
+def used_memory() -> int:
+    """Bytes that this process has in memory now."""
+    return psutil.Process().memory_info().rss
+
+
 def peak_memory() -> int:
     """The most bytes that this process has had in memory so far, 0 where the system doesn't say."""
     if sys.platform == "win32":
