@@ -102,6 +102,7 @@ len(stream), stream[-1].shape
 #
 # where $n$ is `dim`.
 
+
 # %%
 def rms(x):
     """[..., dim] -> [...]"""
