@@ -74,6 +74,8 @@ static void to_f16(const float *x, long n, uint16_t *out) {
     for (; i < n; i++) out[i] = f16_from_f32(x[i]);
 }
 
+#include "cast.h"
+
 static void quantize(const float *x, long n_blocks, input_block *out) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     for (; n_blocks-- > 0; x += BLOCK, out++) {
@@ -270,7 +272,7 @@ static double multiply_registers(long rounds, float *sink) {
 
 const kernels avx2_kernels = {
     "avx2", TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    attend_span, attend_tile, multiply_registers,
+    cast, attend_span, attend_tile, multiply_registers,
 };
 
 #if defined(__clang__)

@@ -70,7 +70,7 @@ static double multiply_registers(long rounds, float *sink) {
 
 const kernels dotprod_kernels = {
     "dotprod", TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    attend_span, attend_tile, multiply_registers, NULL,
+    cast, attend_span, attend_tile, multiply_registers, NULL,
 };
 
 #if defined(__clang__)

@@ -77,7 +77,7 @@ static double multiply_registers(long rounds, float *sink) {
 
 const kernels i8mm_kernels = {
     "i8mm", TOKENS, 8, quantize, refine, multiply, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    attend_span, attend_tile, multiply_registers, NULL,
+    cast, attend_span, attend_tile, multiply_registers, NULL,
 };
 
 #if defined(__clang__)

@@ -180,6 +180,9 @@ typedef struct {
     /* freqs: [head_dim / 2] pairs of cos and sin. */
     void (*rope)(const float *x, const float *freqs, long n_heads, long head_dim, float *out);
     void (*to_f16)(const float *x, long n, uint16_t *out);
+    /* Numbers (f32, f16 or bf16) as numbers or blocks of another type, except bf16. -1 where one is NaN or too
+     * large for it. */
+    int (*cast)(const file_blocks *from, file_type to, uint8_t *out);
     /* One token, the query heads of one key/value head, positions first..last-1: for each query head
      * its highest score, the sum of e^(score - highest), and the values weighted by it. */
     void (*attend_span)(const heads *h, long kv_head, long first, long last, float *highest, float *sum,
@@ -195,16 +198,7 @@ typedef struct {
 /* Room that a thread needs for any kernel above. */
 size_t scratch_bytes(long shared_heads);
 
-extern const kernels ref_kernels;
-extern const kernels avx2_kernels, avx512_kernels, amx_kernels;
-extern const kernels neon_kernels, dotprod_kernels, i8mm_kernels;
-
-/* Compilers know AMX since GCC 11 and clang 11. */
-#if defined(__x86_64__) && defined(__has_include)
-#if __has_include(<amxtileintrin.h>) || __has_include(<amxintrin.h>)
-#define HAVE_AMX
-#endif
-#endif
+extern const kernels ref_kernels, avx2_kernels, avx512_kernels, neon_kernels, dotprod_kernels, i8mm_kernels;
 
 /* ---- the choice among them (dispatch.c) ---- */
 

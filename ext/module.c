@@ -436,6 +436,38 @@ static PyObject *py_attention(PyObject *module, PyObject *args) {
     return finish(&all, failed);
 }
 
+/* from: [n_rows, n_cols] of numbers; out: as many bytes as they have in the other type. */
+static int check_cast(const Py_buffer *from, int to, const Py_buffer *out) {
+    Py_ssize_t n_rows = from->shape[0], n_cols = from->shape[1];
+    if (to == FILE_BF16) return fail(PyExc_ValueError, "nothing is cast to bf16");
+    if (to >= FILE_Q4_0 && n_cols % BLOCK)
+        return fail(PyExc_ValueError, "rows of blocks hold a multiple of %d weights, not %zd", BLOCK, n_cols);
+    if (out->len != n_rows * file_row_bytes(to, n_cols) || (uintptr_t)out->buf % sizeof(float))
+        return fail(PyExc_ValueError, "out must be aligned and have %zd bytes", n_rows * file_row_bytes(to, n_cols));
+    return 0;
+}
+
+static PyObject *py_cast(PyObject *module, PyObject *args) {
+    (void)module;
+    static const char *const formats[] = {[FILE_F32] = "f", [FILE_F16] = "e", [FILE_BF16] = "H"};
+    const char *name, *to_name;
+    PyObject *numbers, *target;
+    int result = -1;
+    opened all = {.n = 0};
+    if (!PyArg_ParseTuple(args, "sOsO", &name, &numbers, &to_name, &target)) return NULL;
+    int type = find_name(name, file_type_names, FILE_BF16 + 1), to = find_name(to_name, file_type_names, N_FILE_TYPES);
+    Py_buffer *x = type >= 0 && to >= 0 ? array(&all, numbers, "numbers", formats[type], 2, 0) : NULL;
+    Py_buffer *out = x ? array(&all, target, "out", BYTES, 1, 1) : NULL;
+    if (out && !check_cast(x, to, out)) {
+        file_blocks from = {type, x->shape[0], x->shape[1], x->buf};
+        Py_BEGIN_ALLOW_THREADS;
+        result = active_kernels()->cast(&from, to, out->buf);
+        Py_END_ALLOW_THREADS;
+        if (result) fail(PyExc_OverflowError, "NaN or numbers too large for %s", to_name);
+    }
+    return finish(&all, result);
+}
+
 static PyObject *py_read_all(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *object;
@@ -498,6 +530,7 @@ static PyMethodDef functions[] = {
     {"swiglu", py_swiglu, METH_VARARGS, "swiglu(gate, up, out, threads)"},
     {"rope", py_rope, METH_VARARGS, "rope(x, freqs, out, threads)"},
     {"attention", py_attention, METH_VARARGS, "attention(q, k, v, keys, values, pos, out, threads)"},
+    {"cast", py_cast, METH_VARARGS, "cast(type, numbers, to, out): numbers as bytes of another type; in this thread"},
     {"read_all", py_read_all, METH_VARARGS, "read_all(data, threads): the sum of its words, as fast as memory allows"},
     {"multiply_all", py_multiply_all, METH_VARARGS,
      "multiply_all(rounds, threads): the number of products of registers it has done, as fast as the level can"},

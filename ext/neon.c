@@ -62,6 +62,6 @@ static double multiply_registers(long rounds, float *sink) {
 
 const kernels neon_kernels = {
     "neon", TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    attend_span, attend_tile, multiply_registers, NULL,
+    cast, attend_span, attend_tile, multiply_registers, NULL,
 };
 #endif

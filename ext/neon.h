@@ -56,6 +56,8 @@ static void to_f16(const float *x, long n, uint16_t *out) {
     for (; i < n; i++) out[i] = f16_from_f32(x[i]);
 }
 
+#include "cast.h"
+
 static void quantize(const float *x, long n_blocks, input_block *out) {
     for (; n_blocks-- > 0; x += BLOCK, out++) {
         float32x4_t v[8], top = vdupq_n_f32(0);

@@ -35,6 +35,8 @@ static void to_f16(const float *x, long n, uint16_t *out) {
     for (long i = 0; i < n; i++) out[i] = f16_from_f32(x[i]);
 }
 
+#include "cast.h"
+
 /* Of each block: scale = max |x| / 127, q = x / scale to the nearest integer, ties to even. */
 static void quantize(const float *x, long n_blocks, input_block *out) {
     for (; n_blocks-- > 0; x += BLOCK, out++) {
@@ -91,5 +93,5 @@ static double multiply_registers(long rounds, float *sink) {
 
 const kernels ref_kernels = {
     "ref", 1, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    attend_span, attend_tile, multiply_registers,
+    cast, attend_span, attend_tile, multiply_registers,
 };

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tinyllama
-from tinyllama import streaming
+from tinyllama import backends, streaming
 from tinyllama.config import Config, hidden_dim_of
 from tinyllama.convert import convert, quantize
 from tinyllama.errors import TinyllamaError
@@ -33,6 +33,14 @@ def cut_folder(tmp_path):
     return checkpoints.write(tmp_path / "cut", checkpoints.cut(checkpoints.weights(), 2))
 
 
+@pytest.fixture(params=["numpy", "c"])
+def backend(request, monkeypatch):
+    """Runs the test in NumPy and in C."""
+    if reason := backends.available()[request.param]:
+        pytest.skip(reason)
+    monkeypatch.setenv("TINYLLAMA_BACKEND", request.param)
+
+
 def names(folder):
     return {path.name for path in folder.iterdir()}
 
@@ -40,6 +48,7 @@ def names(folder):
 # --- byte for byte --------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("ftype", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_convert_writes_what_llama_cpp_wrote(tmp_path, ftype, dtype):
@@ -55,6 +64,7 @@ def test_convert_writes_a_file_for_each_part(cut_folder):
     assert [path.read_bytes() for path in paths] == historical.convert(cut_folder, checkpoints.PARAMS, 1)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("ftype", "type"), [(2, 2), (2, "q4_0"), (3, "3"), (3, "q4_1")])
 @pytest.mark.parametrize("source_ftype", [0, 1])
 def test_quantize_writes_what_llama_cpp_wrote(tmp_path, source_ftype, ftype, type):
@@ -98,6 +108,7 @@ def test_the_real_vocabulary_converts_byte_for_byte(tmp_path, shared_data):
     assert [path.read_bytes()] == historical.convert(folder, params, 1)
 
 
+@pytest.mark.usefixtures("backend")
 def test_portions_of_any_size_give_the_same_bytes(folder, monkeypatch):
     expected = historical.quantize(historical.convert(folder, checkpoints.PARAMS, 1)[0], 2)
     monkeypatch.setattr(streaming, "CHUNK", 1000)
@@ -172,6 +183,7 @@ def test_a_gguf_carries_the_tokenizer_and_the_type(folder):
     assert checkpoint.tensors["output.weight"].type == "f32"
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("type", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"])
 def test_gguf_blocks_are_those_of_ggml(folder, type):
     (source,) = convert(folder, format="gguf")
@@ -302,6 +314,7 @@ def test_a_tokenizer_that_is_none_is_refused(folder, format):
     checkpoints.refused(lambda: convert(folder, format=format), str(folder / "tokenizer.model"))
 
 
+@pytest.mark.usefixtures("backend")
 def test_weights_too_large_for_f16_are_refused_by_name(tmp_path):
     state = checkpoints.weights(dtype=torch.float32)
     state["output.weight"][7, 7] = 1e6
@@ -327,10 +340,10 @@ class Fault:
     def __init__(self, fail):
         self.calls, self.fail, self.move = itertools.count(1), fail, streaming._move
 
-    def __call__(self, path, rows):
+    def __call__(self, path, rows, cast):
         if next(self.calls) == 10:  # one step, so that two threads never count the same call
             self.fail()
-        return self.move(path, rows)
+        return self.move(path, rows, cast)
 
 
 def raise_(error):

@@ -6,7 +6,8 @@ import torch
 from tiny import CONFIG
 
 from tinyllama import ops
-from tinyllama.quant import TYPES, Tensor, quantize
+from tinyllama.blocks import TYPES
+from tinyllama.quant import Tensor, quantize
 
 CLOSE = 2e-6  # a few float32 roundings of values near 1
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tinyllama import quant
-from tinyllama.quant import TYPES, Tensor, dequantize, quantize
+from tinyllama.blocks import TYPES
+from tinyllama.quant import Tensor, dequantize, quantize
 
 GGUF_TYPES = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
 OF_2023 = ["q4_0_2023", "q4_0_2023_planar", "q4_1_2023"]
@@ -53,6 +54,19 @@ def test_zeros_keep_the_sign_that_the_first_of_them_gives():
         assert np.signbit(quantize(x, type)["d"]).ravel().tolist() == [True, True, True, True]
     for type in ("q4_1", "q5_1", "q4_1_2023"):
         assert np.signbit(quantize(x, type)["m"]).ravel().tolist() == [False, True, True, False]
+
+
+def test_zeros_of_both_signs_have_no_negative_range():
+    x = np.where(np.arange(32) % 2, np.float32(-0.0), np.float32(0))[None]
+    for type in ("q4_1", "q5_1", "q4_1_2023"):
+        assert not np.signbit(quantize(x, type)["d"]).any()
+
+
+def test_scales_at_the_end_of_float32_s_range_still_count_steps():
+    """The inverse of 5e-39 is a float32, twice that isn't."""
+    x = np.array([[5e-39 * 7, 5e-39 * 3] + [0.0] * 30], np.float32)
+    q = quant.integers(quantize(x, "q4_0_2023"), "q4_0_2023")
+    assert q[0, 0, :3].tolist() == [7, 3, 0]
 
 
 def floats(low: float, high: float):

@@ -6,7 +6,8 @@ The modules in reading order:
     config      hyper-parameters, the published sizes, the names of axes and tensors
     vocabulary  what a tokenizer is made from
     tokenizer   text <-> token ids
-    quant       block formats; a Tensor = blocks + type + shape
+    blocks      how quantized weights lie in memory, byte by byte
+    quant       weights to blocks and back; a Tensor = blocks + type + shape
     ops         every operation of a LLaMA, in NumPy: the definition
     model       the forward pass, written once
     sampling    logits -> the next token

@@ -20,12 +20,13 @@ import numpy as np
 
 from . import resources
 from .backends import get_backend
+from .blocks import TYPES
 from .config import PRESETS, Config
 from .errors import TinyllamaError
 from .formats import open_checkpoint
 from .llama import find
 from .model import build, forward
-from .quant import TYPES, Tensor, bits_per_weight, quantize
+from .quant import Tensor, bits_per_weight, quantize
 
 PREFILL = (32, 128, 512)  # tokens of a prompt
 REPEATS = 3  # of each prompt; the median counts

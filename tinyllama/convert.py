@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .blocks import BLOCK, TYPES
 from .errors import TinyllamaError
 from .formats import Checkpoint, ggml, gguf, meta
 from .formats.parts import Part
-from .quant import BLOCK, TYPES, Tensor
+from .quant import Tensor
 from .streaming import CHUNK, Output, Rows, Source, write
 from .vocabulary import vocabulary_from_model
 

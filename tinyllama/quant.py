@@ -1,113 +1,20 @@
-"""Block formats: what a quantized weight is, byte by byte, and how to get there and back.
+"""Quantization: weights to blocks and back, in NumPy; what every faster way must give to the byte.
 
-Quantization cuts each row of a weight into blocks of 32 and stores, for a block, one scale `d` (and
-for the `_1` types a minimum `m`) beside 32 small integers `q`. What comes back is
+A block is 32 small integers `q` with a scale `d` and, of the `_1` types, a minimum `m` (blocks.py says where
+they lie). What comes back is
 
     q4_0, q5_0, q8_0:   (q - zero) * d           q4_1, q5_1:   q * d + m
 
-Two generations of the 4-bit blocks exist, and the same name means different bytes:
-
-| Type               | Bytes | Layout of a block                  | nibbles of byte j         |
-|--------------------|-------|------------------------------------|---------------------------|
-| `q4_0_2023`        | 20    | f32 d, 16 bytes                    | elements 2j and 2j+1      |
-| `q4_1_2023`        | 24    | per row: all f32 m, all f32 d, all bytes | elements 2j and 2j+1 |
-| `q4_0_2023_planar` | 20    | per row: all f32 d, all bytes      | elements 2j and 2j+1      |
-| `q4_0`             | 18    | f16 d, 16 bytes                    | elements j and j+16       |
-| `q4_1`             | 20    | f16 d, f16 m, 16 bytes             | elements j and j+16       |
-| `q5_0`             | 22    | f16 d, u32 fifth bits, 16 bytes    | elements j and j+16       |
-| `q5_1`             | 24    | f16 d, f16 m, u32 fifth bits, 16 bytes | elements j and j+16   |
-| `q8_0`             | 34    | f16 d, 32 signed bytes             |                           |
-| `q6_k`             | 210   | per 256: 4 low bits, 2 high bits, 16 i8 scales, f16 d | read only |
-
-The `_2023` types are those of llama.cpp's ggml files of March 2023 (`_planar`: commit 26c084662 of
-10 March; the others f1eaff472 of 12 March); the rest are GGUF's (ggml-quants.c of today's ggml).
-Every quantizer here gives the bytes that those give.
+Every quantizer here gives the bytes that ggml's gives: of March 2023 for the `_2023` types, else of today.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from .blocks import BLOCK, TYPES
 from .errors import TinyllamaError
-
-BLOCK = 32  # weights that share a scale
-
-
-@dataclass(frozen=True)
-class BlockType:
-    """How the weights of one type lie in memory.
-
-    `fields` are NumPy (name, dtype, length) of one block. A planar row stores all values of the first
-    field, then all of the second, ...; otherwise whole blocks follow each other. Either way an array
-    made by `view` gives `array["d"]` the shape [n_rows, n_blocks].
-    """
-
-    name: str
-    fields: tuple[tuple, ...]
-    block: int = BLOCK
-    planar: bool = False
-    gguf_id: int | None = None
-
-    @property
-    def block_bytes(self) -> int:
-        return np.dtype(list(self.fields)).itemsize
-
-    def row_bytes(self, n_cols: int) -> int:
-        return n_cols // self.block * self.block_bytes
-
-    def nbytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a tensor of this type, [n_rows, n_cols] or [n_cols]."""
-        return math.prod(shape[:-1]) * self.row_bytes(shape[-1])
-
-    def view(self, buffer, shape: tuple[int, ...], offset: int = 0) -> np.ndarray:
-        """The bytes of a whole tensor as an array, without copying them.
-
-        Args:
-            buffer: anything with the buffer protocol.
-            shape: of the weights, [n_rows, n_cols] or [n_cols].
-        Returns:
-            [n_rows, n_blocks] of blocks, [n_rows] of planar rows, or plain numbers of the given shape.
-        """
-        *rows, n_cols = shape
-        n_blocks = n_cols // self.block
-        if len(self.fields) == 1:
-            dtype, layout = np.dtype(self.fields[0][1]), shape
-        elif self.planar:
-            dtype, layout = self._planar_row(n_blocks), tuple(rows)
-        else:
-            dtype, layout = np.dtype(list(self.fields)), (*rows, n_blocks)
-        return np.frombuffer(buffer, dtype, math.prod(layout), offset).reshape(layout)
-
-    def _planar_row(self, n_blocks: int) -> np.dtype:
-        return np.dtype([(name, dtype, (n_blocks, *length)) for name, dtype, *length in self.fields])
-
-    def empty(self, n_rows: int, n_cols: int) -> np.ndarray:
-        """Room for `n_rows` rows of blocks to be filled field by field."""
-        return self.view(bytearray(n_rows * self.row_bytes(n_cols)), (n_rows, n_cols))
-
-
-TYPES = {
-    kind.name: kind
-    for kind in (
-        BlockType("f32", (("x", "<f4"),), block=1, gguf_id=0),
-        BlockType("f16", (("x", "<f2"),), block=1, gguf_id=1),
-        BlockType("bf16", (("x", "<u2"),), block=1, gguf_id=30),
-        BlockType("q4_0", (("d", "<f2"), ("qs", "u1", 16)), gguf_id=2),
-        BlockType("q4_1", (("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)), gguf_id=3),
-        BlockType("q5_0", (("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)), gguf_id=6),
-        BlockType("q5_1", (("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)), gguf_id=7),
-        BlockType("q8_0", (("d", "<f2"), ("qs", "i1", 32)), gguf_id=8),
-        BlockType(
-            "q6_k", (("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")), 256, gguf_id=14
-        ),
-        BlockType("q4_0_2023", (("d", "<f4"), ("qs", "u1", 16))),
-        BlockType("q4_0_2023_planar", (("d", "<f4"), ("qs", "u1", 16)), planar=True),
-        BlockType("q4_1_2023", (("m", "<f4"), ("d", "<f4"), ("qs", "u1", 16)), planar=True),
-    )
-}
-
 
 # --- a weight -------------------------------------------------------------------------------------
 
@@ -179,7 +86,7 @@ def quantize(x: np.ndarray, type: str) -> np.ndarray:
         return _QUANTIZERS[type](x)
     x = np.ascontiguousarray(x, dtype=np.float32)
     blocks = kind.empty(len(x), x.shape[-1])
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # of zeros, and of blocks below 1e-38
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # of what `_steps` sets to 0
         _QUANTIZERS[type](x.reshape(len(x), -1, BLOCK), blocks)
     return blocks
 
@@ -191,9 +98,17 @@ def _to_bf16(x: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(x), (bits >> 16) | 0x40, rounded).astype("<u2")
 
 
-def _inverse(d: np.ndarray) -> np.ndarray:
-    """1 / d, and 0 where d is 0: a block of zeros has scale 0."""
-    return np.where(d == 0, np.float32(0), np.float32(1) / d)
+def _steps(x: np.ndarray, d: np.ndarray, offset: float = 0) -> np.ndarray:
+    """x / d + offset by a product with 1 / d; of a block of zeros, offset.
+
+    0 where d or 1 / d is infinite: that is what x86 makes of the integers that then aren't any.
+    """
+    inverse = np.where(d == 0, np.float32(0), np.float32(1) / d)
+    v = x * inverse[..., None]
+    if offset:
+        v += np.float32(offset)
+    v[np.isinf(inverse) | np.isinf(d)] = 0
+    return v
 
 
 def _reduce(better: np.ufunc, x: np.ndarray) -> np.ndarray:
@@ -224,8 +139,8 @@ def _smallest(x: np.ndarray) -> np.ndarray:
 
 
 def _round_half_away(v: np.ndarray) -> np.ndarray:
-    """C's roundf, to int8, given **twice** the value (doubling is exact, so is halving an integer)."""
-    doubled = v.astype(np.int16)
+    """C's roundf, to int8. Doubling a number is exact, and so is halving an even integer."""
+    doubled = (v + v).astype(np.int16)
     return ((doubled + (doubled > 0)) >> 1).astype(np.int8)
 
 
@@ -244,19 +159,15 @@ def _quantize_symmetric(x: np.ndarray, blocks: np.ndarray, zero: int) -> np.ndar
     """q = min(2 zero - 1, trunc(x / d + zero + 0.5)), where d maps the largest element to -zero."""
     d = _largest(x) / np.float32(-zero)
     blocks["d"] = d
-    q = x * _inverse(d)[..., None]
-    q += np.float32(zero + 0.5)
-    return np.minimum(q.astype(np.uint8), 2 * zero - 1)
+    return np.minimum(_steps(x, d, zero + 0.5).astype(np.uint8), 2 * zero - 1)
 
 
 def _quantize_affine(x: np.ndarray, blocks: np.ndarray, top: int) -> np.ndarray:
     """q = min(top, trunc((x - m) / d + 0.5)), where m is the smallest element."""
     m = _smallest(x)
-    d = (_reduce(np.maximum, x) - m) / np.float32(top)
+    d = np.abs(_reduce(np.maximum, x) - m) / np.float32(top)  # of zeros of either sign, +0
     blocks["d"], blocks["m"] = d, m
-    q = (x - m[..., None]) * _inverse(d)[..., None]
-    q += np.float32(0.5)
-    return np.minimum(q.astype(np.uint8), top)
+    return np.minimum(_steps(x - m[..., None], d, 0.5).astype(np.uint8), top)
 
 
 def _quantize_q4_0(x, blocks):
@@ -280,13 +191,13 @@ def _quantize_q5_1(x, blocks):
 def _quantize_q8_0(x, blocks):
     d = _reduce(np.maximum, np.abs(x)) / np.float32(127)
     blocks["d"] = d
-    blocks["qs"] = _round_half_away(x * (2 * _inverse(d))[..., None])
+    blocks["qs"] = _round_half_away(_steps(x, d))
 
 
 def _quantize_q4_0_2023(x, blocks):
     d = _reduce(np.maximum, np.abs(x)) / np.float32(7)
     blocks["d"] = d
-    q = _round_half_away(x * (2 * _inverse(d))[..., None]) + np.int8(8)
+    q = _round_half_away(_steps(x, d)) + np.int8(8)
     blocks["qs"] = _neighbours(q.view(np.uint8))
 
 
@@ -296,7 +207,7 @@ def _quantize_q4_1_2023(x, blocks):
     m = _smallest(x)
     d = (high - m) / np.float32(15)
     blocks["d"], blocks["m"] = d, m
-    q = _round_half_away((x - m[..., None]) * (2 * _inverse(d))[..., None])
+    q = _round_half_away(_steps(x - m[..., None], d))
     blocks["qs"] = _neighbours(q.view(np.uint8))
 
 
@@ -376,6 +287,22 @@ def _from_q6_k(blocks: np.ndarray) -> np.ndarray:
     q = (low | high << 4).astype(np.float32) - 32
     scale = blocks["scales"].astype(np.float32) * blocks["d"].astype(np.float32)[..., None]
     return q.reshape(*lead, 16, 16) * scale[..., None]
+
+
+# --- from one type to another ---------------------------------------------------------------------
+
+
+def cast(blocks: np.ndarray, type: str, to: str) -> np.ndarray:
+    """Weights of one type, [n_rows, n_cols], as another type; both lie as BlockType.view says.
+
+    Raises OverflowError for NaN, and for what the numbers or scales of the other type can't hold.
+    """
+    x = dequantize(blocks, type)
+    has_f32_scale = to == "f32" or "2023" in to
+    largest = np.finfo(np.float32 if has_f32_scale else np.float16).max
+    if not np.abs(x).max(initial=0) <= largest:
+        raise OverflowError(f"NaN or numbers too large for {to}")
+    return quantize(x, to)
 
 
 # --- what it costs --------------------------------------------------------------------------------

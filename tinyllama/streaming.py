@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from .backends import get_backend
+from .blocks import TYPES
 from .errors import TinyllamaError
-from .quant import TYPES, dequantize, quantize
 from .resources import human, require_disk, require_memory
 
 CHUNK = 1 << 20  # bytes of source that a thread takes at a time: with its float32 copies it fits the L2 cache
@@ -212,10 +213,11 @@ def _in_background(check: Callable[[threading.Event], None] | None):
 def _in_parallel(work: Iterable[tuple[Path, Rows]]) -> Iterator[int]:
     """Move every chunk; yields the bytes of each. If one fails the rest isn't begun."""
     _keep_freed_memory()
+    cast = get_backend().cast
     pool, begun = ThreadPoolExecutor(N_THREADS), deque()
     try:
         for path, rows in work:
-            begun.append(pool.submit(_move, path, rows))
+            begun.append(pool.submit(_move, path, rows, cast))
             if len(begun) > 4 * N_THREADS:
                 yield begun.popleft().result()
         while begun:
@@ -233,12 +235,12 @@ def _keep_freed_memory() -> None:
     np.empty(24 << 20, np.uint8)
 
 
-def _move(path: Path, rows: Rows) -> int:
-    """Read, turn into the wanted type, write."""
+def _move(path: Path, rows: Rows, cast: Callable) -> int:
+    """Read, turn into the wanted type, write. `cast` is a backend's."""
     pieces = [_read(source, rows.n_rows) for source in rows.sources]
     blocks = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
     if rows.type != rows.sources[0].type:
-        blocks = _to_type(blocks, rows)
+        blocks = _cast(blocks, rows, cast)
     data = memoryview(blocks).cast("B")
     with path.open("r+b", buffering=0) as file:
         file.seek(rows.offset)
@@ -257,12 +259,9 @@ def _read(source: Source, n_rows: int) -> np.ndarray:
     return TYPES[source.type].view(data, (n_rows, source.n_cols))
 
 
-def _to_type(blocks: np.ndarray, rows: Rows) -> np.ndarray:
-    """As `rows.type`. Raises TinyllamaError for NaN, and for what float16 numbers or scales can't hold."""
-    x = dequantize(blocks, rows.sources[0].type)
-    has_f32_scale = rows.type == "f32" or "2023" in rows.type
-    if not np.abs(x).max() <= np.finfo(np.float32 if has_f32_scale else np.float16).max:
-        raise TinyllamaError(
-            f"{rows.sources[0].path}: {rows.name} holds NaN or numbers too large for {rows.type}"
-        )
-    return quantize(x, rows.type)
+def _cast(blocks: np.ndarray, rows: Rows, cast: Callable) -> np.ndarray:
+    """As `rows.type`."""
+    try:
+        return cast(blocks, rows.sources[0].type, rows.type)
+    except OverflowError as error:
+        raise TinyllamaError(f"{rows.sources[0].path}: {rows.name} holds {error}") from None

@@ -11,8 +11,9 @@ pytest.importorskip("tinyllama._native", reason="the C backend is not built")
 from tiny import CONFIG, tensors
 
 from tinyllama.backends import get_backend
+from tinyllama.blocks import TYPES
 from tinyllama.model import build, forward
-from tinyllama.quant import TYPES, Tensor
+from tinyllama.quant import Tensor
 
 TOKENS = [1, 5, 9, 20, 33, 70, 11]
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from vocabularies import bpe, sentencepiece_model
 
+from tinyllama.blocks import TYPES
 from tinyllama.config import Config, tensor_names
 from tinyllama.errors import TinyllamaError
 from tinyllama.formats import gguf, open_checkpoint
-from tinyllama.quant import TYPES, Tensor
+from tinyllama.quant import Tensor
 from tinyllama.tokenizer import make_tokenizer
 from tinyllama.vocabulary import Vocabulary, vocabulary_from_model
 

@@ -1,4 +1,4 @@
-"""The seam: a backend is a table of operations that `model.forward` runs on.
+"""The seam: a backend is a table of operations that `model.forward` runs on, and `convert` and `quantize`.
 
 `numpy` is the definition (`ops.py`). Every other backend is that table with entries replaced, so it
 works from its first entry on, and each entry is tested against its definition.
@@ -16,11 +16,12 @@ from threadpoolctl import ThreadpoolController
 
 from .. import ops
 from ..errors import Cancelled, TinyllamaError
+from ..quant import cast
 
 
 @dataclass(frozen=True)
 class Backend:
-    """The operations of a LLaMA; `ops.py` says what each takes and gives."""
+    """The operations of a LLaMA; `ops.py` says what each takes and gives, of `cast` `quant.py`."""
 
     name: str
     threads: int
@@ -32,6 +33,7 @@ class Backend:
     rope: Callable
     attention: Callable
     swiglu: Callable
+    cast: Callable
 
 
 #: The entries that `model.forward` runs.
@@ -66,6 +68,7 @@ def numpy_backend(threads: int) -> Backend:
         rope=ops.rope,
         attention=ops.attention,
         swiglu=ops.swiglu,
+        cast=cast,
     )
 
 

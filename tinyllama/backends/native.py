@@ -10,7 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from .. import ops
+from .. import ops, quant
+from ..blocks import TYPES
 from ..config import Config
 from ..quant import Tensor, dequantize, quantize
 
@@ -182,6 +183,16 @@ def swiglu(gate: np.ndarray, up: np.ndarray, *, threads: int) -> np.ndarray:
     return out
 
 
+def cast(blocks: np.ndarray, type: str, to: str) -> np.ndarray:
+    """As quant.cast, in the calling thread; blocks of integers the definition casts."""
+    if TYPES[type].block > 1:
+        return quant.cast(blocks, type, to)
+    kind, shape = TYPES[to], blocks.shape
+    out = np.empty(kind.nbytes(shape), np.uint8)
+    _native.cast(type, blocks, to, out)
+    return kind.view(out, shape)
+
+
 def native_backend(numpy_backend):
     """The NumPy backend with these entries in place of its own."""
     threads = numpy_backend.threads
@@ -195,5 +206,6 @@ def native_backend(numpy_backend):
         prepare=partial(prepare, arena=Arena(), threads=threads),
         new_cache=new_cache,
         embedding=embedding,
+        cast=cast,
         **threaded,
     )

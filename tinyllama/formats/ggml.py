@@ -32,9 +32,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..blocks import TYPES
 from ..config import PRESETS, Config, hidden_dim_of
 from ..errors import TinyllamaError
-from ..quant import TYPES
 from ..vocabulary import Vocabulary, vocabulary_from_model
 from . import Checkpoint
 from .meta import find_tokenizer, read_params

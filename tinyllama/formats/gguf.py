@@ -19,9 +19,10 @@ interleaved RoPE pairs. Source: docs/gguf.md of the ggml repository.
 import struct
 from pathlib import Path
 
+from ..blocks import TYPES, BlockType
 from ..config import Config, tensor_names
 from ..errors import TinyllamaError
-from ..quant import TYPES, BlockType, Tensor
+from ..quant import Tensor
 from ..vocabulary import CONTROL, Vocabulary, vocabulary_from_model
 from . import Checkpoint
 from .gguf_metadata import F32, I32, STRING, U32, Cursor, Metadata, pack_metadata, pack_string, read_metadata

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..blocks import TYPES
 from ..config import Config
 from ..errors import TinyllamaError
-from ..quant import TYPES, Tensor
+from ..quant import Tensor
 
 CUT_BY_COLUMNS = ("tok_embeddings.weight", "attention.wo.weight", "feed_forward.w2.weight")
 

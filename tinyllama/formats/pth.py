@@ -34,8 +34,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..blocks import TYPES
 from ..errors import TinyllamaError
-from ..quant import TYPES, Tensor
+from ..quant import Tensor
 from .parts import Entry, Part, map_file, what_it_is
 
 LARGEST_PICKLE = 64 << 20  # bytes; 65B's is 0.2 MB

@@ -1,0 +1,251 @@
+/* Weights of one type as another, as tinyllama/quant.py defines it, to the byte: what `tinyllama convert` and
+ * `quantize` run on.
+ *
+ * LANES blocks at a time, one a lane, so that nothing is ever added or compared across lanes: element j of all
+ * of them lies side by side in x[j]. The loops over lanes are plain C, which a compiler turns into vectors of
+ * whatever instruction set the including file is for. */
+#include <float.h>
+
+#include "kernels.h"
+
+enum { GROUP = LANES * BLOCK }; /* numbers that are cast at a time */
+
+#define FLATTEN static inline __attribute__((always_inline))
+/* Not written out before it has become a vector. */
+#if defined(__clang__)
+#define EACH_LANE for (int lane = 0; lane < LANES; lane++)
+#else
+#define EACH_LANE _Pragma("GCC unroll 1") for (int lane = 0; lane < LANES; lane++)
+#endif
+#define EACH_ELEMENT for (int j = 0; j < BLOCK; j++)
+
+typedef struct {
+    float d[LANES], m[LANES];
+    uint32_t q[BLOCK][LANES];
+} block_group;
+
+/* ---- scales, minima and integers ---- */
+
+/* The element of largest magnitude with its sign; of two equals the first. Of zeros, +0. */
+FLATTEN void find_largest(float x[][LANES], float *largest) {
+    float magnitude[LANES] = {0};
+    EACH_LANE largest[lane] = 0;
+    EACH_ELEMENT EACH_LANE {
+        float here = fabsf(x[j][lane]);
+        largest[lane] = here > magnitude[lane] ? x[j][lane] : largest[lane];
+        magnitude[lane] = here > magnitude[lane] ? here : magnitude[lane];
+    }
+}
+
+/* The smallest and the largest element; of +0 and -0 the first. */
+FLATTEN void find_range(float x[][LANES], float *low, float *high) {
+    EACH_LANE low[lane] = high[lane] = x[0][lane];
+    EACH_ELEMENT EACH_LANE {
+        low[lane] = x[j][lane] < low[lane] ? x[j][lane] : low[lane];
+        high[lane] = x[j][lane] > high[lane] ? x[j][lane] : high[lane];
+    }
+}
+
+/* x = (x - m) / d + offset by a product with 1 / d; of a block of zeros, offset; 0 where d or 1 / d is infinite. */
+FLATTEN void to_steps(float x[][LANES], const float *m, const float *d, float offset) {
+    float inverse[LANES], add[LANES];
+    EACH_LANE {
+        float exact = 1 / d[lane];
+        int lost = fabsf(exact) > FLT_MAX || fabsf(d[lane]) > FLT_MAX;
+        inverse[lane] = lost ? 0 : exact;
+        add[lane] = lost && d[lane] != 0 ? 0 : offset;
+    }
+    EACH_ELEMENT EACH_LANE {
+        float above = x[j][lane] - m[lane];
+        above = above < FLT_MAX ? above : FLT_MAX; /* times 0 is 0, times infinity it would be NaN */
+        x[j][lane] = above * inverse[lane] + add[lane];
+    }
+}
+
+FLATTEN void truncate_steps(float x[][LANES], int top, block_group *b) {
+    EACH_ELEMENT EACH_LANE {
+        int32_t whole = (int32_t)x[j][lane];
+        b->q[j][lane] = (uint32_t)(whole < top ? whole : top);
+    }
+}
+
+/* C's roundf, half away from zero, plus zero. Doubling a number is exact, and so is halving an even integer. */
+FLATTEN void round_steps(float x[][LANES], int zero, block_group *b) {
+    EACH_ELEMENT EACH_LANE {
+        int32_t doubled = (int32_t)(x[j][lane] + x[j][lane]);
+        b->q[j][lane] = (uint32_t)(((doubled + (doubled > 0)) >> 1) + zero);
+    }
+}
+
+FLATTEN void quantize_symmetric(float x[][LANES], int zero, block_group *b) {
+    find_largest(x, b->d);
+    EACH_LANE b->d[lane] /= (float)-zero, b->m[lane] = 0;
+    to_steps(x, b->m, b->d, (float)zero + 0.5f);
+    truncate_steps(x, 2 * zero - 1, b);
+}
+
+FLATTEN void quantize_affine(float x[][LANES], int top, block_group *b) {
+    float high[LANES];
+    find_range(x, b->m, high);
+    EACH_LANE b->d[lane] = (high[lane] - b->m[lane]) / (float)top;
+    to_steps(x, b->m, b->d, 0.5f);
+    truncate_steps(x, top, b);
+}
+
+FLATTEN void quantize_nearest(float x[][LANES], int top, int zero, block_group *b) {
+    find_largest(x, b->d);
+    EACH_LANE b->d[lane] = fabsf(b->d[lane]) / (float)top, b->m[lane] = 0;
+    to_steps(x, b->m, b->d, 0);
+    round_steps(x, zero, b);
+}
+
+/* Its search for the maximum started at FLT_MIN, the smallest positive float, not at -FLT_MAX. */
+FLATTEN void quantize_q4_1_2023(float x[][LANES], block_group *b) {
+    float high[LANES];
+    find_range(x, b->m, high);
+    EACH_LANE b->d[lane] = ((high[lane] > FLT_MIN ? high[lane] : FLT_MIN) - b->m[lane]) / 15;
+    to_steps(x, b->m, b->d, 0);
+    round_steps(x, 0, b);
+}
+
+FLATTEN void quantize_group(const file_type to, float x[][LANES], block_group *b) {
+    switch (to) {
+    case FILE_Q4_0: quantize_symmetric(x, 8, b); break;
+    case FILE_Q5_0: quantize_symmetric(x, 16, b); break;
+    case FILE_Q4_1: quantize_affine(x, 15, b); break;
+    case FILE_Q5_1: quantize_affine(x, 31, b); break;
+    case FILE_Q8_0: quantize_nearest(x, 127, 0, b); break;
+    case FILE_Q4_1_2023: quantize_q4_1_2023(x, b); break;
+    default: quantize_nearest(x, 7, 8, b); /* q4_0 of 2023, either layout */
+    }
+}
+
+/* ---- into the file's bytes: blocks.py has the layouts ---- */
+
+/* Byte i of a block's quants: of neighbours nibbles 2i and 2i + 1, else i and i + 16. */
+FLATTEN uint32_t byte_of(const file_type to, const block_group *b, int i, int lane) {
+    if (to == FILE_Q8_0) return b->q[i][lane] & 255;
+    int low = to >= FILE_Q4_0_2023 ? 2 * i : i, high = to >= FILE_Q4_0_2023 ? 2 * i + 1 : i + BLOCK / 2;
+    return (b->q[low][lane] & 15) | (b->q[high][lane] & 15) << 4;
+}
+
+/* The quants of each lane's block as words of four bytes. */
+FLATTEN void pack_words(const file_type to, const block_group *b, int n_words, uint32_t words[][LANES]) {
+    for (int k = 0; k < n_words; k++)
+        EACH_LANE {
+            words[k][lane] = byte_of(to, b, 4 * k, lane) | byte_of(to, b, 4 * k + 1, lane) << 8 |
+                             byte_of(to, b, 4 * k + 2, lane) << 16 | byte_of(to, b, 4 * k + 3, lane) << 24;
+        }
+}
+
+FLATTEN void pack_fifth_bits(const block_group *b, uint32_t *words) {
+    EACH_LANE words[lane] = 0;
+    EACH_ELEMENT EACH_LANE words[lane] |= (b->q[j][lane] >> 4) << j;
+}
+
+FLATTEN uint8_t *put(uint8_t *at, const void *value, size_t n_bytes) {
+    memcpy(at, value, n_bytes);
+    return at + n_bytes;
+}
+
+/* The first n blocks of a group, of which the first is number `block` of rows of n_blocks. */
+FLATTEN void put_group(const file_type to, const block_group *b, uint8_t *out, long n_blocks, long block, int n) {
+    const int n_words = to == FILE_Q8_0 ? 8 : 4;
+    const long block_bytes = file_row_bytes(to, BLOCK);
+    uint32_t words[8][LANES], fifth[LANES];
+    uint16_t d[LANES], m[LANES];
+    pack_words(to, b, n_words, words);
+    if (to == FILE_Q5_0 || to == FILE_Q5_1) pack_fifth_bits(b, fifth);
+    to_f16(b->d, LANES, d);
+    to_f16(b->m, LANES, m);
+    for (int lane = 0; lane < n; lane++, block++) {
+        uint8_t *at = out + block * block_bytes, *row = out + block / n_blocks * n_blocks * block_bytes;
+        long i = block % n_blocks;
+        if (to == FILE_Q4_0_2023_PLANAR) {
+            put(row + 4 * i, &b->d[lane], 4);
+            at = row + 4 * n_blocks + 16 * i;
+        } else if (to == FILE_Q4_1_2023) {
+            put(row + 4 * i, &b->m[lane], 4);
+            put(row + 4 * (n_blocks + i), &b->d[lane], 4);
+            at = row + 8 * n_blocks + 16 * i;
+        } else if (to == FILE_Q4_0_2023) {
+            at = put(at, &b->d[lane], 4);
+        } else {
+            at = put(at, &d[lane], 2);
+            if (to == FILE_Q4_1 || to == FILE_Q5_1) at = put(at, &m[lane], 2);
+            if (to == FILE_Q5_0 || to == FILE_Q5_1) at = put(at, &fifth[lane], 4);
+        }
+        for (int k = 0; k < n_words; k++) at = put(at, &words[k][lane], 4);
+    }
+}
+
+/* ---- numbers ---- */
+
+/* n <= GROUP numbers from `first` on as float32, zeros behind them. */
+FLATTEN void load_numbers(const file_blocks *from, long first, long n, float *x) {
+    const long bytes = from->type == FILE_F32 ? 4 : 2;
+    const uint8_t *at = from->data + first * bytes;
+    _Alignas(float) uint8_t padded[GROUP * sizeof(float)];
+    if (n < GROUP) {
+        memset(padded, 0, sizeof padded);
+        at = memcpy(padded, at, (size_t)(n * bytes));
+    }
+    for (int i = 0; i < GROUP; i += LANES) {
+        if (from->type == FILE_F32)
+            v_store(x + i, v_load((const float *)at + i));
+        else if (from->type == FILE_F16)
+            v_store(x + i, v_load_f16((const uint16_t *)at + i));
+        else
+            v_store(x + i, v_load_bf16((const uint16_t *)at + i));
+    }
+}
+
+/* Whether all magnitudes are at most `limit`. Bits have the order of the numbers, and NaN comes last. */
+FLATTEN int all_within(const float *x, float limit) {
+    int32_t largest = 0, highest;
+    for (int i = 0; i < GROUP; i++) {
+        int32_t bits;
+        memcpy(&bits, &x[i], 4);
+        bits &= 0x7fffffff;
+        largest = bits > largest ? bits : largest;
+    }
+    memcpy(&highest, &limit, 4);
+    return largest <= highest;
+}
+
+FLATTEN int cast_to(const file_blocks *from, const file_type to, uint8_t *out) {
+    const float limit = to == FILE_F32 || to >= FILE_Q4_0_2023 ? FLT_MAX : 65504;
+    long n = from->n_rows * from->n_cols;
+    for (long i = 0; i < n; i += GROUP) {
+        long left = n - i < GROUP ? n - i : GROUP;
+        float x[GROUP], columns[BLOCK][LANES];
+        block_group b;
+        load_numbers(from, i, left, x);
+        if (!all_within(x, limit)) return -1;
+        if (to == FILE_F32) {
+            memcpy(out + 4 * i, x, (size_t)left * 4);
+        } else if (to == FILE_F16) {
+            to_f16(x, left, (uint16_t *)(out + 2 * i));
+        } else {
+            for (int j = 0; j < BLOCK; j += LANES) v_transpose(x + j, BLOCK, columns[j], LANES);
+            quantize_group(to, columns, &b);
+            put_group(to, &b, out, from->n_cols / BLOCK, i / BLOCK, (int)(left / BLOCK));
+        }
+    }
+    return 0;
+}
+
+static int cast(const file_blocks *from, file_type to, uint8_t *out) {
+    switch (to) { /* each with its type known to the compiler */
+    case FILE_F32: return cast_to(from, FILE_F32, out);
+    case FILE_F16: return cast_to(from, FILE_F16, out);
+    case FILE_Q4_0: return cast_to(from, FILE_Q4_0, out);
+    case FILE_Q4_1: return cast_to(from, FILE_Q4_1, out);
+    case FILE_Q5_0: return cast_to(from, FILE_Q5_0, out);
+    case FILE_Q5_1: return cast_to(from, FILE_Q5_1, out);
+    case FILE_Q8_0: return cast_to(from, FILE_Q8_0, out);
+    case FILE_Q4_0_2023: return cast_to(from, FILE_Q4_0_2023, out);
+    case FILE_Q4_0_2023_PLANAR: return cast_to(from, FILE_Q4_0_2023_PLANAR, out);
+    default: return cast_to(from, FILE_Q4_1_2023, out);
+    }
+}

@@ -1,0 +1,122 @@
+"""Every cast in C gives the bytes of its definition in quant.py, on each level."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from test_quant import GGUF_TYPES, OF_2023, nasty
+
+pytest.importorskip("tinyllama._native", reason="the C backend is not built")
+
+from tinyllama import _native, quant
+from tinyllama.backends import native
+
+NUMBERS = ["f32", "f16"]
+BLOCKS = [*GGUF_TYPES, *OF_2023]
+LARGEST = {"f32": np.finfo(np.float32).max, "f16": np.float32(65504)}
+
+
+def range_of(type: str) -> np.float32:
+    return LARGEST["f32" if type in ("f32", "bf16") or "2023" in type else "f16"]
+
+
+def same(x: np.ndarray, source: str, to: str) -> None:
+    """x in a source type, clipped to what both types hold, is cast both ways."""
+    largest = min(range_of(to), range_of(source)) * np.float32(
+        0.99 if source == "bf16" else 1
+    )  # it rounds up
+    blocks = quant.quantize(x.clip(-largest, largest), source)
+    expected = quant.cast(blocks, source, to)
+    found = native.cast(blocks, source, to)
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    assert found.tobytes() == expected.tobytes()
+
+
+def hard() -> np.ndarray:
+    """[n, 64]: besides the nasty, both ends of float32's range and everything in between."""
+    random = np.random.default_rng(1)
+    normal = random.standard_normal((40, 64))
+    bits = random.integers(0, 2**32, (200, 64), np.uint32)
+    bits[100:] = np.where(random.random((100, 64)) < 0.5, bits[100:] & 0x80000000, bits[100:])  # many zeros
+    spread = bits.view(np.float32)
+    rows = [
+        normal * 1e-38,  # d is below the smallest normal number
+        normal * 3e-39,  # 1 / d is infinite, or twice it
+        normal * 1e-44,
+        normal * 1e38,
+        np.abs(normal) * -1,
+        np.where(random.random((40, 64)) < 0.02, 1000 * normal, normal),
+        np.round(normal * 4) / 4,  # ties between largest elements and between steps
+        np.where(random.random((40, 64)) < 0.5, 0.0, -0.0),
+        np.where(np.arange(64) % 2, 3.4e38, -3.4e38)[None],  # their difference is infinite
+    ]
+    with np.errstate(over="ignore"):
+        x = np.concatenate([nasty(), *(part.astype(np.float32) for part in rows), spread])
+    return np.nan_to_num(x, nan=1, posinf=1, neginf=-1)
+
+
+@pytest.mark.parametrize("to", [*NUMBERS, *BLOCKS])
+@pytest.mark.parametrize("source", ["f32", "f16", "bf16"])
+def test_it_gives_the_bytes_of_the_definition(level, source, to):
+    same(hard(), source, to)
+
+
+@pytest.mark.parametrize("to", ["f16", *BLOCKS])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # each example on the same level
+@given(bits=hnp.arrays(np.uint32, (2, 64), elements=st.integers(0, 2**32 - 1)))
+def test_it_gives_them_for_any_finite_bits(level, to, bits):
+    x = bits.view(np.float32)
+    same(np.where(np.isfinite(x), x, np.float32(0)), "f32", to)
+
+
+@pytest.mark.parametrize("source", ["f32", "f16", "bf16"])
+def test_rows_of_any_number_fill_the_output_and_no_more(level, source):
+    x = np.resize(hard(), (37, 41)).clip(-6e4, 6e4)
+    for n_rows, n_cols in ((1, 1), (1, 31), (3, 11), (37, 41), (0, 5)):
+        for to in NUMBERS:
+            same(x[:n_rows, :n_cols].copy(), source, to)
+    x = np.resize(x, (7, 7 * 32))
+    for n_rows, n_blocks in ((1, 1), (1, 7), (3, 3), (7, 5)):
+        for to in BLOCKS:
+            same(x[:n_rows, : n_blocks * 32].copy(), source, to)
+
+
+@pytest.mark.parametrize("to", [*NUMBERS, *BLOCKS])
+def test_what_the_type_can_t_hold_is_refused_wherever_it_stands(level, to):
+    largest = range_of(to)
+    with np.errstate(over="ignore"):
+        too_large = np.nextafter(largest, np.float32(np.inf))
+    for bad in (np.nan, -np.inf, too_large):
+        for row, col in ((0, 0), (2, 95), (1, 50)):
+            x = np.full((3, 96), -largest, np.float32)
+            x[row, col] = bad
+            for cast in (native.cast, quant.cast):
+                with pytest.raises(OverflowError, match=f"NaN or numbers too large for {to}"):
+                    cast(x, "f32", to)
+
+
+X = np.ones((2, 64), np.float32)
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        (("f32", X, "q4_0", np.empty(71, np.uint8)), ValueError),
+        (("f32", X, "q4_0", np.empty(73, np.uint8)), ValueError),
+        (("f32", X, "q4_0", np.empty(73, np.uint8)[1:]), ValueError),
+        (("f32", X, "q4_0", bytes(72)), BufferError),
+        (("f32", X[:, :33].copy(), "q4_0", np.empty(36, np.uint8)), ValueError),
+        (("f32", X[:, ::2], "q4_0", np.empty(36, np.uint8)), ValueError),
+        (("f32", X[0], "q4_0", np.empty(36, np.uint8)), ValueError),
+        (("f16", X, "q4_0", np.empty(72, np.uint8)), TypeError),
+        (("bf16", X.astype(np.float16), "q4_0", np.empty(72, np.uint8)), TypeError),
+        (("q4_0", X, "f16", np.empty(256, np.uint8)), ValueError),
+        (("f32", X, "bf16", np.empty(256, np.uint8)), ValueError),
+        (("f32", X, "q6_k", np.empty(72, np.uint8)), ValueError),
+        (("f32", None, "q4_0", np.empty(72, np.uint8)), TypeError),
+    ],
+)
+def test_what_doesn_t_fit_is_refused(arguments, error):
+    with pytest.raises(error):
+        _native.cast(*arguments)
