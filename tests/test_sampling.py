@@ -54,6 +54,15 @@ def test_top_k_gives_the_largest_first_and_of_equals_the_smaller_id():
     np.testing.assert_array_equal(top_k(np.array([1.0, 3.0]), 9), [1, 0])
 
 
+@pytest.mark.parametrize("k", [1, 40, 3000, 0])
+def test_top_k_of_a_large_vocabulary_is_the_beginning_of_a_stable_sort(k):
+    logits = np.random.default_rng(3).standard_normal(49_152).astype(np.float32)
+    logits = np.round(logits, 2)  # many are equal, and some are -0
+    logits[::7] = -np.inf
+    expected = np.argsort(-logits, kind="stable")[: k or None]
+    np.testing.assert_array_equal(top_k(logits, k), expected)
+
+
 def test_top_p_draws_from_the_fewest_that_reach_p():
     found = frequencies(Sampling(temp=1, top_k=0, top_p=0.7))
     assert_distributed(found, np.array([0.4, 0, 0.25, 0.2, 0]) / 0.85)

@@ -92,9 +92,31 @@ def temperature(logits: np.ndarray, temp: float) -> np.ndarray:
 def top_k(logits: np.ndarray, k: int) -> np.ndarray:
     """Ids of the k largest logits, the largest first; of equals the smaller id. 0 gives all."""
     k = min(k or len(logits), len(logits))
-    threshold = np.partition(logits, -k)[-k]
-    ids = np.nonzero(logits >= threshold)[0]
-    return ids[np.argsort(-logits[ids], kind="stable")][:k]
+    ids = np.nonzero(logits >= _reached_by(logits, k))[0]
+    return ids[_falling(logits[ids])][:k]
+
+
+def _reached_by(logits: np.ndarray, k: int) -> np.float32:
+    """A number that at least k of the logits reach, and few others: of 16 k groups the k-th largest maximum.
+
+    Sorting is what is slow on a large vocabulary; this looks once at each logit.
+    """
+    n_groups = min(16 * k, len(logits))
+    grouped = logits[: len(logits) // n_groups * n_groups].reshape(-1, n_groups)
+    return np.partition(grouped.max(axis=0), -k)[-k]
+
+
+def _falling(logits: np.ndarray) -> np.ndarray:
+    """The order of falling logits, of equals the first: a stable argsort in a tenth of its time.
+
+    A float's bits, taken as an integer, are in the order of the floats (those of negative ones once all but
+    the sign are turned round). Behind them go the indices, so that no two are equal and any sort will do.
+    """
+    bits = (0 - np.asarray(logits, np.float32)).view(np.int32)  # 0 - x, where -x would make a -0 of 0
+    ordered = bits ^ (bits >> 31 & 0x7FFFFFFF)
+    keys = ordered.astype(np.int64) << 32 | np.arange(len(logits))
+    keys.sort()
+    return keys & 0xFFFFFFFF
 
 
 def top_p(probs: np.ndarray, p: float) -> int:
