@@ -215,8 +215,20 @@ typedef void task(void *job, long first, long last, int worker);
 /* Calls task for pieces of 0..n-1 of at most `grain` on `threads` threads and returns when all are done.
  * The caller is worker 0. Only between pool_lock and pool_unlock. */
 void run_parallel(int threads, long n, long grain, task *task, void *job);
+
+typedef struct {
+    const uint8_t *start;
+    size_t n_bytes;
+} stretch;
+
+/* Memory that a worker, not the caller, asks for from now on whenever it has left a job and has no other. */
+void ask_when_idle(int worker, stretch memory);
+
 void pool_lock(void);
 void pool_unlock(void);
+
+/* To be called before every product; lets idle workers ask for the one that followed it the last time (ahead.c). */
+void ask_for_next(long n_weights, const weight *const *weights, int threads);
 
 /* ---- whole operations (operations.c): 0, or -1 where memory is short ---- */
 

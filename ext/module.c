@@ -7,6 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "kernels.h"
 
 /* ---- arrays ---- */
@@ -540,7 +544,18 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* The outputs of a long prompt are megabytes each. glibc would give them back to the system as they are freed and
+ * get zeroed pages for the next ones, which took a fifth of the time to read a prompt on a small model. */
+static void keep_freed_memory(void) {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 256 << 20);
+    mallopt(M_TOP_PAD, 16 << 20);
+#endif
+}
+
 static int fill_module(PyObject *module) {
+    keep_freed_memory();
     weight_type_object = (PyTypeObject *)PyType_FromSpec(&weight_spec);
     if (!weight_type_object) return -1;
     const char *wanted = getenv("TINYLLAMA_CPU");

@@ -216,6 +216,7 @@ int matmul(const float *x, long n_tokens, long n_weights, const weight *const *w
     if (reserve_scratch(threads, larger(scratch_bytes(0), quantizing_bytes(n_in)))) return -1;
     if (blocks && reserve_activations(&acts)) return -1;
     if (blocks) run_parallel(threads, sets_of(n_tokens), 1, quantize_sets, &job);
+    ask_for_next(n_weights, weights, threads);
     run_parallel(threads, strips, 2, multiply_strips, &job);
     return 0;
 }

@@ -40,6 +40,9 @@ static struct {
     int threads;
 } current;
 
+/* What each worker asks memory for when it has left a job. */
+static stretch wanted[MAX_THREADS];
+
 static int started = 1; /* workers that run, the caller included */
 static pthread_mutex_t calls = PTHREAD_MUTEX_INITIALIZER; /* one caller at a time */
 static pthread_mutex_t bed = PTHREAD_MUTEX_INITIALIZER;
@@ -93,6 +96,12 @@ static unsigned wait_for_job(worker_state *me, unsigned seen) {
     return ticket;
 }
 
+/* Brings memory into the caches until the next job comes. */
+static void ask_for(stretch s, const worker_state *me, unsigned seen) {
+    for (size_t i = 0; i < s.n_bytes && atomic_load_explicit(&me->ticket, memory_order_relaxed) == seen;)
+        for (size_t end = i + 4096; i < end; i += CACHE_LINE) __builtin_prefetch(s.start + i);
+}
+
 static void *worker_main(void *argument) {
     int me = (int)(intptr_t)argument;
     unsigned seen = 0;
@@ -100,10 +109,14 @@ static void *worker_main(void *argument) {
         seen = wait_for_job(&workers[me], seen);
         if (!enter()) continue;
         work(me);
+        stretch next = wanted[me];
         atomic_fetch_sub(&inside, 1);
+        ask_for(next, &workers[me], seen);
     }
     return NULL;
 }
+
+void ask_when_idle(int worker, stretch memory) { wanted[worker] = memory; }
 
 /* As many threads as asked for, or as many as the system gives. */
 static int start_workers(int threads) {
