@@ -25,7 +25,7 @@ The modules in reading order:
     compare     the same prompt through two backends, step by step
     plots       the pictures that the notebooks share
     lessons     is it the same, and what is wrong with this answer?
-    widgets     the prompt playground, a live tool for notebooks
+    widgets     the prompt playground and the stepper, two live tools for notebooks
     cli         the command line: its arguments
     commands    and what each command does
 """
@@ -41,6 +41,7 @@ __all__ = [
     "generate",
     "load",
     "playground",
+    "stepper",
     "stream",
 ]
 
@@ -51,7 +52,7 @@ def __getattr__(name: str):
         from . import llama
 
         return getattr(llama, name)
-    if name == "playground":
+    if name in ("playground", "stepper"):
         from . import widgets
 
         return getattr(widgets, name)

@@ -114,6 +114,16 @@ def browser():
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 
 
-def run_all_cells(page) -> None:
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+def run_all_cells(page, awaited: str) -> None:
+    """Run the notebook until something with this selector is shown."""
+    from playwright.sync_api import TimeoutError
+
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()  # the kernel is there
+    for _ in range(5):  # a notebook that is still being opened may miss the first click
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        try:
+            return page.locator(awaited).first.wait_for(timeout=12_000)
+        except TimeoutError:
+            continue
+    raise AssertionError(f"no {awaited} after running all cells")

@@ -23,12 +23,20 @@ TEXTS = [
     ("text", "tint0"),
     ("text", "tint1"),
     ("text", "tint2"),
+    ("text", "mark"),
+    ("muted", "mark"),
     ("muted", "ground"),
     ("muted", "panel"),
     ("on-accent", "accent"),
     ("error", "error-ground"),
 ]
-PARTS = [("accent", "ground"), ("accent", "panel"), ("line", "ground")]
+PARTS = [
+    ("accent", "ground"),
+    ("accent", "panel"),
+    ("line", "ground"),
+    ("map-above", "map-zero"),
+    ("map-below", "map-zero"),
+]
 
 
 def luminance(colour: str) -> float:

@@ -7,6 +7,7 @@ built. All colours are in style.css, once for light themes and once for dark one
 from pathlib import Path
 
 import anywidget
+import numpy as np
 import traitlets
 
 ROOM = Path(__file__).parent
@@ -67,3 +68,24 @@ class Keys(Element):
     _esm = _read("keys.js")
     label = traitlets.Unicode().tag(sync=True)
     copies = traitlets.Dict().tag(sync=True)
+
+
+class HeatMap(Element):
+    """Numbers as colours; sends "select" with the index of a clicked row.
+
+    Attributes:
+        values: float32, row by row; NaN is drawn grey.
+        frame: {"n_rows", "n_columns", "rows", "columns", "per_cell", "limit", "title", "row"}: the labels, or
+            the name of the axis; how many numbers a cell stands for; the number of the darkest colour; the
+            marked row.
+    """
+
+    _esm = _read("heatmap.js")
+    values = traitlets.Bytes(b"").tag(sync=True)
+    frame = traitlets.Dict().tag(sync=True)
+
+    def show(self, values: np.ndarray, **frame) -> None:
+        """Draw values, [n_rows, n_columns], both traits in one message."""
+        with self.hold_sync():
+            self.values = values.astype("<f4").tobytes()
+            self.frame = {"n_rows": values.shape[0], "n_columns": values.shape[1], **frame}

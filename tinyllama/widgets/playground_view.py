@@ -6,16 +6,24 @@ from html import escape
 
 import ipywidgets as w
 
-from ..backends import available, default_threads
+from ..backends import default_threads
 from ..errors import TinyllamaError
 from ..generation import Settings
 from . import report
+from .controls import (
+    COLUMNS,
+    WIDE,
+    backend_choice,
+    button,
+    error_box,
+    model_choice,
+    name_control,
+    replace_earlier,
+    row,
+)
 from .elements import Alternatives, Keys, Tokens
-from .models import choices
 from .session import PROMPTS, Run, Session
 
-LABEL = {"description_width": "135px"}
-WIDE = w.Layout(width="auto")
 DEFAULTS = Settings()
 
 
@@ -24,6 +32,7 @@ class Playground(w.VBox):
 
     Attributes:
         session: its state; use it from a cell to do by program what a click does.
+        worker: the session's, which can be told to stop.
     """
 
     def __init__(self, model: str = "small", prompt: str = "", **settings):
@@ -32,6 +41,7 @@ class Playground(w.VBox):
             raise TinyllamaError(f"the playground has no control for {unknown[0]!r}")
         replace_earlier(self)
         self.session = Session(self._refresh)
+        self.worker = self.session.worker
         self._lock = threading.RLock()  # the session calls from its thread, clicks come in the kernel's
         self._filling = False
         self._make_inputs(model, prompt, settings)
@@ -45,15 +55,7 @@ class Playground(w.VBox):
     # --- controls ------------------------------------------------------------------------------------
 
     def _make_inputs(self, model: str, prompt: str, settings: dict) -> None:
-        found = [(choice.label, choice.model) for choice in choices()]
-        if model not in dict(map(reversed, found)):
-            found.append((str(model), str(model)))
-        backends = [name for name, reason in available().items() if reason is None]
-        self.model = w.Dropdown(options=found, value=str(model), description="Model")
-        self.backend = w.Dropdown(
-            options=[(f"auto ({backends[0]})", "auto"), *((name, name) for name in backends)],
-            description="Backend",
-        )
+        self.model, self.backend = model_choice(model), backend_choice()
         self.prompt = w.Textarea(
             prompt,
             description="Prompt",
@@ -74,28 +76,20 @@ class Playground(w.VBox):
         for name, control in self._inputs.items():
             control.value = settings.get(name, getattr(DEFAULTS, name, control.value))
         for name, control in {"model": self.model, "prompt": self.prompt, **self._inputs}.items():
-            control.add_class(f"tinyllama-in-{name}")
-            control.style = LABEL
-            control.layout.width = "auto"
+            name_control(name, control)
 
     def _make_buttons(self) -> None:
         self._examples = [w.Button(description=text, tooltip=text, layout=WIDE) for text in PROMPTS]
-        for button in self._examples:
-            button.on_click(lambda button: setattr(self.prompt, "value", button.description))
-            button.add_class("tinyllama-example")
-        self._generate = self._button("Generate", "Continue the prompt (Ctrl-Enter)", self._on_generate)
+        for example in self._examples:
+            example.on_click(lambda example: setattr(self.prompt, "value", example.description))
+            example.add_class("tinyllama-example")
+        self._generate = button("Generate", "Continue the prompt (Ctrl-Enter)", self._on_generate)
         self._generate.button_style = "primary"
-        self._stop = self._button("Stop", "Stop (Escape)", self.session.stop)
-        self._continue = self._button("Continue", "Go on where the text ends", self._on_continue)
-        self._clear = self._button("Clear", "Take the text away; the history stays", self.session.clear)
+        self._stop = button("Stop", "Stop (Escape)", self.session.stop)
+        self._continue = button("Continue", "Go on where the text ends", self._on_continue)
+        self._clear = button("Clear", "Take the text away; the history stays", self.session.clear)
         self._tint = w.Checkbox(False, description="Tint tokens by probability", indent=False)
         self._tint.add_class("tinyllama-tint")
-
-    def _button(self, label: str, tooltip: str, action) -> w.Button:
-        button = w.Button(description=label, tooltip=tooltip, layout=WIDE)
-        button.on_click(lambda _: action())
-        button.add_class(f"tinyllama-{label.lower()}")
-        return button
 
     def _make_outputs(self) -> None:
         self._keys = Keys(label="tinyllama playground")
@@ -108,37 +102,33 @@ class Playground(w.VBox):
         w.dlink((self._tint, "value"), (self._other_text, "tint"))
         self._alternatives = Alternatives()
         self._alternatives.on_action("pick", self._on_pick)
-        self._history = w.Dropdown(options=[("none", 0)], description="Run", style=LABEL)
-        self._other = w.Dropdown(options=[("none", 0)], description="Beside it", style=LABEL)
+        self._history = w.Dropdown(options=[("none", 0)], description="Run")
+        self._other = w.Dropdown(options=[("none", 0)], description="Beside it")
         self._history.observe(self._on_history, "value")
         self._other.observe(self._on_history, "value")
         self._settings = w.HTML()
-        named = {"history": self._history, "other": self._other, "settings": self._settings}
-        for name, widget in {"status": self._status, "output": self._text, **named}.items():
+        for name, control in {"history": self._history, "other": self._other}.items():
+            name_control(name, control)
+        named = {"status": self._status, "output": self._text, "settings": self._settings}
+        for name, widget in named.items():
             widget.add_class(f"tinyllama-{name}")
             widget.layout.width = "auto"
 
     def _layout(self) -> list[w.Widget]:
-        columns = w.Layout(grid_template_columns="repeat(auto-fit, minmax(300px, 1fr))", grid_gap="4px 20px")
         self._columns = w.GridBox([self._text], layout=w.Layout(grid_gap="4px 12px"))
         return [
             self.prompt,
-            self._row(*self._examples),
-            w.GridBox([self.model, *self._inputs.values()], layout=columns),
-            self._row(self._generate, self._stop, self._continue, self._clear, self._tint),
+            row(*self._examples),
+            w.GridBox([self.model, *self._inputs.values()], layout=COLUMNS),
+            row(self._generate, self._stop, self._continue, self._clear, self._tint),
             self._error,
             self._status,
             self._columns,
             self._keys,
             self._alternatives,
-            w.GridBox([self._history, self._other], layout=columns),
+            w.GridBox([self._history, self._other], layout=COLUMNS),
             self._settings,
         ]
-
-    def _row(self, *widgets: w.Widget) -> w.HBox:
-        row = w.HBox(widgets, layout=w.Layout(flex_flow="row wrap", align_items="center"))
-        row.add_class("tinyllama-row")
-        return row
 
     # --- what has been clicked -----------------------------------------------------------------------
 
@@ -176,7 +166,7 @@ class Playground(w.VBox):
             busy, index = session.worker.busy, session.selected
             self._generate.disabled, self._stop.disabled = busy, not busy
             self._continue.disabled = busy or run is None
-            self._error.value = _error(session.error)
+            self._error.value = error_box(session.error)
             self._status.value = escape(report.status(session))
             self._text.text = _text(run)
             self._text.selected = -1 if index is None else index
@@ -205,28 +195,6 @@ class Playground(w.VBox):
         self._filling = False
 
 
-#: A cell's id -> its last execution, and the tools which that has made.
-_shown: dict[str, tuple[str, list]] = {}
-
-
-def replace_earlier(tool) -> None:
-    """Stop the tool that an earlier run of this cell has shown: nobody sees it any more."""
-    try:
-        from IPython import get_ipython
-
-        request = get_ipython().get_parent()
-        cell, execution = request["metadata"]["cellId"], request["header"]["msg_id"]
-    except (ImportError, AttributeError, KeyError):
-        return  # no notebook, or one that doesn't say which cell runs
-    earlier, tools = _shown.get(cell, ("", []))
-    if earlier != execution:
-        for old in tools:
-            old.session.stop()
-            old.close()
-        tools = []
-    _shown[cell] = execution, [*tools, tool]
-
-
 def _text(run: Run | None) -> dict:
     if run is None:
         return {}
@@ -243,10 +211,6 @@ def _text(run: Run | None) -> dict:
 
 def _copies(run: Run | None) -> dict[str, str]:
     return {"Copy as text": run.text, "Copy as tinyllama.generate(…)": run.completion.call()} if run else {}
-
-
-def _error(error: str) -> str:
-    return f'<div role="alert" class="tinyllama-error">{escape(error)}</div>' if error else ""
 
 
 def _table(*runs: Run) -> str:
