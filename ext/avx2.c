@@ -104,8 +104,6 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
 
 /* ---- products of blocks ---- */
 
-#define INLINE static inline __attribute__((always_inline))
-
 /* GCC would first compute all products, put them aside on the stack, and then add them up. */
 #define DO_NOW(x) __asm__("" : "+x"(x))
 

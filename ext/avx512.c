@@ -93,8 +93,6 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
 
 /* ---- products of blocks ---- */
 
-#define INLINE static inline __attribute__((always_inline))
-
 /* How far ahead of its use a strip is asked for, in bytes. */
 enum { AHEAD = 8192 };
 

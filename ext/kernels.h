@@ -20,6 +20,8 @@ enum {
     REFINED = 4,       /* one block in so many is refined */
 };
 
+#define INLINE static inline __attribute__((always_inline))
+
 /* Before a loop of a known, small number of steps: sums in registers need it written out. */
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
@@ -32,6 +34,24 @@ enum {
 /* The types that kernels multiply by. Everything in a file becomes one of these when it is loaded. */
 typedef enum { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, N_TYPES } weight_type;
 
+/* Blocks as a file holds them: quant.py describes the layouts. */
+typedef enum {
+    FILE_F32, FILE_F16, FILE_BF16, FILE_Q4_0, FILE_Q4_1, FILE_Q5_0, FILE_Q5_1, FILE_Q8_0,
+    FILE_Q6_K, FILE_Q4_0_2023, FILE_Q4_0_2023_PLANAR, FILE_Q4_1_2023, N_FILE_TYPES
+} file_type;
+
+typedef struct {
+    file_type type;
+    long n_rows, n_cols;
+    const uint8_t *data;
+} file_blocks;
+
+/* Blocks whose first row and column are those of a weight. */
+typedef struct {
+    file_blocks blocks;
+    long row, col;
+} piece;
+
 /* A prepared weight. Rows of numbers follow each other as in the file. Blocks come in strips of 32 rows, and in
  * a strip one block of every row after the other, so that a strip is read from front to back and lanes of a
  * vector are rows. README.md draws it. Of each block of 32 rows there are
@@ -43,7 +63,9 @@ typedef enum { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, N_TYPES } weight_ty
  *     quants   [4][32][4] bytes         quarter k, row, j: the low nibble is element 4k + j, the high 16 + 4k + j
  *              [8][32][4] bytes         of q8_0: element 4k + j
  *
- * Quants are unsigned here: value = factor * (d * (q - zero) + m). Rows missing in the last strip are zeros. */
+ * Quants are unsigned here: value = factor * (d * (q - zero) + m). Rows missing in the last strip are zeros.
+ *
+ * A mapped weight has no data: it lies in its file, as pieces, and a strip of it is packed when it is needed. */
 typedef struct {
     weight_type type;
     long n_out, n_in;
@@ -52,7 +74,9 @@ typedef struct {
     long block_bytes, strip_bytes;
     long m, fifth, q;             /* where minima, fifth bits and quants start in a block of 32 rows */
     float factor;                 /* a power of two, so that scales that were float32 fit into f16 */
-    uint8_t *data;                /* SLACK bytes behind the last row can be read */
+    uint8_t *data;                /* SLACK bytes behind the last row can be read; NULL: mapped */
+    const piece *pieces;
+    long n_pieces;
 } weight;
 
 enum { SLACK = 256 };
@@ -60,6 +84,7 @@ enum { SLACK = 256 };
 /* Fills in everything but data, for rows of n_in weights. */
 void weight_layout(weight *w, weight_type type, long n_out, long n_in);
 size_t weight_bytes(const weight *w);
+size_t strips_bytes(const weight *w, long n); /* of n of its strips and SLACK, rounded to cache lines */
 
 /* What a type subtracts from its unsigned quants, and whether its blocks have a minimum. */
 static inline int zero_of(weight_type type) {
@@ -68,24 +93,17 @@ static inline int zero_of(weight_type type) {
 static inline int has_minimum(weight_type type) { return type == Q4_1 || type == Q5_1; }
 static inline int has_blocks(weight_type type) { return type >= Q4_0; }
 
-/* Blocks as a file holds them: quant.py describes the layouts. */
-typedef enum {
-    FILE_F32, FILE_F16, FILE_BF16, FILE_Q4_0, FILE_Q4_1, FILE_Q5_0, FILE_Q5_1, FILE_Q8_0,
-    FILE_Q4_0_2023, FILE_Q4_0_2023_PLANAR, FILE_Q4_1_2023, N_FILE_TYPES
-} file_type;
-
-typedef struct {
-    file_type type;
-    long n_rows, n_cols;
-    const uint8_t *data;
-} file_blocks;
-
 weight_type prepared_type(file_type type);
+int file_block(file_type type); /* weights in a block of the file */
 long file_row_bytes(file_type type, long n_cols);
 
 /* Puts rows first..last-1 of the file's blocks to (row + i, col) of a weight. No two threads may put rows into
  * the same strip. */
 void pack_rows(const file_blocks *from, const weight *to, long row, long col, long first, long last);
+
+/* Rows first..last-1 of a mapped weight as a weight of their own: packed into `memory`, which has room for their
+ * strips, or, if they are numbers and lie in the file in the same way, there. */
+weight rows_of(const weight *w, long first, long last, uint8_t *memory);
 
 /* One row of a prepared weight as float32, out[n_in]. */
 void unpack_row(const weight *w, long row, float *out);
@@ -241,6 +259,7 @@ int rope(const float *x, const float *freqs, long n_tokens, long n_heads, long h
 int attention(const heads *h, int threads);
 void store_heads(const float *x, long n_tokens, long n_heads, long head_dim, long n_ctx, long pos,
                  uint16_t *cache);
+int unpack_rows(const weight *w, const int64_t *rows, long n, float *out);
 int pack(const file_blocks *from, const weight *to, long row, long col, int threads);
 
 /* The two limits that `tinyllama bench` holds speeds against: bytes read, products of registers. */

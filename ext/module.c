@@ -107,6 +107,8 @@ typedef struct {
     PyObject_HEAD
     weight w;
     Py_buffer memory;
+    piece *pieces; /* of a mapped weight, and the arrays that they lie in */
+    Py_buffer *arrays;
 } WeightObject;
 
 static PyTypeObject *weight_type_object;
@@ -125,6 +127,7 @@ static const char *const file_type_names[N_FILE_TYPES] = {
     [FILE_Q5_0] = "q5_0",
     [FILE_Q5_1] = "q5_1",
     [FILE_Q8_0] = "q8_0",
+    [FILE_Q6_K] = "q6_k",
     [FILE_Q4_0_2023] = "q4_0_2023",
     [FILE_Q4_0_2023_PLANAR] = "q4_0_2023_planar",
     [FILE_Q4_1_2023] = "q4_1_2023",
@@ -163,6 +166,11 @@ static PyObject *weight_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     WeightObject *self = (WeightObject *)allocate(type, 0);
     if (!self) return NULL;
+    if (memory == Py_None) {
+        w.factor = factor;
+        self->w = w;
+        return (PyObject *)self;
+    }
     if (open_array(memory, &self->memory, "memory", BYTES, 1, 1)) {
         Py_DECREF(self);
         return NULL;
@@ -180,7 +188,11 @@ static PyObject *weight_new(PyTypeObject *type, PyObject *args, PyObject *keywor
 
 static void weight_dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
-    if (((WeightObject *)object)->memory.obj) PyBuffer_Release(&((WeightObject *)object)->memory);
+    WeightObject *self = (WeightObject *)object;
+    if (self->memory.obj) PyBuffer_Release(&self->memory);
+    for (long i = 0; i < self->w.n_pieces; i++) PyBuffer_Release(&self->arrays[i]);
+    PyMem_Free(self->pieces);
+    PyMem_Free(self->arrays);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(object);
     Py_DECREF(type);
@@ -199,21 +211,25 @@ static PyObject *weight_type_name(PyObject *object, void *closure) {
 
 static PyObject *weight_nbytes(PyObject *object, void *closure) {
     (void)closure;
-    return PyLong_FromSize_t(weight_bytes(&((WeightObject *)object)->w));
+    const weight *w = &((WeightObject *)object)->w;
+    return PyLong_FromSize_t(w->data ? weight_bytes(w) : 0);
 }
 
 static PyObject *weight_memory(PyObject *object, void *closure) {
     (void)closure;
-    PyObject *memory = ((WeightObject *)object)->memory.obj;
-    Py_INCREF(memory);
-    return memory;
+    WeightObject *self = (WeightObject *)object;
+    PyObject *list = PyList_New(0);
+    if (list && self->w.data && PyList_Append(list, self->memory.obj)) Py_CLEAR(list);
+    for (long i = 0; list && i < self->w.n_pieces; i++)
+        if (PyList_Append(list, self->arrays[i].obj)) Py_CLEAR(list);
+    return list;
 }
 
 static PyGetSetDef weight_attributes[] = {
     {"shape", weight_shape, NULL, "(n_out, n_in)", NULL},
     {"type", weight_type_name, NULL, "which kernels multiply by it", NULL},
-    {"memory", weight_memory, NULL, "the array it lies in", NULL},
-    {"nbytes", weight_nbytes, NULL, "memory it takes", NULL},
+    {"memory", weight_memory, NULL, "the arrays it lies in", NULL},
+    {"nbytes", weight_nbytes, NULL, "memory it takes beside its file", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -221,7 +237,8 @@ static PyType_Slot weight_slots[] = {
     {Py_tp_new, weight_new},
     {Py_tp_dealloc, weight_dealloc},
     {Py_tp_getset, weight_attributes},
-    {Py_tp_doc, "Weight(type, n_out, n_in, factor, memory): a prepared weight in writable memory."},
+    {Py_tp_doc, "Weight(type, n_out, n_in, factor, memory): a prepared weight in writable memory, or, if that is None, in "
+                "the blocks that are packed into it."},
     {0, NULL},
 };
 
@@ -253,11 +270,28 @@ static int check_pack(const file_blocks *from, const weight *to, Py_ssize_t row,
     if (row < 0 || col < 0 || from->n_rows < 0 || from->n_cols < 0 || row + from->n_rows > to->n_out ||
         col + from->n_cols > to->n_in)
         return fail(PyExc_ValueError, "the blocks don't fit into the weight");
-    if (has_blocks(to->type) && (col % BLOCK || from->n_cols % BLOCK))
+    if (has_blocks(to->type) && (col % BLOCK || from->n_cols % file_block(from->type)))
         return fail(PyExc_ValueError, "a block can't be cut");
     if (size != from->n_rows * file_row_bytes(from->type, from->n_cols))
         return fail(PyExc_ValueError, "%zd bytes are not the size of the blocks", size);
     return 0;
+}
+
+/* A mapped weight remembers where its blocks are. Nobody may be multiplying by it meanwhile. */
+static int add_piece(WeightObject *to, const file_blocks *from, Py_buffer *array, Py_ssize_t row, Py_ssize_t col) {
+    size_t n = (size_t)to->w.n_pieces + 1;
+    pool_lock();
+    piece *pieces = PyMem_Realloc(to->pieces, n * sizeof *pieces);
+    if (pieces) to->w.pieces = to->pieces = pieces;
+    Py_buffer *arrays = pieces ? PyMem_Realloc(to->arrays, n * sizeof *arrays) : NULL;
+    if (arrays) {
+        to->arrays = arrays;
+        to->arrays[n - 1] = *array;
+        to->pieces[n - 1] = (piece){*from, row, col};
+        to->w.n_pieces++;
+    }
+    pool_unlock();
+    return arrays ? 0 : -1;
 }
 
 static PyObject *py_pack(PyObject *module, PyObject *args) {
@@ -274,7 +308,13 @@ static PyObject *py_pack(PyObject *module, PyObject *args) {
     Py_buffer *view = type >= 0 && to ? array(&all, data, "data", BYTES, 1, 0) : NULL;
     if (view) {
         file_blocks from = {type, n_rows, n_cols, view->buf};
-        if (!check_pack(&from, to, row, col, view->len)) WITHOUT_GIL(failed, pack(&from, to, row, col, threads));
+        if (check_pack(&from, to, row, col, view->len)) return finish(&all, failed);
+        if (to->data) {
+            WITHOUT_GIL(failed, pack(&from, to, row, col, threads));
+        } else {
+            failed = add_piece((WeightObject *)target, &from, view, row, col);
+            if (!failed) all.n = 0; /* the weight keeps the array */
+        }
     }
     return finish(&all, failed);
 }
@@ -335,11 +375,8 @@ static PyObject *py_rows(PyObject *module, PyObject *args) {
     const weight *w = as_weight(object);
     Py_buffer *rows = w ? array(&all, indices, "rows", INT64, 1, 0) : NULL;
     Py_buffer *out = rows ? array(&all, output, "out", FLOAT32, 2, 1) : NULL;
-    if (out && !check_rows(rows, out, w)) {
-        for (Py_ssize_t i = 0; i < rows->shape[0]; i++)
-            unpack_row(w, ((const int64_t *)rows->buf)[i], (float *)out->buf + i * w->n_in);
-        failed = 0;
-    }
+    if (out && !check_rows(rows, out, w))
+        WITHOUT_GIL(failed, unpack_rows(w, rows->buf, rows->shape[0], out->buf));
     return finish(&all, failed);
 }
 

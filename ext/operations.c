@@ -54,6 +54,7 @@ typedef struct {
     const weight *const *weights;
     float *const *outs;
     const void *inputs; /* as panels want them */
+    size_t room;        /* for strips of a mapped weight, in front of each thread's scratch memory */
 } product;
 
 /* Marks the blocks of n tokens that carry most of the error, which goes with the square of the scale: at most
@@ -127,20 +128,35 @@ static size_t quantizing_bytes(long n_in) {
 
 static long strips_of(const weight *w) { return (w->n_out + STRIP - 1) / STRIP; }
 
+/* Strips first..last-1 of a weight and where their outputs begin: of a mapped weight, a copy of just these. */
+static const weight *at_hand(const weight *w, long *first, long *last, float **out, weight *copy, void *memory) {
+    if (w->data) return w;
+    *copy = rows_of(w, *first * STRIP, *last * STRIP < w->n_out ? *last * STRIP : w->n_out, memory);
+    *out += *first * STRIP;
+    *last -= *first, *first = 0;
+    return copy;
+}
+
+static void multiply_strip(const product *p, long i, long first, uint8_t *memory) {
+    weight copy;
+    float *out = p->outs[i];
+    long stride = p->weights[i]->n_out, last = first + 1;
+    const weight *w = at_hand(p->weights[i], &first, &last, &out, &copy, memory);
+    if (has_blocks(w->type)) {
+        p->k->multiply_blocks(w, p->acts, first, out, stride);
+    } else {
+        long end = last * STRIP < w->n_out ? last * STRIP : w->n_out;
+        p->k->multiply_floats(w, p->x, p->n_tokens, first * STRIP, end, out, stride, memory + p->room);
+    }
+}
+
 /* All weights' strips follow each other as one range. */
 static void multiply_strips(void *job, long first, long last, int worker) {
     product *p = job;
-    void *scratch = thread_buffers[worker].data;
     for (long i = 0; i < p->n_weights; i++) {
-        const weight *w = p->weights[i];
-        long n = strips_of(w);
-        for (long s = first > 0 ? first : 0; s < last && s < n; s++) {
-            long row = s * STRIP, end = row + STRIP < w->n_out ? row + STRIP : w->n_out;
-            if (has_blocks(w->type))
-                p->k->multiply_blocks(w, p->acts, s, p->outs[i], w->n_out);
-            else
-                p->k->multiply_floats(w, p->x, p->n_tokens, row, end, p->outs[i], w->n_out, scratch);
-        }
+        long n = strips_of(p->weights[i]);
+        for (long s = first > 0 ? first : 0; s < last && s < n; s++)
+            multiply_strip(p, i, s, thread_buffers[worker].data);
         first -= n, last -= n;
     }
 }
@@ -159,12 +175,15 @@ static void pack_inputs(void *job, long first, long last, int worker) {
 static void multiply_panels(void *job, long first, long last, int worker) {
     product *p = job;
     const panel_kernels *panels = p->k->panels;
+    uint8_t *memory = thread_buffers[worker].data;
     for (long i = 0; i < p->n_weights; i++) {
-        const weight *w = p->weights[i];
-        long n = strips_of(w), end = last < n ? last : n;
+        long stride = p->weights[i]->n_out, n = strips_of(p->weights[i]), end = last < n ? last : n;
         for (long s = first > 0 ? first : 0; s < end; s += panels->panel_strips) {
-            long stop = s + panels->panel_strips < end ? s + panels->panel_strips : end;
-            panels->multiply(w, p->inputs, p->n_tokens, s, stop, p->outs[i], w->n_out, thread_buffers[worker].data);
+            weight copy;
+            float *out = p->outs[i];
+            long start = s, stop = s + panels->panel_strips < end ? s + panels->panel_strips : end;
+            const weight *w = at_hand(p->weights[i], &start, &stop, &out, &copy, memory);
+            panels->multiply(w, p->inputs, p->n_tokens, start, stop, out, stride, memory + p->room);
         }
         first -= n, last -= n;
     }
@@ -173,7 +192,7 @@ static void multiply_panels(void *job, long first, long last, int worker) {
 /* Wide panels read the inputs less often, but each thread should get several. */
 static int multiply_many(product *p, long n_in, long strips, int threads) {
     const panel_kernels *panels = p->k->panels;
-    if (reserve_scratch(threads, panels->scratch_bytes(p->n_tokens, n_in))) return -1;
+    if (reserve_scratch(threads, p->room + panels->scratch_bytes(p->n_tokens, n_in))) return -1;
     if (panels->pack_inputs) {
         p->inputs = reserve(&shared_buffer, panels->inputs_bytes(p->n_tokens, n_in));
         if (!p->inputs) return -1;
@@ -203,17 +222,19 @@ int matmul(const float *x, long n_tokens, long n_weights, const weight *const *w
     const kernels *k = active_kernels();
     long n_in = weights[0]->n_in, strips = 0;
     activations acts = {.n_tokens = n_tokens, .n_in = n_in, .tile_tokens = n_tokens > 2 ? k->tile_tokens : 1};
-    product job = {k, x, &acts, n_tokens, n_weights, weights, outs, x};
+    product job = {k, x, &acts, n_tokens, n_weights, weights, outs, x, 0};
+    int many = k->panels && n_tokens >= k->panels->from_tokens, blocks = 0;
     double bytes = 0;
-    int blocks = 0;
     for (long i = 0; i < n_weights; i++) {
         strips += strips_of(weights[i]);
         bytes += (double)weight_bytes(weights[i]);
         blocks |= has_blocks(weights[i]->type);
+        if (!weights[i]->data)
+            job.room = larger(job.room, strips_bytes(weights[i], many ? k->panels->panel_strips : 1));
     }
     threads = worthwhile(threads, bytes * (double)n_tokens);
-    if (k->panels && n_tokens >= k->panels->from_tokens) return multiply_many(&job, n_in, strips, threads);
-    if (reserve_scratch(threads, larger(scratch_bytes(0), quantizing_bytes(n_in)))) return -1;
+    if (many) return multiply_many(&job, n_in, strips, threads);
+    if (reserve_scratch(threads, larger(job.room + scratch_bytes(0), quantizing_bytes(n_in)))) return -1;
     if (blocks && reserve_activations(&acts)) return -1;
     if (blocks) run_parallel(threads, sets_of(n_tokens), 1, quantize_sets, &job);
     ask_for_next(n_weights, weights, threads);
@@ -352,6 +373,19 @@ int rope(const float *x, const float *freqs, long n_tokens, long n_heads, long h
 }
 
 /* ---- loading ---- */
+
+int unpack_rows(const weight *w, const int64_t *rows, long n, float *out) {
+    if (!w->data && reserve_scratch(1, strips_bytes(w, 1))) return -1;
+    for (long i = 0; i < n; i++, out += w->n_in) {
+        if (w->data) {
+            unpack_row(w, rows[i], out);
+            continue;
+        }
+        weight row = rows_of(w, rows[i], rows[i] + 1, thread_buffers[0].data);
+        unpack_row(&row, 0, out);
+    }
+    return 0;
+}
 
 typedef struct {
     const file_blocks *from;

@@ -19,8 +19,8 @@ def ops(request):
     return get_backend(request.param, threads=2)
 
 
-def made(ops, type="f32", unpack=True):
-    return build(tiny.CONFIG, tiny.tensors(type=type), partial(ops.prepare, unpack=unpack))
+def made(ops, type="f32", copy=True):
+    return build(tiny.CONFIG, tiny.tensors(type=type), partial(ops.prepare, copy=copy))
 
 
 def logits(ops, model, batches, **options):
@@ -55,7 +55,7 @@ def test_one_thread_equals_eight_to_the_last_bit(name, monkeypatch):
 
 
 def test_unpacking_the_weights_when_loading_changes_no_logits(ops):
-    later = logits(ops, made(ops, "q4_0", unpack=False), [TOKENS])
+    later = logits(ops, made(ops, "q4_0", copy=False), [TOKENS])
     np.testing.assert_allclose(later, logits(ops, made(ops, "q4_0"), [TOKENS]), rtol=0, atol=SAME)
 
 
@@ -76,7 +76,7 @@ def test_a_later_token_never_changes_an_earlier_one(ops):
 def test_without_output_weight_the_embedding_table_is_used():
     ops, tied = get_backend("numpy", 1), tiny.tensors()
     del tied["output.weight"]
-    model = build(tiny.CONFIG, tied, partial(ops.prepare, unpack=True))
+    model = build(tiny.CONFIG, tied, partial(ops.prepare, copy=True))
     assert model.output is model.tok_embeddings
 
 

@@ -137,15 +137,15 @@ def test_swiglu_is_torch_s_silu_times_up():
 
 def test_prepare_unpacks_a_weight_once_and_leaves_its_values_alone():
     tensor = Tensor.from_array("w", normal(8, 64), "q4_0")
-    unpacked = ops.prepare(tensor, unpack=True)
+    unpacked = ops.prepare(tensor, copy=True)
     assert unpacked.type == "f32"
     np.testing.assert_array_equal(unpacked.dequantize(), tensor.dequantize())
-    assert ops.prepare(tensor, unpack=False) is tensor
+    assert ops.prepare(tensor, copy=False) is tensor
 
 
 def test_prepare_gives_a_norm_as_an_array():
     norm = normal(64)
-    np.testing.assert_array_equal(ops.prepare(Tensor.from_array("n", norm), unpack=False), norm)
+    np.testing.assert_array_equal(ops.prepare(Tensor.from_array("n", norm), copy=False), norm)
 
 
 def test_the_types_under_test_are_all_that_can_be_written():

@@ -171,7 +171,7 @@ def _measure(model, shape, type, table, n_predict: int, prefill: tuple[int, ...]
 def _timed(result: Result, prepare, tensor: Tensor):
     """Prepare a weight; making random ones isn't counted."""
     started = time.perf_counter()
-    ready = prepare(tensor, unpack=False)
+    ready = prepare(tensor, copy=True)
     result.load += time.perf_counter() - started
     return ready
 
@@ -230,7 +230,8 @@ def _read(weights: list, threads: int) -> None:
     from . import _native
 
     for weight in weights:
-        _native.read_all(weight.memory, threads)
+        for array in weight.memory:
+            _native.read_all(array, threads)
 
 
 def _measure_multiplying(result: Result, config: Config, table) -> None:

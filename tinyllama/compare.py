@@ -9,6 +9,7 @@ itself, which tells whether the small errors together change the next token.
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from .backends import OPERATIONS, Backend, get_backend, one_blas_thread
 from .formats import open_checkpoint
-from .llama import find, unpacked
+from .llama import find, stays_in_file
 from .model import build, forward
 from .tokenizer import make_tokenizer
 
@@ -104,9 +105,8 @@ def compare_backends(
     tables = [get_backend(name, threads) for name in backends]
     steps = _Steps(config.n_layers)
     both = _in_step(*tables, steps)
-    loaded = build(
-        config, checkpoint.tensors, lambda tensor: both.prepare(tensor, unpack=unpacked(checkpoint))
-    )
+    copies = [not stays_in_file(checkpoint, table.name) for table in tables]
+    loaded = build(config, checkpoint.tensors, partial(both.prepare, copies=copies))
     tokens = tokenizer.encode(prompt, special=True)
     with one_blas_thread:
         first = forward(loaded, both, tokens, 0, both.new_cache(config, len(tokens)))
@@ -162,7 +162,9 @@ def _in_step(first: Backend, second: Backend, steps: "_Steps") -> Backend:
 
     return replace(
         first,
-        prepare=lambda *a, **b: _Pair(first.prepare(*a, **b), second.prepare(*a, **b)),
+        prepare=lambda tensor, copies: _Pair(
+            first.prepare(tensor, copies[0]), second.prepare(tensor, copies[1])
+        ),
         new_cache=lambda *a: _Pair(first.new_cache(*a), second.new_cache(*a)),
         **{name: paired(name) for name in OPERATIONS},
     )

@@ -24,7 +24,7 @@ from .generation import Completion, Generation, Token, score
 from .model import Model, build, forward, unembed
 from .tokenizer import Tokenizer, make_tokenizer
 
-#: A model whose float32 weights take less than this many bytes is dequantized once, when it is loaded.
+#: The NumPy backends dequantize a model whose float32 weights take less than this many bytes once, when it is loaded.
 UNPACK_BELOW = 2 * 2**30
 
 
@@ -36,11 +36,19 @@ class Llama:
     Attributes:
         checkpoint, config, tokenizer, backend: what it was made of.
         name: the name or path it was loaded by.
+        mapped: its weights stay in their file.
         n_params: how many weights it has; an output matrix that is the embedding's counts once.
         load_seconds: how long loading took.
     """
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend, name: str, progress: Callable | None = None):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        backend: Backend,
+        name: str,
+        mmap: bool = False,
+        progress: Callable | None = None,
+    ):
         started = time.perf_counter()
         self.name, self.checkpoint, self.config, self.backend = name, checkpoint, checkpoint.config, backend
         self.tokenizer: Tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.path)
@@ -50,7 +58,8 @@ class Llama:
                 f"the model {self.config.vocab_size}"
             )
         self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
-        prepare = partial(backend.prepare, unpack=unpacked(checkpoint))
+        self.mapped = stays_in_file(checkpoint, backend.name, mmap)
+        prepare = partial(backend.prepare, copy=not self.mapped)
         bar = partial(tqdm, desc="load", unit=" tensors", delay=0.5, leave=False)
         self._model = build(self.config, checkpoint.tensors, prepare, progress or bar)
         self.load_seconds = time.perf_counter() - started
@@ -209,6 +218,7 @@ def load(
     backend: str | None = None,
     threads: int | None = None,
     *,
+    mmap: bool = False,
     verbose: bool = False,
     progress: Callable | None = None,
 ) -> Llama:
@@ -219,6 +229,8 @@ def load(
             name: "small" (it ships with tinyllama), "smollm2" (`tinyllama download smollm2`).
         backend: "numpy", "numexpr" or "auto"; None asks TINYLLAMA_BACKEND.
         threads: None for one a core.
+        mmap: leave the weights in their file, mapped into memory. Loading takes no time and the weights no memory
+            but the page cache, which the system can take back; each token takes longer. The results are the same.
         verbose: say on stderr what it will need before loading.
         progress: wraps the iteration over the tensors as tqdm does, which shows a bar if nobody says.
     Raises:
@@ -226,19 +238,20 @@ def load(
     """
     path = find(model)
     table = get_backend(backend, threads)
-    key = (*_identity(path), table.name, table.threads)
+    key = (*_identity(path), table.name, table.threads, mmap)
     with _lock:
         if key in _loaded:
             _loaded[key] = _loaded.pop(key)
             return _loaded[key]
         checkpoint = open_checkpoint(path)
-        needed = memory_needed(checkpoint, table.name, default_ctx_size(checkpoint.config))
+        needed = memory_needed(checkpoint, table.name, default_ctx_size(checkpoint.config), mmap=mmap)
         while _loaded and (len(_loaded) >= KEPT or sum(needed.values()) > resources.available_memory()):
             del _loaded[next(iter(_loaded))]
-        _check_memory(path, needed, stays_in_file(checkpoint, table.name))
+        in_file = stays_in_file(checkpoint, table.name, mmap)
+        _check_memory(path, needed, in_file)
         if verbose:
-            print(_announcement(path, needed), file=sys.stderr)
-        _loaded[key] = Llama(checkpoint, table, str(model), progress)
+            print(_announcement(path, needed, in_file), file=sys.stderr)
+        _loaded[key] = Llama(checkpoint, table, str(model), mmap, progress)
         return _loaded[key]
 
 
@@ -248,11 +261,12 @@ def stream(
     *,
     backend: str | None = None,
     threads: int | None = None,
+    mmap: bool = False,
     cancel=None,
     **settings,
 ) -> Generation:
     """Continue a prompt piece by piece: `load(...).stream(prompt, ...)`; arguments as of `generate`."""
-    return _start(prompt, model, backend, threads, cancel=cancel, **settings)
+    return _start(prompt, model, backend, threads, mmap, cancel=cancel, **settings)
 
 
 def generate(prompt: str | list[int], model: str | Path = "small", **settings) -> Completion:
@@ -260,7 +274,7 @@ def generate(prompt: str | list[int], model: str | Path = "small", **settings) -
 
     Args:
         prompt: text, or token ids.
-        model, backend, threads: as `load` takes them.
+        model, backend, threads, mmap: as `load` takes them.
         cancel: see `Llama.stream`.
         settings: the fields of `generation.Settings`: n_predict=128, seed=-1, temp=0.8, top_k=40, top_p=0.9,
             repeat_penalty=1.0, repeat_last_n=64, stop=(), batch_size=512, ctx_size=None, stages=False.
@@ -273,8 +287,8 @@ def generate(prompt: str | list[int], model: str | Path = "small", **settings) -
     return run.completion()
 
 
-def _start(prompt, model, backend=None, threads=None, **settings) -> Generation:
-    run = load(model, backend, threads).stream(prompt, **settings)
+def _start(prompt, model, backend=None, threads=None, mmap=False, **settings) -> Generation:
+    run = load(model, backend, threads, mmap=mmap).stream(prompt, **settings)
     for warning in run.warnings:
         warnings.warn(warning, stacklevel=3)  # where `stream` or `generate` was called
     return run
@@ -326,14 +340,9 @@ def default_ctx_size(config: Config) -> int:
     return min(config.max_seq_len, 2048)
 
 
-def unpacked(checkpoint: Checkpoint) -> bool:
-    """Whether the NumPy backends dequantize this model once, when it is loaded."""
-    return _float32_bytes(checkpoint) < UNPACK_BELOW
-
-
-def stays_in_file(checkpoint: Checkpoint, backend: str) -> bool:
+def stays_in_file(checkpoint: Checkpoint, backend: str, mmap: bool = False) -> bool:
     """Whether a backend runs from the mapped file, whose pages the system can drop and read again."""
-    return backend in ("numpy", "numexpr") and not unpacked(checkpoint)
+    return mmap or (backend != "c" and _float32_bytes(checkpoint) >= UNPACK_BELOW)
 
 
 def _float32_bytes(checkpoint: Checkpoint) -> int:
@@ -341,21 +350,21 @@ def _float32_bytes(checkpoint: Checkpoint) -> int:
 
 
 def memory_needed(
-    checkpoint: Checkpoint, backend: str, ctx_size: int, batch_size: int = 512
+    checkpoint: Checkpoint, backend: str, ctx_size: int, batch_size: int = 512, mmap: bool = False
 ) -> dict[str, int]:
-    """Bytes that running a model takes: {"weights", "kv_cache", "activations"}."""
+    """Bytes that running a model takes: {"weights", "kv_cache", "activations"}; weights also if they stay mapped."""
     config = checkpoint.config
     stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     in_c = backend == "c"  # repacks the blocks without unpacking them, and keeps its cache in half precision
     wide = config.hidden_dim * 3 + config.dim * 6 + config.n_heads * ctx_size * 3
     return {
-        "weights": _float32_bytes(checkpoint) if unpacked(checkpoint) and not in_c else stored,
+        "weights": stored if in_c or stays_in_file(checkpoint, backend, mmap) else _float32_bytes(checkpoint),
         "kv_cache": (2 if in_c else 4) * 2 * config.n_layers * ctx_size * config.kv_dim,
         "activations": 4 * (min(batch_size, ctx_size) * wide + config.vocab_size),
     }
 
 
-def _announcement(path: Path, needed: dict[str, int]) -> str:
+def _announcement(path: Path, needed: dict[str, int], in_file: bool) -> str:
     total, weights, cache = (
         resources.human(n) for n in (sum(needed.values()), needed["weights"], needed["kv_cache"])
     )

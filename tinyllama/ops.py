@@ -21,18 +21,19 @@ WORTH_SHARING = 2**22
 Tap = Callable[[str, np.ndarray], None]
 
 
-def prepare(tensor: Tensor, unpack: bool) -> Tensor | np.ndarray:
+def prepare(tensor: Tensor, copy: bool) -> Tensor | np.ndarray:
     """Turn a weight of the file into what the other operations take.
 
     Args:
         tensor: as it lies in the file.
-        unpack: dequantize it now, once. Otherwise `matmul` does so, a few rows at a time, on every call.
+        copy: dequantize it now, once. Otherwise it stays in its file, and `matmul` dequantizes it, a few rows at a
+            time, on every call.
     Returns:
         A Tensor [n_out, n_in]; of a norm, which is small, its array [dim].
     """
     if len(tensor.shape) == 1:
         return tensor.dequantize()
-    if unpack and tensor.type != "f32":
+    if copy and tensor.type != "f32":
         return Tensor(tensor.name, "f32", tensor.shape, (tensor.dequantize(),))
     return tensor
 

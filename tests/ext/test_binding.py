@@ -19,7 +19,7 @@ X = np.ones((2, 64), np.float32)
 
 def weight(n_out=8, n_in=64, type="q4_0"):
     tensor = Tensor.from_array("", np.ones((n_out, n_in), np.float32), type)
-    return native.prepare(tensor, False, arena=native.Arena(), threads=1)
+    return native.prepare(tensor, True, arena=native.Arena(), threads=1)
 
 
 def out(*shape):
@@ -205,7 +205,7 @@ import numpy as np
 from tinyllama.backends import native
 from tinyllama.quant import Tensor
 tensor = Tensor.from_array("", np.ones((4096, 256), np.float32), "q4_0")
-weight = native.prepare(tensor, False, arena=native.Arena(), threads=2)
+weight = native.prepare(tensor, True, arena=native.Arena(), threads=2)
 x = np.ones((3, 256), np.float32)
 expected = native.matmul(x, weight, threads=2)
 busy = lambda: [native.matmul(x, weight, threads=2) for _ in range(500)]

@@ -28,6 +28,10 @@ def normal(*shape, seed=0):
 
 
 def prepared(tensor: Tensor):
+    return native.prepare(tensor, True, arena=native.Arena(), threads=2)
+
+
+def left_in_file(tensor: Tensor):
     return native.prepare(tensor, False, arena=native.Arena(), threads=2)
 
 
@@ -152,13 +156,18 @@ def test_a_weight_in_parts_is_put_together(type, split, level):
     np.testing.assert_array_equal(matmul(x, Tensor("", type, array.shape, parts, split)), matmul(x, whole))
 
 
-def test_q6_k_is_multiplied_as_q8_0(level):
+def random_q6_k(n_out: int, n_in: int) -> Tensor:
     rng = np.random.default_rng(0)
-    blocks = TYPES["q6_k"].empty(40, 512)
+    blocks = TYPES["q6_k"].empty(n_out, n_in)
     for name in ("ql", "qh"):
         blocks[name] = rng.integers(0, 256, blocks[name].shape)
-    blocks["scales"], blocks["d"] = rng.integers(-128, 128, blocks["scales"].shape), 0.01
-    tensor, x = Tensor("", "q6_k", (40, 512), (blocks,)), normal(3, 512)
+    blocks["scales"] = rng.integers(-128, 128, blocks["scales"].shape)
+    blocks["d"] = rng.uniform(-0.1, 0.1, blocks["d"].shape)
+    return Tensor("", "q6_k", (n_out, n_in), (blocks,))
+
+
+def test_q6_k_is_multiplied_as_q8_0(level):
+    tensor, x = random_q6_k(40, 512), normal(3, 512)
     assert relative_error(matmul(x, tensor), ops.matmul(x, tensor)) < INT8_LIMIT
 
 
@@ -167,3 +176,53 @@ def test_embedding_gives_a_row_as_the_file_has_it(type):
     tensor = Tensor.from_array("", normal(50, 96), type)
     rows = np.array([49, 0, 7, 7])
     np.testing.assert_array_equal(native.embedding(prepared(tensor), rows), ops.embedding(tensor, rows))
+
+
+@pytest.mark.parametrize("shape", [(1, 256), (70, 512), (64, 256), (161, 768), (5, 4096 + 256)])
+@pytest.mark.parametrize("type", [*ALL, "q6_k"])
+def test_a_mapped_weight_gives_the_bits_of_a_packed_one(type, shape, level):
+    tensor = random_q6_k(*shape) if type == "q6_k" else Tensor.from_array("", normal(*shape), type)
+    copied, mapped = prepared(tensor), left_in_file(tensor)
+    assert mapped.nbytes == 0 and mapped.shape == copied.shape and mapped.type == copied.type
+    for n_tokens in (1, 2, 3, 5, 12, 33, 65):
+        x = normal(n_tokens, shape[1], seed=n_tokens)
+        expected, got = (native.matmul(x, w, threads=2) for w in (copied, mapped))
+        np.testing.assert_array_equal(got, expected)
+    rows = np.array([shape[0] - 1, 0])
+    np.testing.assert_array_equal(native.embedding(mapped, rows), native.embedding(copied, rows))
+
+
+@pytest.mark.parametrize("type, n_in", [("f32", 33), ("f16", 7), ("f16", 34), ("bf16", 1025), ("q4_0", 96)])
+def test_mapped_rows_may_have_any_length_and_begin_at_any_byte(type, n_in, level):
+    tensor = Tensor.from_array("", normal(45, n_in), type)
+    (blocks,) = tensor.parts
+    shifted = np.frombuffer(b"\1" + blocks.tobytes(), np.uint8)[1:].view(blocks.dtype).reshape(blocks.shape)
+    moved = Tensor("", type, tensor.shape, (shifted,))
+    for n_tokens in (1, 6, 40):
+        x = normal(n_tokens, n_in, seed=1)
+        expected = native.matmul(x, prepared(tensor), threads=2)
+        np.testing.assert_array_equal(native.matmul(x, left_in_file(moved), threads=2), expected)
+
+
+@pytest.mark.parametrize("split", [0, 1])
+@pytest.mark.parametrize("type", ["f16", "q4_0", "q5_1", "q4_0_2023", "q4_1_2023", "q4_0_2023_planar"])
+def test_a_mapped_weight_may_lie_in_parts(type, split, level):
+    array, x = normal(54, 192), normal(7, 192, seed=1)
+    parts = tuple(quantize(part, type) for part in np.split(array, 3, axis=split))
+    tensor = Tensor("", type, array.shape, parts, split)
+    expected = native.matmul(x, prepared(tensor), threads=2)
+    np.testing.assert_array_equal(native.matmul(x, left_in_file(tensor), threads=2), expected)
+
+
+def test_mapped_and_packed_weights_may_share_an_input(level):
+    tensors, x = [Tensor.from_array("", normal(n, 128, seed=n), "q4_0") for n in (40, 64, 8)], normal(3, 128)
+    weights = [left_in_file(tensors[0]), prepared(tensors[1]), left_in_file(tensors[2])]
+    for together, tensor in zip(native.matmul(x, *weights, threads=2), tensors, strict=True):
+        np.testing.assert_array_equal(together, matmul(x, tensor))
+
+
+def test_q6_k_becomes_the_q8_0_of_its_numbers():
+    tensor = random_q6_k(5, 1024)
+    again = Tensor.from_array("", tensor.dequantize(), "q8_0")
+    rows = np.arange(5)
+    np.testing.assert_array_equal(native.embedding(prepared(tensor), rows), again.take(rows))

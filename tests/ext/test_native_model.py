@@ -25,7 +25,7 @@ INT8_LIMIT = 2e-3
 
 def run(name: str, type: str, tap=None, threads=2) -> np.ndarray:
     backend = get_backend(name, threads)
-    model = build(CONFIG, tensors(type=type), lambda tensor: backend.prepare(tensor, unpack=False))
+    model = build(CONFIG, tensors(type=type), lambda tensor: backend.prepare(tensor, copy=True))
     cache = backend.new_cache(CONFIG, 16)
     prompt = forward(model, backend, TOKENS, 0, cache, tap=tap)
     return np.concatenate([prompt, forward(model, backend, [7], len(TOKENS), cache)])
@@ -69,7 +69,7 @@ def test_tensors_may_begin_at_any_byte_of_a_file(type):
 
     backend, as_made = get_backend("c", 1), tensors(type=type)
     logits = [
-        forward(build(CONFIG, source, lambda t: backend.prepare(t, unpack=False)), backend, TOKENS, 0, cache)
+        forward(build(CONFIG, source, lambda t: backend.prepare(t, copy=True)), backend, TOKENS, 0, cache)
         for source in (as_made, {name: moved(tensor) for name, tensor in as_made.items()})
         for cache in [backend.new_cache(CONFIG, 16)]
     ]
@@ -87,7 +87,7 @@ def test_preparing_a_mapped_file_keeps_one_copy_and_the_file_as_it_was(tmp_path)
     assert blocks.tobytes() == tensor.parts[0].tobytes()  # now it is in memory
     before = resident()
     table = get_backend("c", 2)
-    weight = table.prepare(Tensor("w", "q4_0", tensor.shape, (blocks,)), unpack=False)
+    weight = table.prepare(Tensor("w", "q4_0", tensor.shape, (blocks,)), copy=True)
     assert resident() - before < weight.nbytes / 2  # as much as came, the file's pages went
     assert blocks.tobytes() == tensor.parts[0].tobytes()
 

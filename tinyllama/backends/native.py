@@ -1,6 +1,7 @@
 """The NumPy table with its entries replaced by C: `tinyllama._native`, built from ext/.
 
-A weight is repacked when it is prepared (ext/README.md draws the layout) and multiplied as it lies. The KV
+A weight is repacked when it is prepared (ext/README.md draws the layout) and multiplied as it lies. One that
+is to stay in its mapped file is repacked strip by strip whenever it is multiplied: the results are the same. The KV
 cache is the definition's, in half precision, so a tapped attention can run in NumPy on the same cache.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 from .. import ops, quant
 from ..blocks import TYPES
 from ..config import Config
-from ..quant import Tensor, dequantize, quantize
+from ..quant import Tensor
 
 try:
     from .. import _native
@@ -65,21 +66,21 @@ def _huge_pages(n_bytes: int) -> np.ndarray:
     return array[start : start + n_bytes]
 
 
-def prepare(tensor: Tensor, unpack: bool, *, arena: Arena, threads: int):
-    """As ops.prepare, but a matrix becomes a `_native.Weight`; `unpack` would only make it larger."""
+def prepare(tensor: Tensor, copy: bool, *, arena: Arena, threads: int):
+    """As ops.prepare, but a matrix becomes a `_native.Weight`: a repacked copy, or only knowing where it lies."""
     if len(tensor.shape) == 1:
         return np.require(tensor.dequantize(), np.float32, ["C", "ALIGNED"])  # ggml files pad nothing
     n_out, n_in = tensor.shape
     type = PREPARED.get(tensor.type, tensor.type)
-    memory = arena.take(_native.weight_bytes(type, n_out, n_in))
+    memory = arena.take(_native.weight_bytes(type, n_out, n_in)) if copy else None
     weight = _native.Weight(type, n_out, n_in, _factor(tensor), memory)
     row = col = 0
     for part in tensor.parts:
-        n_rows, n_cols = _part_shape(tensor, part)
-        for start, blocks, file_type in _packable(tensor.type, part):
-            data = blocks.reshape(-1).view(np.uint8)
-            _native.pack(file_type, data, len(blocks), n_cols, weight, row + start, col, threads)
-        _let_go(part)
+        n_rows, n_cols = len(part), tensor.shape[1] // (len(tensor.parts) if tensor.split == 1 else 1)
+        data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+        _native.pack(tensor.type, data, n_rows, n_cols, weight, row, col, threads)
+        if copy:
+            _let_go(part)
         row, col = (row, col + n_cols) if tensor.split == 1 else (row + n_rows, col)
     return weight
 
@@ -100,23 +101,6 @@ def _let_go(part: np.ndarray) -> None:
         first, last = -(-start // mmap.PAGESIZE), (start + part.nbytes) // mmap.PAGESIZE
         if last > first:
             owner.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
-
-
-def _part_shape(tensor: Tensor, part: np.ndarray) -> tuple[int, int]:
-    """[n_rows, n_cols] of the weights in a part, parts being equal."""
-    if tensor.split == 1:
-        return len(part), tensor.shape[1] // len(tensor.parts)
-    return len(part), tensor.shape[1]
-
-
-def _packable(type: str, part: np.ndarray):
-    """(first row, blocks, their type) of pieces that `pack` understands."""
-    if type != "q6_k":
-        yield 0, np.ascontiguousarray(part), type
-        return
-    step = max(1, ops.CHUNK // (part.shape[1] * 256))
-    for start in range(0, len(part), step):
-        yield start, quantize(dequantize(part[start : start + step], type), "q8_0"), "q8_0"
 
 
 def _factor(tensor: Tensor) -> float:
