@@ -7,6 +7,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 enum {
     BLOCK = 32,        /* weights that share a scale */
@@ -29,7 +30,7 @@ enum {
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* ---- weights (pack.c) ---- */
+/* ---- weights (weights.c, pack.c) ---- */
 
 /* The types that kernels multiply by. Everything in a file becomes one of these when it is loaded. */
 typedef enum { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, N_TYPES } weight_type;
@@ -108,6 +109,17 @@ weight rows_of(const weight *w, long first, long last, uint8_t *memory);
 /* One row of a prepared weight as float32, out[n_in]. */
 void unpack_row(const weight *w, long row, float *out);
 
+/* Where a block of a row's strip begins. */
+static inline uint8_t *block_at(const weight *w, long row, long block) {
+    return w->data + row / STRIP * w->strip_bytes + block * w->block_bytes;
+}
+
+/* The nibble with the fifth bits of elements 4k..4k+3 (half 0) or 16 + those (half 1). Those of four lanes
+ * follow each other. */
+static inline uint8_t *fifth_at(const weight *w, uint8_t *block, long lane, int k, int half) {
+    return block + w->fifth + k * 32 + lane / 16 * 16 + half * 8 + lane % 16 / 2;
+}
+
 /* One block of one row. */
 typedef struct {
     uint8_t q[BLOCK]; /* unsigned */
@@ -117,6 +129,19 @@ plain_block unpack_block(const weight *w, long row, long block);
 
 float f32_from_f16(uint16_t half);
 uint16_t f16_from_f32(float value);
+
+/* Numbers at any address. */
+static inline uint16_t read_u16(const uint8_t *p) {
+    uint16_t x;
+    memcpy(&x, p, 2);
+    return x;
+}
+static inline float read_f32(const uint8_t *p) {
+    float x;
+    memcpy(&x, p, 4);
+    return x;
+}
+static inline void write_u16(uint8_t *p, uint16_t x) { memcpy(p, &x, 2); }
 
 /* ---- activations ---- */
 

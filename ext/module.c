@@ -237,8 +237,8 @@ static PyType_Slot weight_slots[] = {
     {Py_tp_new, weight_new},
     {Py_tp_dealloc, weight_dealloc},
     {Py_tp_getset, weight_attributes},
-    {Py_tp_doc, "Weight(type, n_out, n_in, factor, memory): a prepared weight in writable memory, or, if that is None, in "
-                "the blocks that are packed into it."},
+    {Py_tp_doc, "Weight(type, n_out, n_in, factor, memory): a prepared weight in writable memory, or, if that is "
+                "None, in the file's blocks that are put into it."},
     {0, NULL},
 };
 

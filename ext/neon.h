@@ -82,8 +82,6 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
 
 /* ---- products of blocks ---- */
 
-#define INLINE static inline __attribute__((always_inline))
-
 /* GCC would mix the columns and put half of what they need aside on the stack. */
 #if defined(__clang__)
 #define IN_ORDER (void)0

@@ -1,81 +1,7 @@
-/* From a file's blocks to prepared weights, and back to numbers. Portable, the same for every level. */
+/* From a file's blocks to prepared weights. Portable, the same for every level. */
 #include <string.h>
 
 #include "kernels.h"
-
-/* ---- half precision ---- */
-
-float f32_from_f16(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 31, bits = half & 1023;
-    float value;
-    if (exponent == 0) { /* zero and subnormals: bits * 2^-24 */
-        value = (float)bits * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    uint32_t word = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | bits << 13;
-    memcpy(&value, &word, 4);
-    return value;
-}
-
-uint16_t f16_from_f32(float value) {
-    uint32_t word;
-    memcpy(&word, &value, 4);
-    uint16_t sign = word >> 16 & 0x8000;
-    word &= 0x7fffffff;
-    if (word > 0x7f800000) return sign | 0x7e00 | (word >> 13 & 0x3ff); /* nan */
-    if (word >= 0x477ff000) return sign | 0x7c00;                       /* rounds up to infinity */
-    if (word < 0x38800000) { /* subnormal: adding 0.5 puts the result into the lowest bits, rounded */
-        float magnitude, shifted;
-        memcpy(&magnitude, &word, 4);
-        shifted = magnitude + 0.5f;
-        memcpy(&word, &shifted, 4);
-        return sign | (uint16_t)(word - 0x3f000000);
-    }
-    uint32_t odd = word >> 13 & 1;
-    return sign | (uint16_t)((word + 0xfff + odd - 0x38000000) >> 13); /* ties to even */
-}
-
-static uint16_t read_u16(const uint8_t *p) {
-    uint16_t x;
-    memcpy(&x, p, 2);
-    return x;
-}
-
-static float read_f32(const uint8_t *p) {
-    float x;
-    memcpy(&x, p, 4);
-    return x;
-}
-
-static void write_u16(uint8_t *p, uint16_t x) { memcpy(p, &x, 2); }
-
-/* ---- layout ---- */
-
-static long padded(long bytes, long multiple) { return (bytes + multiple - 1) / multiple * multiple; }
-
-void weight_layout(weight *w, weight_type type, long n_out, long n_in) {
-    static const int bytes[N_TYPES] = {4, 2, 2};
-    memset(w, 0, sizeof *w);
-    w->type = type, w->n_out = n_out, w->n_in = n_in, w->factor = 1;
-    if (!has_blocks(type)) {
-        w->row_bytes = padded(n_in * bytes[type], 4);
-        return;
-    }
-    w->n_blocks = n_in / BLOCK, w->n_strips = (n_out + STRIP - 1) / STRIP;
-    w->m = 2 * STRIP;
-    w->fifth = w->m + (has_minimum(type) ? 2 * STRIP : 0);
-    w->q = w->fifth + (type == Q5_0 || type == Q5_1 ? STRIP * BLOCK / 8 : 0);
-    w->block_bytes = w->q + STRIP * (type == Q8_0 ? BLOCK : BLOCK / 2);
-    w->strip_bytes = w->n_blocks * w->block_bytes;
-}
-
-size_t weight_bytes(const weight *w) {
-    return (size_t)(has_blocks(w->type) ? w->n_strips * w->strip_bytes : w->n_out * w->row_bytes) + SLACK;
-}
-
-size_t strips_bytes(const weight *w, long n) {
-    return (size_t)padded(n * (has_blocks(w->type) ? w->strip_bytes : STRIP * w->row_bytes) + SLACK, 64);
-}
 
 /* ---- from the file ---- */
 
@@ -211,12 +137,6 @@ INLINE void pack_scales(const uint8_t *from, const int wide, long step, const la
     for (long i = 0; i < n; i++) write_u16(to + i * l->w->block_bytes, halves[i]);
 }
 
-/* The nibble with the fifth bits of elements 4k..4k+3 (half 0) or 16 + those (half 1). Those of four lanes
- * follow each other. */
-static uint8_t *fifth_at(const weight *w, uint8_t *block, long lane, int k, int half) {
-    return block + w->fifth + k * 32 + lane / 16 * 16 + half * 8 + lane % 16 / 2;
-}
-
 INLINE void pack_fifth_bits(const uint32_t bits[LANES], const int n, const lanes *l, uint8_t *block) {
     int shift = (int)(l->lane % LANES) * 4;
     unsigned mask = (0xffffu >> (LANES - n) * 4) << shift;
@@ -296,11 +216,6 @@ static void pack_some(file_type type, const lanes *l) {
     }
 }
 
-/* Where a block of a row's strip begins. */
-static uint8_t *block_at(const weight *w, long row, long block) {
-    return w->data + row / STRIP * w->strip_bytes + block * w->block_bytes;
-}
-
 /* Asks for the same blocks of the same rows of the next strip. */
 INLINE void prefetch(const uint8_t *row, long row_bytes, long n_blocks, const lanes *l) {
     const uint8_t *ahead = row + STRIP * row_bytes;
@@ -365,53 +280,8 @@ weight rows_of(const weight *w, long first, long last, uint8_t *memory) {
     if (rows.n_out % STRIP) memset(memory, 0, strips_bytes(w, rows.n_strips));
     for (const piece *p = w->pieces; p < w->pieces + w->n_pieces; p++) {
         long start = first > p->row ? first - p->row : 0, end = last - p->row;
-        pack_rows(&p->blocks, &rows, p->row - first, p->col, start, end < p->blocks.n_rows ? end : p->blocks.n_rows);
+        end = end < p->blocks.n_rows ? end : p->blocks.n_rows;
+        pack_rows(&p->blocks, &rows, p->row - first, p->col, start, end);
     }
     return rows;
-}
-
-/* ---- and back ---- */
-
-plain_block unpack_block(const weight *w, long row, long block) {
-    plain_block plain;
-    long lane = row % STRIP;
-    uint8_t *at = block_at(w, row, block), *q = at + w->q + lane * 4;
-    plain.d = f32_from_f16(read_u16(at + 2 * lane));
-    plain.m = has_minimum(w->type) ? f32_from_f16(read_u16(at + w->m + 2 * lane)) : 0;
-    for (int i = 0; i < BLOCK; i++) {
-        int half = i / 16, k = i % 16 / 4, j = i % 4;
-        if (w->type == Q8_0) {
-            plain.q[i] = q[(half * 4 + k) * 4 * STRIP + j];
-            continue;
-        }
-        plain.q[i] = q[k * 4 * STRIP + j] >> half * 4 & 15;
-        if (w->type == Q5_0 || w->type == Q5_1)
-            plain.q[i] |= (*fifth_at(w, at, lane, k, half) >> (lane % 2 * 4 + j) & 1) << 4;
-    }
-    return plain;
-}
-
-static void unpack_floats(const weight *w, const uint8_t *row, float *out) {
-    for (long i = 0; i < w->n_in; i++) {
-        if (w->type == F32) {
-            out[i] = read_f32(row + 4 * i);
-        } else if (w->type == F16) {
-            out[i] = f32_from_f16(read_u16(row + 2 * i));
-        } else {
-            uint32_t word = (uint32_t)read_u16(row + 2 * i) << 16;
-            memcpy(&out[i], &word, 4);
-        }
-    }
-}
-
-void unpack_row(const weight *w, long row, float *out) {
-    if (!has_blocks(w->type)) {
-        unpack_floats(w, w->data + row * w->row_bytes, out);
-        return;
-    }
-    for (long b = 0; b < w->n_blocks; b++) {
-        plain_block plain = unpack_block(w, row, b);
-        float d = w->factor * plain.d, m = w->factor * plain.m;
-        for (int j = 0; j < BLOCK; j++) out[b * BLOCK + j] = (float)(plain.q[j] - zero_of(w->type)) * d + m;
-    }
 }

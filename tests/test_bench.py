@@ -39,6 +39,22 @@ def test_the_c_backend_is_held_against_its_limits():
 
 
 @needs_c
+def test_a_file_is_measured_with_and_without_a_copy_of_its_weights(capsys):
+    line = "bench small --mmap --backend c --threads 1 --prefill 4 --n_predict 1 --json"
+    assert main(line.split()) == 0
+    copied, mapped = json.loads(capsys.readouterr().out)
+    assert (copied["mapped"], mapped["mapped"]) == (False, True)
+    for result in (copied, mapped):
+        assert 0 < result["load"] < result["first_token"] and result["read_bandwidth"] > 0
+    assert mapped["memory"] < copied["memory"]
+
+
+def test_a_shape_cannot_be_mapped():
+    with pytest.raises(TinyllamaError, match="no file"):
+        run(mmap=True)
+
+
+@needs_c
 def test_the_level_is_afterwards_what_it_was():
     from tinyllama import _native
 

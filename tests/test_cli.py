@@ -173,6 +173,13 @@ def test_stderr_gets_everything_else(run):
     assert "stopped" not in err, "it simply reached its length"
 
 
+def test_the_same_text_comes_from_the_mapped_file(run):
+    line = ["generate", "-p", "Once", "-n", "5", "--seed", "1", "--temp", "0"]
+    _, copied, _ = run(*line)
+    status, mapped, err = run(*line, "--mmap")
+    assert status == 0 and mapped == copied and "stay in the file" in err
+
+
 def test_main_is_another_name_of_generate(run):
     argv = ["-p", "Once upon a time", *QUICK]
     assert run("main", *argv)[:2] == run("generate", *argv)[:2]

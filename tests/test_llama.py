@@ -1,5 +1,7 @@
+import gc
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 import tinyllama
 from tinyllama import llama as llama_module
 from tinyllama import resources
+from tinyllama.backends import available
 from tinyllama.download import small_folder
 from tinyllama.errors import Cancelled, TinyllamaError
 from tinyllama.formats import open_checkpoint
@@ -39,6 +42,44 @@ def test_a_changed_tokenizer_is_loaded_anew(folder):
 
 def test_another_backend_or_number_of_threads_is_another_model(folder):
     assert tinyllama.load(folder, "numpy", 1) is not tinyllama.load(folder, "numpy", 2)
+
+
+BACKENDS = [name for name, reason in available().items() if reason is None]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mapped_model_says_what_a_loaded_one_says(folder, backend):
+    loaded, mapped = tinyllama.load(folder, backend), tinyllama.load(folder, backend, mmap=True)
+    assert mapped is not loaded and mapped.mapped and not loaded.mapped
+    np.testing.assert_allclose(mapped.logits(STORY), loaded.logits(STORY), rtol=0, atol=1e-4)
+    if backend == "c":
+        np.testing.assert_array_equal(mapped.logits(STORY), loaded.logits(STORY))
+
+
+def test_generate_and_stream_run_from_the_mapped_file_too(folder):
+    text = tinyllama.generate(STORY, folder, n_predict=5, seed=1, mmap=True)
+    assert "".join(tinyllama.stream(STORY, folder, n_predict=5, seed=1, mmap=True)) == text
+    assert tinyllama.load(folder, mmap=True).mapped
+
+
+def test_mapped_weights_need_no_memory_to_be_loaded_but_a_warning(folder, monkeypatch):
+    needed = llama_module.memory_needed(open_checkpoint(folder), "numpy", 2048, mmap=True)
+    assert needed["weights"] == sum(t.nbytes for t in open_checkpoint(folder).tensors.values())
+    monkeypatch.setattr(resources, "available_memory", lambda: sum(needed.values()) - 1)
+    with pytest.warns(UserWarning, match="every token will read the disk"):
+        tinyllama.load(folder, "numpy", mmap=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+@pytest.mark.parametrize("mmap", [False, True])
+def test_the_file_is_let_go_with_the_model(folder, mmap):
+    llama = tinyllama.load(folder, mmap=mmap)
+    assert llama.generate(STORY, n_predict=2)
+    assert str(folder) in Path("/proc/self/maps").read_text()
+    llama.close()
+    del llama
+    gc.collect()
+    assert str(folder) not in Path("/proc/self/maps").read_text()
 
 
 def test_after_close_a_model_is_gone_and_loaded_anew(folder):
@@ -114,6 +155,12 @@ def test_weights_that_stay_in_their_file_are_warned_of_instead(folder, monkeypat
     monkeypatch.setattr(resources, "available_memory", lambda: sum(needed.values()) - 1)
     with pytest.warns(UserWarning, match=r"8.0 MB of weights and .* of free memory: every token will read"):
         assert tinyllama.load(folder, "numpy").generate(STORY, n_predict=2)
+
+
+def test_a_mapped_model_announces_what_that_costs(folder, capsys):
+    tinyllama.load(folder, mmap=True, verbose=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(folder) in line and "stay in the file" in line and "twice as long" in line
 
 
 def test_the_announcement_names_the_file_the_memory_and_the_time(folder, capsys):

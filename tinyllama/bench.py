@@ -30,6 +30,7 @@ from .quant import Tensor, bits_per_weight, quantize
 
 PREFILL = (32, 128, 512)  # tokens of a prompt
 REPEATS = 3  # of each prompt; the median counts
+SHORT_PROMPT = 5  # tokens
 CONTEXT = 512  # tokens that the KV cache has room for, beyond the prompts
 
 
@@ -43,7 +44,9 @@ class Result:
         prefill: tokens a second by length of the prompt.
         multiply_probe: the tokens a second that multiplying alone would allow, None as above.
         load: seconds to prepare the weights, reading a file included.
-        memory: bytes that weights and cache take.
+        first_token: seconds until a short prompt's next token is known, loading included.
+        memory: bytes that weights and cache take, beside a file that is mapped.
+        mapped: the C backend ran from the mapped file.
     """
 
     model: str
@@ -57,7 +60,9 @@ class Result:
     prefill: dict[int, float] = field(default_factory=dict)
     multiply_probe: float | None = None
     load: float = 0.0
+    first_token: float = 0.0
     memory: int = 0
+    mapped: bool = False
 
 
 class RandomWeights(Mapping):
@@ -95,6 +100,7 @@ def bench(
     backends: list[str] | None = None,
     levels: list[str] | None = None,
     threads: list[int] | None = None,
+    mmap: bool = False,
     n_predict: int = 16,
     prefill: tuple[int, ...] = PREFILL,
 ) -> Iterator[Result]:
@@ -106,21 +112,25 @@ def bench(
         type: of the random weights.
         backends: None for the fastest that runs here.
         levels: of the C backend; None for the best of this CPU.
+        mmap: measure the C backend a second time, running from the mapped file.
         n_predict: tokens to write.
     Raises:
         TinyllamaError: there is no such model, backend or level, or it doesn't fit into memory.
     """
     if shape is not None and shape not in PRESETS:
         raise TinyllamaError(f"there is no shape {shape!r}: there are {', '.join(PRESETS)}")
+    if shape is not None and mmap:
+        raise TinyllamaError("a shape has no file that could be mapped")
     if type not in TYPES:
         raise TinyllamaError(f"there is no type {type!r}: there are {', '.join(TYPES)}")
     for backend in backends or [None]:
         for n_threads in threads or [None]:
             table = get_backend(backend, n_threads)
             for level in (levels or [None]) if table.name == "c" else [None]:
-                with _level(level):
-                    yield _measure(model, shape, type, table, n_predict, prefill)
-                gc.collect()
+                for mapped in (False, True) if mmap and table.name == "c" else (False,):
+                    with _level(level):
+                        yield _measure(model, shape, type, table, mapped, n_predict, prefill)
+                    gc.collect()
 
 
 class _level:
@@ -148,17 +158,18 @@ class _level:
             _native.use_level(self._before)
 
 
-def _measure(model, shape, type, table, n_predict: int, prefill: tuple[int, ...]) -> Result:
+def _measure(model, shape, type, table, mapped: bool, n_predict: int, prefill: tuple[int, ...]) -> Result:
     config, tensors, name = _open(model, shape, type)
     if shape is not None:
         resources.require_memory(_memory(config, bits_per_weight(type) / 8), name)
     else:
         type = tensors["layers.0.attention.wq.weight"].type
-    result = Result(name, type, table.name, _level_of(table), table.threads)
-    loaded = build(config, tensors, partial(_timed, result, table.prepare))
+    result = Result(name, type, table.name, _level_of(table), table.threads, mapped=mapped)
+    loaded = build(config, tensors, partial(_timed, result, table))
     cache = table.new_cache(config, max(prefill, default=0) + CONTEXT)
     run = partial(forward, loaded, table, cache=cache, last=True)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, max(prefill, default=1))
+    result.first_token = result.load + _seconds(run, tokens[:SHORT_PROMPT], 0)
     for n_tokens in prefill:
         seconds = [_seconds(run, tokens[:n_tokens], 0) for _ in range(REPEATS)]
         result.prefill[n_tokens] = n_tokens / median(seconds)
@@ -168,10 +179,10 @@ def _measure(model, shape, type, table, n_predict: int, prefill: tuple[int, ...]
     return result
 
 
-def _timed(result: Result, prepare, tensor: Tensor):
+def _timed(result: Result, table, tensor: Tensor):
     """Prepare a weight; making random ones isn't counted."""
     started = time.perf_counter()
-    ready = prepare(tensor, copy=True)
+    ready = table.prepare(tensor, copy=table.name == "c" and not result.mapped)
     result.load += time.perf_counter() - started
     return ready
 
@@ -223,7 +234,9 @@ def _measure_decoding(result: Result, run, tokens, n_predict: int, weights: list
     result.decode = 1 / median(decode)
     if probe:
         result.read_probe = 1 / median(probe)
-        result.read_bandwidth = sum(weight.nbytes for weight in weights) / median(probe)
+        result.read_bandwidth = sum(array.nbytes for weight in weights for array in weight.memory) / median(
+            probe
+        )
 
 
 def _read(weights: list, threads: int) -> None:
@@ -255,7 +268,8 @@ def _measure_multiplying(result: Result, config: Config, table) -> None:
 def table(results: list[Result]) -> str:
     """Results as a table: speeds in tokens a second, with the share of their limit."""
     lengths = sorted({length for result in results for length in result.prefill})
-    head = ["backend", "threads", "write", *(f"read {length}" for length in lengths), "load", "memory"]
+    head = ["backend", "threads", "write", *(f"read {length}" for length in lengths)]
+    head += ["load", "first token", "memory"]
     rows = [head, *([*_row(result, lengths)] for result in results)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -265,12 +279,14 @@ def table(results: list[Result]) -> str:
 
 
 def _row(result: Result, lengths: list[int]) -> Iterator[str]:
-    yield f"{result.backend} {result.level}" if result.level else result.backend
+    name = f"{result.backend} {result.level}" if result.level else result.backend
+    yield f"{name}, mapped" if result.mapped else name
     yield str(result.threads)
     yield _share(result.decode, result.read_probe)
     for length in lengths:
         yield _share(result.prefill[length], result.multiply_probe)
-    yield f"{result.load:.1f} s"
+    yield f"{result.load:.2f} s"
+    yield f"{result.first_token:.2f} s"
     yield resources.human(result.memory)
 
 
@@ -299,7 +315,7 @@ def plot(results: list[Result], path: str | Path) -> None:
     axes = Figure(figsize=(8, 5), layout="constrained").subplots()
     for result in results:
         speeds = {1: result.decode, **result.prefill}
-        name = f"{result.backend} {result.level or ''}, {result.threads} threads"
+        name = f"{result.backend} {result.level or ''}, {result.threads} threads{', mapped' * result.mapped}"
         (line,) = axes.plot(list(speeds), list(speeds.values()), marker="o", label=name)
         if result.read_probe:
             together = np.geomspace(1, max(speeds), 50)

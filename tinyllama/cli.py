@@ -218,6 +218,8 @@ def _model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--backend", metavar="NAME", help="auto, c, numexpr, numpy; default: $TINYLLAMA_BACKEND, or auto"
     )
+    mmap = "run from the mapped file: starts at once, in little memory, and takes about twice as long a token"
+    command.add_argument("--mmap", action="store_true", help=mmap)
 
 
 def _batch_size(command: argparse.ArgumentParser) -> None:
@@ -250,6 +252,7 @@ def _bench(command: argparse.ArgumentParser) -> None:
         help="of the C backend: avx512, avx2, ref; default: the best",
     )
     add("-t", "--threads", metavar="N,...", type=_numbers, help="default: one a core")
+    add("--mmap", action="store_true", help="measure the C backend also from the mapped file")
     count("-n", "--n_predict", default=16, help="tokens to write (%(default)s)")
     add(
         "--prefill",

@@ -198,6 +198,7 @@ def _bench(args: argparse.Namespace) -> None:
             backends=args.backend,
             levels=args.level,
             threads=args.threads,
+            mmap=args.mmap,
             n_predict=args.n_predict,
             prefill=tuple(args.prefill),
         )
@@ -241,7 +242,7 @@ def _load(args: argparse.Namespace) -> Llama:
     """The model that -m, -t and --backend ask for."""
     with _argument_errors(args):
         get_backend(args.backend, args.threads)
-    return load(args.model, args.backend, args.threads, verbose=True)
+    return load(args.model, args.backend, args.threads, mmap=args.mmap, verbose=True)
 
 
 def _read_text(path: str) -> str:

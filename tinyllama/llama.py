@@ -24,7 +24,7 @@ from .generation import Completion, Generation, Token, score
 from .model import Model, build, forward, unembed
 from .tokenizer import Tokenizer, make_tokenizer
 
-#: The NumPy backends dequantize a model whose float32 weights take less than this many bytes once, when it is loaded.
+#: The NumPy backends dequantize a model once, when it is loaded, if its float32 weights take fewer bytes.
 UNPACK_BELOW = 2 * 2**30
 
 
@@ -229,8 +229,8 @@ def load(
             name: "small" (it ships with tinyllama), "smollm2" (`tinyllama download smollm2`).
         backend: "numpy", "numexpr" or "auto"; None asks TINYLLAMA_BACKEND.
         threads: None for one a core.
-        mmap: leave the weights in their file, mapped into memory. Loading takes no time and the weights no memory
-            but the page cache, which the system can take back; each token takes longer. The results are the same.
+        mmap: leave the weights in their file, mapped. Loading takes no time, and the weights no memory but
+            the page cache, which the system can take back; each token takes longer. The results are the same.
         verbose: say on stderr what it will need before loading.
         progress: wraps the iteration over the tensors as tqdm does, which shows a bar if nobody says.
     Raises:
@@ -247,10 +247,10 @@ def load(
         needed = memory_needed(checkpoint, table.name, default_ctx_size(checkpoint.config), mmap=mmap)
         while _loaded and (len(_loaded) >= KEPT or sum(needed.values()) > resources.available_memory()):
             del _loaded[next(iter(_loaded))]
-        in_file = stays_in_file(checkpoint, table.name, mmap)
-        _check_memory(path, needed, in_file)
+        _check_memory(path, needed, stays_in_file(checkpoint, table.name, mmap))
         if verbose:
-            print(_announcement(path, needed, in_file), file=sys.stderr)
+            say = _announcement_of_mapping if mmap else _announcement
+            print(say(path, needed), file=sys.stderr)
         _loaded[key] = Llama(checkpoint, table, str(model), mmap, progress)
         return _loaded[key]
 
@@ -352,7 +352,10 @@ def _float32_bytes(checkpoint: Checkpoint) -> int:
 def memory_needed(
     checkpoint: Checkpoint, backend: str, ctx_size: int, batch_size: int = 512, mmap: bool = False
 ) -> dict[str, int]:
-    """Bytes that running a model takes: {"weights", "kv_cache", "activations"}; weights also if they stay mapped."""
+    """Bytes that running a model takes: {"weights", "kv_cache", "activations"}.
+
+    Weights that stay in their file count too: without as much page cache every token reads the disk.
+    """
     config = checkpoint.config
     stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     in_c = backend == "c"  # repacks the blocks without unpacking them, and keeps its cache in half precision
@@ -364,9 +367,18 @@ def memory_needed(
     }
 
 
-def _announcement(path: Path, needed: dict[str, int], in_file: bool) -> str:
+def _announcement(path: Path, needed: dict[str, int]) -> str:
     total, weights, cache = (
         resources.human(n) for n in (sum(needed.values()), needed["weights"], needed["kv_cache"])
     )
     seconds = max(1, round(needed["weights"] / 2e9))  # dequantizing, or reading a fast disk
     return f"loading {path}: up to {total} of memory ({weights} weights, {cache} KV cache), about {seconds} s"
+
+
+def _announcement_of_mapping(path: Path, needed: dict[str, int]) -> str:
+    weights = resources.human(needed["weights"])
+    rest = resources.human(sum(needed.values()) - needed["weights"])
+    return (
+        f"loading {path}: {weights} of weights stay in the file, up to {rest} of memory beside them; "
+        "it starts at once, and a token takes about twice as long as without --mmap"
+    )

@@ -26,8 +26,8 @@ def prepare(tensor: Tensor, copy: bool) -> Tensor | np.ndarray:
 
     Args:
         tensor: as it lies in the file.
-        copy: dequantize it now, once. Otherwise it stays in its file, and `matmul` dequantizes it, a few rows at a
-            time, on every call.
+        copy: dequantize it now, once. Otherwise it stays in its file, and `matmul` dequantizes it, a few rows
+            at a time, on every call.
     Returns:
         A Tensor [n_out, n_in]; of a norm, which is small, its array [dim].
     """

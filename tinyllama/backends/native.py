@@ -1,7 +1,7 @@
 """The NumPy table with its entries replaced by C: `tinyllama._native`, built from ext/.
 
 A weight is repacked when it is prepared (ext/README.md draws the layout) and multiplied as it lies. One that
-is to stay in its mapped file is repacked strip by strip whenever it is multiplied: the results are the same. The KV
+stays in its mapped file is repacked strip by strip whenever it is multiplied, with the same result. The KV
 cache is the definition's, in half precision, so a tapped attention can run in NumPy on the same cache.
 """
 
@@ -67,7 +67,7 @@ def _huge_pages(n_bytes: int) -> np.ndarray:
 
 
 def prepare(tensor: Tensor, copy: bool, *, arena: Arena, threads: int):
-    """As ops.prepare, but a matrix becomes a `_native.Weight`: a repacked copy, or only knowing where it lies."""
+    """As ops.prepare, but a matrix becomes a `_native.Weight`: a repacked copy, or where it lies."""
     if len(tensor.shape) == 1:
         return np.require(tensor.dequantize(), np.float32, ["C", "ALIGNED"])  # ggml files pad nothing
     n_out, n_in = tensor.shape
