@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the C backend's tests on Arm processors that qemu emulates, in an arm64 Python with NumPy, and lets the
-# small model write there what it writes here. It keeps, all below build/arm,
+# arm_tests.sh [LEVEL ...] runs the C backend's tests on Arm processors that qemu emulates, in an arm64 Python with
+# NumPy, and lets the small model write there what it writes here. It keeps, all below build/arm,
 #
 #     root/     Debian's arm64 Python and what it depends on, unpacked; nothing is installed on this system
 #     site/     NumPy and what else the tests import, for arm64
@@ -79,9 +79,12 @@ write_texts() {
   done
 } 2>"$ARM/log"
 
-test_level() { # the level $1, on the processor $2, which has that level and none above it
-  export TINYLLAMA_CPU=$1 ARM_CPU=$2
-  echo "== $1, on an emulated $2"
+# A processor that has the level and none above it.
+declare -A PROCESSORS=([i8mm]=max,pauth-impdef=on [dotprod]=cortex-a76 [neon]=cortex-a53)
+
+test_level() {
+  export TINYLLAMA_CPU=$1 ARM_CPU=${PROCESSORS[$1]}
+  echo "== $1, on an emulated ${ARM_CPU%,*}"
   "$ARM/python" -c 'from tinyllama import _native as c; assert c.levels()[0] == c.level(), c.levels()'
   "$ARM/python" -m pytest -p no:cacheprovider tests/ext tests/backends
   write_texts "$ARM/python" "$ARM/there" || { tail "$ARM/log" >&2; exit 1; }
@@ -101,4 +104,4 @@ rm -rf "$ARM/lib"
 "$HERE" -m zipfile --extract "$wheel" "$ARM/lib"
 
 write_texts "$HERE" "$ARM/here" || { tail "$ARM/log" >&2; exit 1; }
-test_level ref cortex-a53
+for level in ${@:-i8mm dotprod neon}; do test_level "$level"; done
