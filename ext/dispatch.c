@@ -8,7 +8,7 @@
 #include <cpuid.h>
 
 /* Registers that the system saves when it switches threads (XCR0): without that they can't be used. */
-enum { XCR0_AVX = 0x6, XCR0_AVX512 = 0xe6 };
+enum { XCR0_AVX = 0x6, XCR0_AVX512 = 0xe6, XCR0_TILES = 0x60000 };
 
 static int system_saves(unsigned wanted) {
     unsigned a, b, c, d;
@@ -30,6 +30,34 @@ static int has_avx512(void) {
     if (!has_avx2() || !system_saves(XCR0_AVX512)) return 0;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
     return (b & wanted) == wanted && (c & bit_AVX512VNNI);
+}
+#endif
+
+#if defined(HAVE_AMX)
+#if defined(TINYLLAMA_EMULATE_TILES)
+static int has_tiles(void) { return 1; }
+#elif defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Linux saves 8 KB of tiles only for a process that has asked for it. It refuses where a thread has too little room
+ * for signals. */
+static int has_tiles(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
+    unsigned a, b, c, d, wanted = AMX_BF16 | AMX_TILE;
+    if (!system_saves(XCR0_TILES) || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & wanted) != wanted) return 0;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+#else
+static int has_tiles(void) { return 0; }
+#endif
+
+static int has_amx(void) {
+    enum { AVX512_BF16 = 1 << 5 };
+    unsigned a, b, c, d;
+    if (!has_avx512() || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & AVX512_BF16)) return 0;
+    static int tiles = -1; /* asked once */
+    return tiles < 0 ? (tiles = has_tiles()) : tiles;
 }
 #endif
 
@@ -58,6 +86,9 @@ static const struct {
     const kernels *kernels;
     int (*available)(void);
 } levels[] = {
+#if defined(HAVE_AMX)
+    {&amx_kernels, has_amx},
+#endif
 #if defined(__x86_64__)
     {&avx512_kernels, has_avx512},
     {&avx2_kernels, has_avx2},

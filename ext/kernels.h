@@ -241,7 +241,16 @@ typedef struct {
 /* Room that a thread needs for any kernel above. */
 size_t scratch_bytes(long shared_heads);
 
-extern const kernels ref_kernels, avx2_kernels, avx512_kernels, neon_kernels, dotprod_kernels, i8mm_kernels;
+extern const kernels ref_kernels;
+extern const kernels avx2_kernels, avx512_kernels, amx_kernels;
+extern const kernels neon_kernels, dotprod_kernels, i8mm_kernels;
+
+/* Compilers know AMX since GCC 11 and clang 11. */
+#if defined(__x86_64__) && defined(__has_include)
+#if __has_include(<amxtileintrin.h>) || __has_include(<amxintrin.h>)
+#define HAVE_AMX
+#endif
+#endif
 
 /* ---- the choice among them (dispatch.c) ---- */
 

@@ -19,7 +19,7 @@ def verdict(capsys):
 
 def test_the_right_answer_is_right_up_to_rounding(verdict):
     assert verdict(TRUTH + 1e-6) == "Right, [n_heads, n_tokens, n_past] = [2, 3, 4]."
-    assert verdict(1.00001, 1, axes="") == "Right."
+    assert verdict(1.00001, 1.0, axes="") == "Right."
 
 
 @pytest.mark.parametrize("nothing", [..., None])
@@ -62,7 +62,7 @@ def test_the_worst_number_is_named_with_its_place_and_the_hint(verdict):
     answer[0, 1, 2] = 9
     assert verdict(answer, hint="Look there.") == (
         f"1 of 24 numbers differ, most at n_heads 0, n_tokens 1, n_past 2: yours is 9, "
-        f"expected is {TRUTH[0, 1, 2]:.4g}. Look there."
+        f"expected is {TRUTH[0, 1, 2]:.6g}. Look there."
     )
 
 
@@ -70,6 +70,12 @@ def test_infinities_have_to_stand_where_they_are_expected(verdict):
     masked = np.where(TRUTH > 1, -np.inf, TRUTH)
     assert verdict(masked, masked).startswith("Right")
     assert "numbers differ" in verdict(TRUTH, masked)
+
+
+def test_whole_numbers_have_to_be_exact(verdict):
+    assert verdict([1000, 1001], [1000, 1001], axes="n_tokens").startswith("Right")
+    assert verdict([1000, 1002], [1000, 1001], axes="n_tokens").startswith("1 of 2 numbers differ")
+    assert verdict(1e6, 10**6, axes="") == "Right."
 
 
 def test_same_allows_rounding_and_nothing_else_on_numpy():

@@ -37,4 +37,4 @@ def test_the_future_is_no_number_but_grey():
 
 def test_tokens_are_tick_labels():
     (axes, _) = PICTURES["attention"]().axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["<s>", "▁Once", "\\n", "$5"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["<s>", "▁Once", "\\n", r"\$5"]

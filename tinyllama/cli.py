@@ -249,7 +249,7 @@ def _bench(command: argparse.ArgumentParser) -> None:
         "--level",
         metavar="NAME,...",
         type=_names,
-        help="of the C backend: avx512, avx2, ref; default: the best",
+        help="of the C backend: amx, avx512, avx2, ref; default: the best",
     )
     add("-t", "--threads", metavar="N,...", type=_numbers, help="default: one a core")
     add("--mmap", action="store_true", help="measure the C backend also from the mapped file")

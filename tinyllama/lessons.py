@@ -60,7 +60,7 @@ def _verdict(answer, expected, axes: str, mistakes: Mapping[str, object], hint: 
         answer = np.asarray(answer, np.float64)
     except (TypeError, ValueError):
         return f"Expected numbers, but this is {type(answer).__name__}: {answer!r:.60}"
-    expected = np.asarray(expected, np.float64)
+    expected = np.asarray(expected)
     for find in (_wrong_shape, _wrong_kind, _same, _known_mistake(mistakes), _wrong_scale):
         if verdict := find(answer, expected, axes):
             return verdict
@@ -68,7 +68,9 @@ def _verdict(answer, expected, axes: str, mistakes: Mapping[str, object], hint: 
 
 
 def _close(answer: np.ndarray, expected: np.ndarray) -> bool:
-    """A single number to a thousandth; arrays as far apart as 8-bit arithmetic may put them."""
+    """Whole numbers exactly, another one to a thousandth, arrays of them as 8-bit arithmetic leaves them."""
+    if expected.dtype.kind in "iu":
+        return np.array_equal(answer, expected)
     if not expected.ndim:
         return not answer.ndim and bool(np.isclose(answer, expected, rtol=1e-3))
     return answer.shape == expected.shape and _error(answer, expected) <= INT8_LIMIT
@@ -99,7 +101,7 @@ def _wrong_kind(answer, expected, axes) -> str | None:
 
 def _known_mistake(mistakes: Mapping[str, object]) -> Callable:
     def find(answer, expected, axes):
-        known = (what for what, wrong in mistakes.items() if _close(answer, np.asarray(wrong, np.float64)))
+        known = (what for what, wrong in mistakes.items() if _close(answer, np.asarray(wrong)))
         return next(known, None)
 
     return find
@@ -111,7 +113,7 @@ def _wrong_scale(answer, expected, axes) -> str | None:
         return None
     factor = sizes[0] / sizes[1]
     for sign in (1, -1):
-        if _close(sign * answer / factor, expected):
+        if abs(sign * factor - 1) > 0.02 and _close(sign * answer / factor, expected.astype(np.float64)):
             return (
                 f"{'Everything is' if answer.ndim else 'This is'} {sign * factor:.4g} times what is expected."
             )
@@ -123,12 +125,15 @@ def _largest_difference(answer, expected, axes) -> str:
         return f"Not yet: {answer:.6g} is too {'large' if answer > expected else 'small'}."
     with np.errstate(invalid="ignore"):
         difference = np.nan_to_num(np.abs(answer - expected), nan=0, posinf=np.inf)
-    wrong = difference > 1e-3 * np.abs(np.where(np.isfinite(expected), expected, 0)).max()
+    least = (
+        0 if expected.dtype.kind in "iu" else 1e-3 * np.abs(expected[np.isfinite(expected)]).max(initial=0)
+    )
+    wrong = difference > least
     worst = difference == difference.max()
     at = np.unravel_index(int(worst.argmax()), worst.shape)
     return (
         f"{wrong.sum()} of {wrong.size} numbers differ, most at {_place(worst, axes)}: "
-        f"yours is {answer[at]:.4g}, expected is {expected[at]:.4g}."
+        f"yours is {answer[at]:.6g}, expected is {expected[at]:.6g}."
     )
 
 

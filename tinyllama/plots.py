@@ -39,7 +39,6 @@ STYLE = {
     "lines.linewidth": 1.8,
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
-    "text.parse_math": False,  # a token may hold a dollar
 }
 matplotlib.rcParams.update(STYLE)
 
@@ -62,7 +61,8 @@ class Picture(Figure):
 
 def labels(pieces: Sequence[str]) -> list[str]:
     """Tokens as tick labels: a space in front is "▁", as LLaMA's vocabulary spells it; a newline is "\\n"."""
-    return [re.sub("^ +", lambda found: "▁" * len(found[0]), piece).replace("\n", "\\n") for piece in pieces]
+    spelled = (re.sub("^ +", lambda found: "▁" * len(found[0]), piece) for piece in pieces)
+    return [piece.replace("\n", "\\n").replace("$", r"\$") for piece in spelled]  # a dollar begins a formula
 
 
 def attention(weights: np.ndarray, pieces: Sequence[str], title: str = "") -> Picture:

@@ -4,13 +4,14 @@
 # To the small model *Lily* is one token and *strawberries* are six. A LLaMA sees neither letters nor words,
 # only numbers below `vocab_size`. Who decides where a word is cut, and why does it matter?
 #
-# Before this: [00 the map](00_map.ipynb). After it: [02 the checkpoint](02_checkpoint.ipynb). Papers: [BPE for
-# text](https://arxiv.org/abs/1508.07909), [SentencePiece](https://arxiv.org/abs/1808.06226).
+# Before this: [00 the map](00_map.ipynb). After it: [02 the checkpoint](02_checkpoint.ipynb). Papers: [BPE
+# for text](https://arxiv.org/abs/1508.07909), [SentencePiece](https://arxiv.org/abs/1808.06226).
 
 # %%
 import os
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def count_pairs():
     """How often each pair of neighbours occurs in the text."""
     pairs = Counter()
     for word, symbols in spelling.items():
-        for pair in zip(symbols, symbols[1:], strict=False):
+        for pair in pairwise(symbols):
             pairs[pair] += words[word]
     return pairs
 
@@ -110,8 +111,8 @@ print(" ".join(left + right for left, right in merges[:16]), "...", merges[-1][0
 plots.lines({"tokens": lengths}, "merges", "tokens of the text", "the text gets shorter with every merge")
 
 # %% [markdown]
-# Beginnings and little words come first, then whole words of the stories. Nobody told the algorithm what a word
-# is; it found out which letters keep company.
+# Beginnings and little words come first, then whole words of the stories. Nobody told the algorithm what a
+# word is; it found out which letters keep company.
 
 # %% [markdown]
 # ## Using it: the best pair first
@@ -132,12 +133,12 @@ def cut(word):
     """Every stage of a word on its way from characters to tokens."""
     stages = [list(word)]
     while True:
-        pairs = [left + right for left, right in zip(stages[-1], stages[-1][1:], strict=False)]
+        pairs = [left + right for left, right in pairwise(stages[-1])]
         best = max((pair for pair in pairs if pair in scores), key=scores.get, default=None)
         if best is None:
             return stages
         at = pairs.index(best)
-        stages.append(stages[-1][:at] + [best] + stages[-1][at + 2 :])
+        stages.append([*stages[-1][:at], best, *stages[-1][at + 2 :]])
 
 
 # %%
@@ -148,8 +149,8 @@ plots.tokens({f"after {n}": stage for n, stage in enumerate(stages)}, title="str
 # %% [markdown]
 # Read it from the top: each row has one box fewer. It ends where no two neighbours are a piece together.
 #
-# Is this what tinyllama does? Its tokenizers come from the `sentencepiece` and `tokenizers` packages. We cut a
-# whole sentence and compare the ids.
+# Is this what tinyllama does? Its tokenizers come from the `sentencepiece` and `tokenizers` packages. We
+# cut a whole sentence and compare the ids.
 
 # %%
 SENTENCE = " There was a strange garden behind the house of the old farmer."
@@ -222,9 +223,7 @@ samples = {
     "Python": "for i in range(10): print(i ** 2)",
     "Japanese": "吾輩は猫である。名前はまだ無い。",
 }
-per_token = [
-    len(text.encode()) / len(tokenizer.encode(text, bos=False)) for text in samples.values()
-]
+per_token = [len(text.encode()) / len(tokenizer.encode(text, bos=False)) for text in samples.values()]
 plots.bars(per_token, list(samples), "the longer the bar, the cheaper the text", "bytes a token")
 
 
@@ -245,7 +244,9 @@ def as_tokenizer(merges):
             types=(1,) * len(learnt),  # all normal: none is bos, none is a byte in disguise
             merges=tuple(f"{left} {right}" for left, right in merges),
             pre="gpt-2",
-            **{"bos_id": None, "eos_id": None, "unk_id": None},
+            bos_id=None,
+            eos_id=None,
+            unk_id=None,
         )
     )
 
@@ -264,9 +265,9 @@ plots.tokens(
 )
 
 # %% [markdown]
-# [SmolLM2](https://arxiv.org/abs/2502.02737) and [Llama 3](https://arxiv.org/abs/2407.21783) use this kind, with
-# 49,152 and 128,256 pieces; the first two LLaMAs use SentencePiece.
-# Which words our tokenizer knows by heart tells what it was trained on.
+# [SmolLM2](https://arxiv.org/abs/2502.02737) and [Llama 3](https://arxiv.org/abs/2407.21783) use this kind,
+# with 49,152 and 128,256 pieces; the first two LLaMAs use SentencePiece. Which words our tokenizer knows by
+# heart tells what it was trained on.
 
 # %% [markdown]
 # ## At 7B

@@ -222,6 +222,7 @@ plots.attention_heads(maps[list(kinds.values())], pieces, names=names)
 # A picture of weights shows where a head looks, not that anything depends on it. So we switch heads off, one
 # at a time: a tap is handed the very array that is used next, and may write into it.
 
+
 # %%
 def prob_of_best(switched_off=None):
     """How likely the likeliest continuation is when one head of LAYER takes nothing along."""

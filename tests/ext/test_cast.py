@@ -63,7 +63,7 @@ def test_it_gives_the_bytes_of_the_definition(level, source, to):
 
 
 @pytest.mark.parametrize("to", ["f16", *BLOCKS])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # each example on the same level
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # one level for all
 @given(bits=hnp.arrays(np.uint32, (2, 64), elements=st.integers(0, 2**32 - 1)))
 def test_it_gives_them_for_any_finite_bits(level, to, bits):
     x = bits.view(np.float32)

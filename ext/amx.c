@@ -1,0 +1,337 @@
+/* x86-64 with AMX (Sapphire Rapids and later): as avx512.c, but many tokens are multiplied in tiles.
+ *
+ * A tile is a register of 16 rows of 64 bytes. One instruction multiplies 16 tokens, 32 inputs of each in bf16, by
+ * the same 32 inputs of 16 rows of a weight, and adds to 16 x 16 sums in float32. Its second operand wants two
+ * neighbouring inputs of each row side by side and rows next to each other: so lie the lanes of a strip that has
+ * just been unpacked. Nothing is transposed but rows of numbers.
+ *
+ * Rounding both operands to 8 bits leaves an error of 6e-6 of a product's mean square. */
+#include "kernels.h"
+
+#if defined(HAVE_AMX)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni," \
+                                                   "avx512bf16,amx-tile,amx-bf16"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16")
+#pragma GCC target("prefer-vector-width=512")
+#endif
+#include "avx512.h"
+#if defined(TINYLLAMA_EMULATE_TILES)
+#include "../tests/ext/tiles.h"
+#endif
+
+/* ---- tiles ---- */
+
+enum {
+    ROWS = 16,         /* of a tile: tokens, pairs of inputs, sums of a token */
+    STEP = 32,         /* inputs that one product of tiles sums up; a block */
+    TILE_BYTES = 1024,
+    SUM_FLOATS = 256,  /* of a tile of sums */
+};
+
+/* All eight tiles are whole ones. Static, since GCC 12 believes that only 8 bytes of it are read. */
+static const struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} whole_tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+/* GCC doesn't know that loading a tile reads memory: what has been stored must be there by now. */
+#define STORED() __asm__ volatile("" ::: "memory")
+
+static long tiles_of(long n) { return (n + ROWS - 1) / ROWS; }
+static long steps_of(long n_in) { return (n_in + STEP - 1) / STEP; }
+
+INLINE __mmask16 first_lanes(long n) { return n >= 16 ? 0xffff : n > 0 ? (__mmask16)((1u << n) - 1) : 0; }
+INLINE __mmask32 first_words(long n) { return n >= 32 ? 0xffffffff : n > 0 ? (1u << n) - 1 : 0; }
+
+/* The first n of 32 numbers as bf16; the others are zeros. */
+INLINE __m512i bf16_from_floats(const float *x, long n) {
+    __m512 low = _mm512_maskz_loadu_ps(first_lanes(n), x), high = _mm512_maskz_loadu_ps(first_lanes(n - 16), x + 16);
+    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+INLINE __m512i bf16_from_halves(const uint16_t *x, long n) {
+    __m512i halves = _mm512_maskz_loadu_epi16(first_words(n), x);
+    __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)), low);
+}
+
+/* Two numbers of each lane, rounded to bf16, as its low and high half. */
+INLINE __m512i pair(__m512 low, __m512 high) {
+    const __m512i half = _mm512_set1_epi32(0x8000); /* of the last place that stays */
+    __m512i a = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(low), half), 16);
+    __m512i b = _mm512_add_epi32(_mm512_castps_si512(high), half);
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, a, b);
+}
+
+/* ---- inputs: 16 tokens x 32 inputs a tile ---- */
+
+/* Tokens that are multiplied in one go, inputs of one, strips of a panel. For 512 tokens the sums of a panel are 1 MB
+ * and the inputs of a chunk 256 KB: both stay in the second-level cache. A chunk of a strip is 16 KB; it and the 16 KB
+ * of inputs that meet it stay in the first-level cache. */
+enum { TOGETHER_TILES = 32, CHUNK = 8, PANEL = 16, FITS = 1 << 20 };
+
+/* Where a tile of inputs lies: chunks follow each other, in a chunk tokens, of 16 tokens the steps. */
+static size_t input_tile(long n_tokens, long n_steps, long tile, long step) {
+    long first = tile - tile % TOGETHER_TILES, tiles = smaller(tiles_of(n_tokens) - first, TOGETHER_TILES);
+    long chunk = step - step % CHUNK, steps = smaller(n_steps - chunk, CHUNK);
+    return (size_t)(first * n_steps + tiles * chunk + (tile - first) * steps + step - chunk) * TILE_BYTES;
+}
+
+static size_t inputs_bytes(long n_tokens, long n_in) {
+    return (size_t)(tiles_of(n_tokens) * steps_of(n_in)) * TILE_BYTES;
+}
+
+static void pack_inputs(const float *x, long n_tokens, long n_in, long first, long last, void *inputs) {
+    for (long t = first; t < tiles_of(last) * ROWS; t++)
+        for (long step = 0; step < steps_of(n_in); step++) {
+            uint8_t *to = (uint8_t *)inputs + input_tile(n_tokens, steps_of(n_in), t / ROWS, step) + t % ROWS * 64;
+            long n = t < last ? n_in - step * STEP : 0;
+            _mm512_store_si512(to, bf16_from_floats(x + t * n_in + step * STEP, n));
+        }
+}
+
+/* ---- weights: [32 / 2 pairs of inputs][16 rows][2] a tile, two of them a step of a strip ---- */
+
+/* The bytes 8..15 of each lane of q, as d * q + c. In the middle of a float of the size of 2^15 they are 2^15 + q. */
+INLINE __m512 number(__m512i q, __m512 d, __m512 c) {
+    const __m512i field = _mm512_set1_epi32(0xff00), power = _mm512_set1_epi32(0x47000000);
+    __m512i bits = _mm512_ternarylogic_epi32(q, field, power, 0xea); /* (q & field) | power */
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(bits), d, c);
+}
+
+/* Four bytes of each lane become two rows of a tile. */
+INLINE void two_pairs(__m512i q, __m512 d, __m512 c, uint8_t *to) {
+    __m512 first = number(_mm512_slli_epi32(q, 8), d, c), second = number(q, d, c);
+    __m512 third = number(_mm512_srli_epi32(q, 8), d, c), fourth = number(_mm512_srli_epi32(q, 16), d, c);
+    _mm512_store_si512(to, pair(first, second));
+    _mm512_store_si512(to + 64, pair(third, fourth));
+}
+
+INLINE void numbers_of_block(const weight_type type, const weight *w, const uint8_t *block, uint8_t *to) {
+    const __m512 factor = _mm512_set1_ps(w->factor), shift = _mm512_set1_ps((float)(0x8000 + zero_of(type)));
+    for (int half = 0; half < 2; half++, to += TILE_BYTES) {
+        __m512 d = _mm512_mul_ps(load_scales(block + 32 * half), factor), m = _mm512_setzero_ps();
+        if (has_minimum(type)) m = _mm512_mul_ps(load_scales(block + w->m + 32 * half), factor);
+        const __m512 c = _mm512_fnmadd_ps(d, shift, m); /* m - (2^15 + zero) d */
+        UNROLL
+        for (int k = 0; k < 4; k++) {
+            __m512i low, high;
+            unpack(type, w, block, k, half, &low, &high);
+            two_pairs(low, d, c, to + 128 * k);
+            two_pairs(high, d, c, to + 128 * (4 + k));
+        }
+    }
+}
+
+/* 16 rows of numbers from `row` on; behind the last they repeat it. A pair is to v_transpose what a float is. */
+INLINE void numbers_of_rows(const weight_type type, const weight *w, long row, long first, uint8_t *to) {
+    float pairs[ROWS * ROWS];
+    for (long r = 0; r < ROWS; r++) {
+        const uint8_t *data = w->data + smaller(row + r, w->n_out - 1) * w->row_bytes;
+        const uint16_t *words = (const uint16_t *)data + first;
+        __m512i numbers = type == F32   ? bf16_from_floats((const float *)data + first, w->n_in - first)
+                          : type == F16 ? bf16_from_halves(words, w->n_in - first)
+                                        : _mm512_maskz_loadu_epi16(first_words(w->n_in - first), words);
+        _mm512_storeu_si512(pairs + r * ROWS, numbers);
+    }
+    v_transpose(pairs, ROWS, (float *)to, ROWS);
+}
+
+INLINE void numbers_of_strip(const weight_type type, const weight *w, long strip, long step, uint8_t *to) {
+    numbers_of_rows(type, w, strip * STRIP, step * STEP, to);
+    numbers_of_rows(type, w, strip * STRIP + ROWS, step * STEP, to + TILE_BYTES);
+}
+
+static const uint8_t *block_of(const weight *w, long strip, long step) {
+    return w->data + strip * w->strip_bytes + step * w->block_bytes;
+}
+
+static void make_numbers(const weight *w, long strip, long step, uint8_t *to) {
+    switch (w->type) { /* each with its type known to the compiler */
+    case F32: numbers_of_strip(F32, w, strip, step, to); break;
+    case F16: numbers_of_strip(F16, w, strip, step, to); break;
+    case BF16: numbers_of_strip(BF16, w, strip, step, to); break;
+    case Q4_0: numbers_of_block(Q4_0, w, block_of(w, strip, step), to); break;
+    case Q4_1: numbers_of_block(Q4_1, w, block_of(w, strip, step), to); break;
+    case Q5_0: numbers_of_block(Q5_0, w, block_of(w, strip, step), to); break;
+    case Q5_1: numbers_of_block(Q5_1, w, block_of(w, strip, step), to); break;
+    default: numbers_of_block(Q8_0, w, block_of(w, strip, step), to); break;
+    }
+}
+
+/* Asks for what make_numbers will read. */
+static void ask_for_step(const weight *w, long strip, long step) {
+    if (has_blocks(w->type)) {
+        for (long at = 0; at < w->block_bytes; at += 64) __builtin_prefetch(block_of(w, strip, step) + at);
+        return;
+    }
+    long at = step * STEP * (w->type == F32 ? 4 : 2);
+    for (long row = strip * STRIP; row < smaller((strip + 1) * STRIP, w->n_out); row++)
+        __builtin_prefetch(w->data + row * w->row_bytes + at);
+}
+
+/* ---- products ---- */
+
+/* Chunks of strips in the order in which they are multiplied: one chunk of each strip, then the next of each. While one
+ * is multiplied, the numbers of the one behind it are made in passing, and the one behind that is asked for. */
+typedef struct {
+    const weight *w;
+    const uint8_t *inputs; /* of these tokens */
+    long n_tokens, n_tiles, n_steps;
+    long first, n_strips, n_chunks;
+    uint8_t *numbers[2];
+    float *sums; /* of each strip, of each 16 tokens: [2][16, 16] */
+} panel;
+
+static long chunk_of(const panel *p, long i) { return i / p->n_strips * CHUNK; }
+static long strip_of(const panel *p, long i) { return p->first + i % p->n_strips; }
+static long chunk_steps(const panel *p, long i) {
+    return i < p->n_chunks * p->n_strips ? smaller(p->n_steps - chunk_of(p, i), CHUNK) : 0;
+}
+
+/* The share'th of `shares` parts of chunk i. */
+static void make_part(const panel *p, long i, long share, long shares) {
+    long steps = chunk_steps(p, i), behind = chunk_steps(p, i + 1);
+    for (long s = steps * share / shares; s < steps * (share + 1) / shares; s++) {
+        if (s < behind) ask_for_step(p->w, strip_of(p, i + 1), chunk_of(p, i + 1) + s);
+        make_numbers(p->w, strip_of(p, i), chunk_of(p, i) + s, p->numbers[i % 2] + s * 2 * TILE_BYTES);
+    }
+}
+
+/* Many strips read a chunk of inputs from the second-level cache. This part of the next should be there in time. */
+static void ask_for_inputs(const panel *p, long chunk, long share, long shares) {
+    if (p->n_strips == 1 || chunk + CHUNK >= p->n_steps) return;
+    long lines = p->n_tiles * smaller(p->n_steps - chunk - CHUNK, CHUNK) * TILE_BYTES / 64;
+    const uint8_t *next = p->inputs + p->n_tiles * (chunk + CHUNK) * TILE_BYTES;
+    for (long i = lines * share / shares; i < lines * (share + 1) / shares; i++)
+        __builtin_prefetch(next + 64 * i, 0, 2);
+}
+
+/* sums (+)= 16 or 32 tokens x a strip. Tiles 0-3: sums of the first 16 tokens, rows 0-15 and 16-31, and of the others;
+ * 4, 5: the tokens; 6, 7: the rows. Four independent sums hide the 52 cycles that a product takes. */
+INLINE void multiply_tiles(const int both, long steps, const uint8_t *tokens, const uint8_t *rows, float *sums, int add) {
+    const uint8_t *others = tokens + steps * TILE_BYTES;
+    STORED();
+    if (add) {
+        _tile_loadd(0, sums, 64);
+        _tile_loadd(1, sums + SUM_FLOATS, 64);
+        if (both) _tile_loadd(2, sums + 2 * SUM_FLOATS, 64);
+        if (both) _tile_loadd(3, sums + 3 * SUM_FLOATS, 64);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        if (both) _tile_zero(2);
+        if (both) _tile_zero(3);
+    }
+    for (long s = 0; s < steps; s++) {
+        _tile_loadd(6, rows + s * 2 * TILE_BYTES, 64);
+        _tile_loadd(4, tokens + s * TILE_BYTES, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, rows + (s * 2 + 1) * TILE_BYTES, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        if (both) _tile_loadd(5, others + s * TILE_BYTES, 64);
+        if (both) _tile_dpbf16ps(2, 5, 6);
+        if (both) _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + SUM_FLOATS, 64);
+    if (both) _tile_stored(2, sums + 2 * SUM_FLOATS, 64);
+    if (both) _tile_stored(3, sums + 3 * SUM_FLOATS, 64);
+}
+
+static void put_sums(const float *sums, long n_tokens, long n_rows, float *out, long stride) {
+    for (long t = 0; t < n_tokens; t++) {
+        const float *from = sums + t / ROWS * 2 * SUM_FLOATS + t % ROWS * ROWS;
+        _mm512_mask_storeu_ps(out + t * stride, first_lanes(n_rows), _mm512_loadu_ps(from));
+        _mm512_mask_storeu_ps(out + t * stride + 16, first_lanes(n_rows - 16), _mm512_loadu_ps(from + SUM_FLOATS));
+    }
+}
+
+/* Chunk i times all tokens, 32 at a time. */
+static void multiply_chunk(const panel *p, long i, float *out, long stride) {
+    long chunk = chunk_of(p, i), steps = chunk_steps(p, i), pairs = (p->n_tiles + 1) / 2;
+    long strip = strip_of(p, i), n_rows = smaller(p->w->n_out - strip * STRIP, STRIP);
+    for (long n = 0; n < pairs; n++) {
+        const uint8_t *tokens = p->inputs + (p->n_tiles * chunk + 2 * n * steps) * TILE_BYTES;
+        float *sums = p->sums + (i % p->n_strips * p->n_tiles + 2 * n) * 2 * SUM_FLOATS;
+        make_part(p, i + 1, n, pairs);
+        ask_for_inputs(p, chunk, i % p->n_strips * pairs + n, p->n_strips * pairs);
+        if (2 * n + 1 < p->n_tiles)
+            multiply_tiles(1, steps, tokens, p->numbers[i % 2], sums, chunk > 0);
+        else
+            multiply_tiles(0, steps, tokens, p->numbers[i % 2], sums, chunk > 0);
+        if (chunk + CHUNK >= p->n_steps)
+            put_sums(sums, smaller(p->n_tokens - 2 * n * ROWS, 2 * ROWS), n_rows,
+                     out + 2 * n * ROWS * stride + strip * STRIP, stride);
+    }
+}
+
+static size_t panel_scratch(long n_tokens, long n_in) {
+    (void)n_in;
+    long tiles = smaller(tiles_of(n_tokens), TOGETHER_TILES);
+    return (size_t)(2 * 2 * CHUNK + PANEL * 2 * tiles) * TILE_BYTES;
+}
+
+/* Where the inputs fit into the second-level cache, strips follow each other as they lie in memory. */
+static void multiply_panel_of_strips(const weight *w, const void *inputs, long n_tokens, long first, long last,
+                                     float *out, long stride, void *scratch) {
+    enum { TOKENS = TOGETHER_TILES * ROWS };
+    long n_steps = steps_of(w->n_in), n_chunks = (n_steps + CHUNK - 1) / CHUNK;
+    uint8_t *numbers = scratch, *sums = numbers + 2 * 2 * CHUNK * TILE_BYTES;
+    int fits = inputs_bytes(smaller(n_tokens, TOKENS), w->n_in) <= FITS;
+    _tile_loadconfig(&whole_tiles);
+    for (long token = 0; token < n_tokens; token += TOKENS)
+        for (long strip = first; strip < last; strip += fits ? 1 : last - first) {
+            panel p = {w, (const uint8_t *)inputs + input_tile(n_tokens, n_steps, token / ROWS, 0),
+                       smaller(n_tokens - token, TOKENS), 0, n_steps, strip, fits ? 1 : last - first, n_chunks,
+                       {numbers, numbers + 2 * CHUNK * TILE_BYTES}, (float *)sums};
+            p.n_tiles = tiles_of(p.n_tokens);
+            make_part(&p, 0, 0, 1);
+            for (long i = 0; i < p.n_chunks * p.n_strips; i++)
+                multiply_chunk(&p, i, out + token * stride, stride);
+        }
+    _tile_release();
+}
+
+/* Up to 12 tokens, two tiles of avx512.c, multiplying blocks costs less than making numbers of them. */
+static const panel_kernels panels = {
+    13, PANEL, ROWS, inputs_bytes, pack_inputs, panel_scratch, multiply_panel_of_strips,
+};
+
+static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
+    avx512_kernels.multiply_blocks(w, acts, strip, out, stride);
+}
+
+static double multiply_registers(long rounds, float *sink) {
+    float sums[SUM_FLOATS] = {0};
+    _tile_loadconfig(&whole_tiles);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(6);
+    for (long n = 0; n < rounds; n++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 6);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_dpbf16ps(3, 4, 6);
+    }
+    _tile_stored(0, sums, 64);
+    _tile_release();
+    *sink += sums[0];
+    return (double)rounds * 4 * ROWS * ROWS * STEP;
+}
+
+const kernels amx_kernels = {
+    "amx", TILE_TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one,
+    to_f16, cast, attend_span, attend_tile, multiply_registers, &panels,
+};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif
