@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 compiler := $(firstword $(CC))
 
-.PHONY: help demo lab test test-all notebooks sanitize test-arm wheel-macos lint format clean
+.PHONY: help demo lab test test-all notebooks sanitize test-arm wheel-macos wheels lint format clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -20,6 +20,7 @@ help:
 	@echo "make sanitize  run the C backend's tests under the address, undefined-behaviour and thread sanitizers"
 	@echo "make test-arm  run the C backend's tests on emulated Arm processors (Debian or Ubuntu, with qemu-user)"
 	@echo "make wheel-macos  cross-compile the wheel for Apple's processors into dist/, and look inside"
+	@echo "make wheels    build and test the wheel for this kind of computer with cibuildwheel (on Linux: in Docker)"
 	@echo "make lint      check style with ruff"
 	@echo "make format    let ruff format the code"
 	@echo "make clean     remove caches and build products; .venv and data/models stay"
@@ -65,6 +66,9 @@ wheel-macos: .venv/cross.installed
 	@wheel=$$($(BIN)/python tools/cross_wheel.py macos dist) && echo "$$wheel" && \
 	  MACOS_WHEEL="$$wheel" $(RUN) pytest tests/test_macos_wheel.py
 
+wheels: .venv/wheels.installed
+	@$(RUN) cibuildwheel --output-dir dist
+
 lint: .venv/lint.installed
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
@@ -86,6 +90,7 @@ $(MODEL): # after any of the .installed, in the order in which the goals above n
 .venv/notebooks.installed: WHAT := --quiet --editable .[notebooks]
 .venv/test.installed: WHAT := --editable .[test]
 .venv/cross.installed: WHAT := --quiet --editable .[test] capstone lief ziglang
+.venv/wheels.installed: WHAT := --quiet cibuildwheel
 .venv/lint.installed: WHAT := --quiet --editable .[lint]
 
 .venv/%.installed: $(BIN)/python $(BIN)/pip pyproject.toml setup.py $(wildcard ext/*.[ch]) constraints.txt

@@ -20,17 +20,23 @@ need() {
   exit 1
 }
 
-# apt, with a state of its own in which no package is installed, brings all that Python depends on.
+# apt, with a state of its own in which no package is installed, brings all that Python depends on, from where this
+# system has its packages; Ubuntu keeps those for Arm elsewhere.
 unpack_root() {
   [ -e "$ARM/root/.whole" ] && return
   echo "Fetching an arm64 Python into build/arm/root ..."
   rm -rf "$ARM/root" "$ARM/apt"
   mkdir -p "$ARM/root" "$ARM"/apt/{lists,archives}/partial
   touch "$ARM/apt/status"
+  cp -r /etc/apt/sources.list* "$ARM/apt"
+  find "$ARM/apt" -path '*sources*' -type f -exec \
+    sed -Ei 's#//[a-z.]*(archive|security)\.ubuntu\.com/ubuntu#//ports.ubuntu.com/ubuntu-ports#' {} +
   cat >"$ARM/apt/apt.conf" <<-CONF
 	Dir::State "$ARM/apt";
 	Dir::State::status "$ARM/apt/status";
 	Dir::Cache "$ARM/apt";
+	Dir::Etc::sourcelist "$ARM/apt/sources.list";
+	Dir::Etc::sourceparts "$ARM/apt/sources.list.d";
 	APT::Architecture "arm64";
 	APT::Architectures { "arm64"; };
 	APT::Sandbox::User "";
@@ -39,6 +45,7 @@ unpack_root() {
   APT_CONFIG=$ARM/apt/apt.conf apt-get -qq --yes --no-install-recommends --download-only \
     install python3 libstdc++6
   for package in "$ARM"/apt/archives/*.deb; do dpkg-deb --extract "$package" "$ARM/root"; done
+  [ -e "$ARM/root/lib" ] || ln -s usr/lib "$ARM/root/lib" # a newer system's packages leave that to another one
   rm -r "$ARM/apt"
   touch "$ARM/root/.whole"
 }
