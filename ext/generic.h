@@ -256,8 +256,8 @@ static void multiply_floats(const weight *w, const float *x, long n_tokens, long
 
 /* ---- attention ---- */
 
-/* Halves of the KV cache that are asked for ahead of their use: 4 KB. A head's positions follow each other. */
-enum { AHEAD_IN_CACHE = 2048 };
+/* Halves of the KV cache that are asked for ahead of their use: 8 KB. A head's positions follow each other. */
+enum { AHEAD_IN_CACHE = 4096 };
 
 static inline void prefetch(const uint16_t *p, long n) {
     for (long i = 0; i < n; i += 32) __builtin_prefetch(p + i); /* a cache line */
@@ -267,10 +267,15 @@ static inline __attribute__((always_inline)) void score_positions(const int n, c
                                                                   const uint16_t *keys, long head_dim,
                                                                   float scale, float *scores) {
     vec sums[4];
-    prefetch(keys + AHEAD_IN_CACHE, n * head_dim);
     UNROLL
     for (int p = 0; p < n; p++) sums[p] = v_set1(0);
-    for (long i = 0; i < head_dim; i += LANES) {
+    long i = 0;
+    for (; i + LANES <= head_dim; i += LANES) {
+        vec v = v_load(q + i);
+        UNROLL
+        for (int p = 0; p < n; p++) sums[p] = v_fma(v_load_f16(keys + p * head_dim + i), v, sums[p]);
+    }
+    if (i < head_dim) {
         vec v = v_load_part(q + i, head_dim - i);
         UNROLL
         for (int p = 0; p < n; p++)
@@ -307,48 +312,62 @@ static float highest_of(const float *scores, long n) {
     return highest;
 }
 
-enum { TOGETHER_IN_REGISTERS = 4 * VECTORS }; /* vectors of a head */
+static inline __attribute__((always_inline)) void weigh_vectors(const int vectors, const float *weights,
+                                                                const uint16_t *values, long n,
+                                                                long head_dim, float *out) {
+    vec sums[8];
+    UNROLL
+    for (int j = 0; j < vectors; j++) sums[j] = v_load(out + j * LANES);
+    for (long p = 0; p < n; p++, values += head_dim) {
+        vec weight = v_set1(weights[p]);
+        UNROLL
+        for (int j = 0; j < vectors; j++) sums[j] = v_fma(weight, v_load_f16(values + j * LANES), sums[j]);
+    }
+    UNROLL
+    for (int j = 0; j < vectors; j++) v_store(out + j * LANES, sums[j]);
+}
 
+/* out += weights @ values, for n positions. */
 static void weigh_values(const float *weights, const uint16_t *values, long n, long head_dim, float *out) {
-    for (long i = 0; i < head_dim; i += TOGETHER_IN_REGISTERS * LANES) {
-        vec sums[TOGETHER_IN_REGISTERS];
-        long left = head_dim - i, vectors = smaller((left + LANES - 1) / LANES, TOGETHER_IN_REGISTERS);
-        for (int j = 0; j < TOGETHER_IN_REGISTERS; j++) sums[j] = v_set1(0);
-        for (long p = 0; p < n; p++) {
-            vec weight = v_set1(weights[p]);
-            const uint16_t *v = values + p * head_dim + i;
-            prefetch(v + AHEAD_IN_CACHE, head_dim);
-            if (left >= TOGETHER_IN_REGISTERS * LANES) {
-                UNROLL
-                for (int j = 0; j < TOGETHER_IN_REGISTERS; j++)
-                    sums[j] = v_fma(weight, v_load_f16(v + j * LANES), sums[j]);
-            } else if (left == TOGETHER_IN_REGISTERS / 2 * LANES) {
-                UNROLL
-                for (int j = 0; j < TOGETHER_IN_REGISTERS / 2; j++)
-                    sums[j] = v_fma(weight, v_load_f16(v + j * LANES), sums[j]);
-            } else {
-                for (int j = 0; j < vectors; j++)
-                    sums[j] = v_fma(weight, v_load_f16_part(v + j * LANES, left - j * LANES), sums[j]);
-            }
-        }
-        for (int j = 0; j < vectors; j++) v_store_part(out + i + j * LANES, sums[j], left - j * LANES);
+    long i = 0;
+    for (; i + 8 * LANES <= head_dim; i += 8 * LANES) weigh_vectors(8, weights, values + i, n, head_dim, out + i);
+    for (; i + 4 * LANES <= head_dim; i += 4 * LANES) weigh_vectors(4, weights, values + i, n, head_dim, out + i);
+    for (; i + LANES <= head_dim; i += LANES) weigh_vectors(1, weights, values + i, n, head_dim, out + i);
+    for (long p = 0; i < head_dim && p < n; p++) {
+        vec v = v_load_f16_part(values + p * head_dim + i, head_dim - i);
+        v_store_part(out + i, v_fma(v_set1(weights[p]), v, v_load_part(out + i, head_dim - i)), head_dim - i);
     }
 }
 
+/* Query heads that share keys and values take turns every few positions, so that memory is read once and never
+ * waits for a head. */
+enum { TURN = 16 };
+
 static void attend_span(const heads *h, long kv_head, long first, long last, float *highest, float *sum,
                         float *values) {
-    float scores[SPAN], scale = 1 / sqrtf((float)h->head_dim);
-    long shared = h->n_heads / h->n_kv_heads, n = last - first;
-    const uint16_t *keys = h->keys + (kv_head * h->n_ctx + first) * h->head_dim;
+    float scores[MAX_SHARED][SPAN], scale = 1 / sqrtf((float)h->head_dim);
+    long shared = h->n_heads / h->n_kv_heads, n = last - first, hd = h->head_dim;
+    const float *q = h->q + kv_head * shared * hd;
+    const uint16_t *k = h->keys + (kv_head * h->n_ctx + first) * hd;
+    const uint16_t *v = h->values + (kv_head * h->n_ctx + first) * hd;
+    for (long p = 0; p < n; p += 4) {
+        prefetch(k + p * hd + AHEAD_IN_CACHE, 4 * hd);
+        for (long g = 0; g < shared; g++) {
+            if (p + 4 <= n)
+                score_positions(4, q + g * hd, k + p * hd, hd, scale, scores[g] + p);
+            else
+                for (long i = p; i < n; i++) score_positions(1, q + g * hd, k + i * hd, hd, scale, scores[g] + i);
+        }
+    }
     for (long g = 0; g < shared; g++) {
-        const float *q = h->q + (kv_head * shared + g) * h->head_dim;
-        long p = 0;
-        for (; p + 4 <= n; p += 4) score_positions(4, q, keys + p * h->head_dim, h->head_dim, scale, scores + p);
-        for (; p < n; p++) score_positions(1, q, keys + p * h->head_dim, h->head_dim, scale, scores + p);
-        highest[g] = highest_of(scores, n);
-        sum[g] = exponentials(scores, n, highest[g]);
-        weigh_values(scores, h->values + (kv_head * h->n_ctx + first) * h->head_dim, n, h->head_dim,
-                     values + g * h->head_dim);
+        highest[g] = highest_of(scores[g], n);
+        sum[g] = exponentials(scores[g], n, highest[g]);
+    }
+    memset(values, 0, (size_t)(shared * hd) * sizeof *values);
+    for (long p = 0; p < n; p += TURN) {
+        prefetch(v + p * hd + AHEAD_IN_CACHE, TURN * hd);
+        for (long g = 0; g < shared; g++)
+            weigh_values(scores[g] + p, v + p * hd, smaller(n - p, TURN), hd, values + g * hd);
     }
 }
 
@@ -416,18 +435,19 @@ static void attend_tile(const heads *h, long kv_head, long first, long last, voi
     memset(s.out, 0, (size_t)(rows * s.width) * sizeof(float));
     for (long r = 0; r < rows; r++) s.highest[r] = -INFINITY, s.sum[r] = 0;
     for (long p = 0; p < end; p += SCORES) {
-        load_positions(h, kv_head, p, smaller(end - p, SCORES), &s);
+        long n = smaller(end - p, SCORES);
+        load_positions(h, kv_head, p, n, &s);
         for (long g = 0; g < shared; g++) {
             const float *q = h->q + first * stride + (kv_head * shared + g) * h->head_dim;
             float *scores = s.scores + g * queries * SCORES;
-            multiply_panel(q, stride, queries, s.keys, SCORES, h->head_dim, SCORES, scores, SCORES, 0);
+            multiply_panel(q, stride, queries, s.keys, SCORES, h->head_dim, n, scores, SCORES, 0);
         }
         for (long r = 0; r < rows; r++) {
             long seen = smaller(h->pos + first + r % queries + 1 - p, SCORES);
             weigh_scores(s.scores + r * SCORES, seen, scale, s.highest + r, s.sum + r, s.out + r * s.width,
                          s.width);
         }
-        multiply_panel(s.scores, SCORES, rows, s.values, s.width, SCORES, s.width, s.out, s.width, 1);
+        multiply_panel(s.scores, SCORES, rows, s.values, s.width, n, s.width, s.out, s.width, 1);
     }
     for (long r = 0; r < rows; r++) {
         float *out = h->out + (first + r % queries) * stride + (kv_head * shared + r / queries) * h->head_dim;
