@@ -1,12 +1,16 @@
 """Builds the C backend, tinyllama._native, from ext/. Everything else stands in pyproject.toml."""
 
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
 
 #: Python's stable interface as of 3.11, the first with the buffer protocol: one build serves all later ones.
 STABLE_ABI = "0x030b0000"
+
+#: Apple's library of matrix products, for ext/accelerate.c. The platform is the one that is compiled for.
+ACCELERATE = ["-framework", "Accelerate"] if sysconfig.get_platform().startswith("macosx") else []
 
 native = Extension(
     "tinyllama._native",
@@ -15,7 +19,7 @@ native = Extension(
     define_macros=[("Py_LIMITED_API", STABLE_ABI)],
     # A product and a sum stay two roundings unless the code says otherwise: the same bits from any compiler.
     extra_compile_args=[] if sys.platform == "win32" else ["-O3", "-std=gnu11", "-ffp-contract=off"],
-    extra_link_args=[] if sys.platform == "win32" else ["-lm", "-pthread"],
+    extra_link_args=[] if sys.platform == "win32" else ["-lm", "-pthread", *ACCELERATE],
     py_limited_api=True,
     optional=True,  # without a compiler tinyllama installs all the same and runs on NumPy
 )

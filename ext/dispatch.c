@@ -94,6 +94,9 @@ static const struct {
     {&avx2_kernels, has_avx2},
 #elif defined(__aarch64__)
     {&i8mm_kernels, has_i8mm},
+#if defined(HAVE_ACCELERATE)
+    {&accelerate_kernels, has_dotprod},
+#endif
     {&dotprod_kernels, has_dotprod},
     {&neon_kernels, always},
 #endif

@@ -11,8 +11,7 @@
 #else
 #pragma GCC target("arch=armv8.2-a+dotprod")
 #endif
-enum { TOKENS = 6 };
-#include "neon.h"
+#include "neon_blocks.h"
 
 /* Adds 4 elements of 4 rows times those of each of n tokens. */
 INLINE void add_products(const int n, int8x16_t q, const int8_t *x, int32x4_t *sums) {
@@ -50,7 +49,7 @@ INLINE void multiply_type(const weight_type type, const weight *w, const activat
         return;
     }
     for (int column = 0; column < STRIP / LANES; column += 2)
-        multiply_columns(type, TOKENS, 2, column, w, acts, strip, out, stride);
+        multiply_columns(type, TILE_TOKENS, 2, column, w, acts, strip, out, stride);
 }
 
 static double multiply_registers(long rounds, float *sink) {
@@ -69,8 +68,8 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels dotprod_kernels = {
-    "dotprod", TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    cast, attend_span, attend_tile, multiply_registers, NULL,
+    "dotprod", TILE_TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one,
+    to_f16, cast, attend_span, attend_tile, multiply_registers, NULL,
 };
 
 #if defined(__clang__)

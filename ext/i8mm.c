@@ -12,8 +12,7 @@
 #else
 #pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
 #endif
-enum { TOKENS = 6 };
-#include "neon.h"
+#include "neon_blocks.h"
 
 /* Rows 0, 1 and rows 2, 3 of two quarters: 8 elements of a row side by side. */
 INLINE int8x16x2_t zip(int8x16_t quarter, int8x16_t next) {
@@ -53,7 +52,7 @@ INLINE void block_products(const weight_type type, const int n, const weight *w,
 INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
                           long stride) {
     for (int column = 0; column < STRIP / LANES; column += 2)
-        multiply_columns(type, TOKENS, 2, column, w, acts, strip, out, stride);
+        multiply_columns(type, TILE_TOKENS, 2, column, w, acts, strip, out, stride);
 }
 
 static void multiply(const weight *w, const activations *acts, long strip, float *out, long stride) {
@@ -76,8 +75,8 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels i8mm_kernels = {
-    "i8mm", TOKENS, 8, quantize, refine, multiply, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    cast, attend_span, attend_tile, multiply_registers, NULL,
+    "i8mm", TILE_TOKENS, 8, quantize, refine, multiply, multiply_floats, rms_norm_one, swiglu_run, rope_one,
+    to_f16, cast, attend_span, attend_tile, multiply_registers, NULL,
 };
 
 #if defined(__clang__)

@@ -243,13 +243,18 @@ size_t scratch_bytes(long shared_heads);
 
 extern const kernels ref_kernels;
 extern const kernels avx2_kernels, avx512_kernels, amx_kernels;
-extern const kernels neon_kernels, dotprod_kernels, i8mm_kernels;
+extern const kernels neon_kernels, dotprod_kernels, i8mm_kernels, accelerate_kernels;
 
 /* Compilers know AMX since GCC 11 and clang 11. */
 #if defined(__x86_64__) && defined(__has_include)
 #if __has_include(<amxtileintrin.h>) || __has_include(<amxintrin.h>)
 #define HAVE_AMX
 #endif
+#endif
+
+/* Apple's library, or what stands for it in tests on Linux. */
+#if defined(__aarch64__) && (defined(__APPLE__) || defined(TINYLLAMA_EMULATE_ACCELERATE))
+#define HAVE_ACCELERATE
 #endif
 
 /* ---- the choice among them (dispatch.c) ---- */

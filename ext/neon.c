@@ -3,15 +3,14 @@
  * Products of bytes have 16 bits and are added up there, in neighbouring lanes for a row's neighbouring elements,
  * until another could overflow; then lanes are added in pairs. */
 #if defined(__aarch64__)
-enum { TOKENS = 6 };
-#include "neon.h"
+#include "neon_blocks.h"
 
 /* How many products of bytes 16 bits can sum up: 8 of 15 * 127 or of 16 * 127, 2 of 128 * 127. */
 INLINE int together(const weight_type type) { return type == Q8_0 ? 2 : 8; }
 
 INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
                            const uint8_t *x, int32x4_t *sums) {
-    int16x8_t upper[TOKENS], lower[TOKENS]; /* of rows 0, 1 and of rows 2, 3 */
+    int16x8_t upper[TILE_TOKENS], lower[TILE_TOKENS]; /* of rows 0, 1 and of rows 2, 3 */
     UNROLL
     for (int k = 0; k < 4; k++) {
         int8x16_t halves[2];
@@ -42,7 +41,7 @@ INLINE void multiply_type(const weight_type type, const weight *w, const activat
         return;
     }
     for (int column = 0; column < STRIP / LANES; column++)
-        multiply_columns(type, TOKENS, 1, column, w, acts, strip, out, stride);
+        multiply_columns(type, TILE_TOKENS, 1, column, w, acts, strip, out, stride);
 }
 
 static double multiply_registers(long rounds, float *sink) {
@@ -61,7 +60,7 @@ static double multiply_registers(long rounds, float *sink) {
 }
 
 const kernels neon_kernels = {
-    "neon", TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    cast, attend_span, attend_tile, multiply_registers, NULL,
+    "neon", TILE_TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one,
+    to_f16, cast, attend_span, attend_tile, multiply_registers, NULL,
 };
 #endif

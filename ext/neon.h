@@ -1,9 +1,7 @@
-/* Arm: vectors of 4 floats for generic.h, and what products of blocks have in common. neon.c, dotprod.c and i8mm.c
- * choose their instruction set, say how many TOKENS a tile has, include this file, and define at its end
- * block_products and multiply_type.
+/* Arm: vectors of 4 floats for generic.h, and how blocks are read. neon.c, dotprod.c, i8mm.c and accelerate.c choose
+ * their instruction set and include this file.
  *
- * A register holds 4 quants of each of 4 rows, a column of the strip. Quants become signed bytes here; what a
- * type subtracts from them beyond that is left to the sums. */
+ * A register holds 4 quants of each of 4 rows, a column of the strip. */
 #include <arm_neon.h>
 
 #include "kernels.h"
@@ -80,25 +78,7 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
     }
 }
 
-/* ---- products of blocks ---- */
-
-/* GCC would mix the columns and put half of what they need aside on the stack. */
-#if defined(__clang__)
-#define IN_ORDER (void)0
-#else
-#define IN_ORDER __asm__ volatile("" ::: "memory")
-#endif
-
-/* How far ahead of its use a strip is asked for, in bytes. */
-enum { AHEAD = 8192 };
-
-/* Sums over the elements of a block of 4 rows (column 0..7 of the strip), for each of a tile_block's n tokens. */
-INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
-                           const uint8_t *x, int32x4_t *sums);
-
-/* A strip times all tokens, in pieces that suit the registers. */
-INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
-                          long stride);
+/* ---- blocks ---- */
 
 /* All ones in each byte whose bit is not set, from the 16 bytes of bits of 16 rows. */
 INLINE uint8x16_t missing(uint8x16_t bits, int column, int half) {
@@ -108,8 +88,8 @@ INLINE uint8x16_t missing(uint8x16_t bits, int column, int half) {
     return vtstq_u8(vqtbl1q_u8(vmvnq_u8(bits), which), vld1q_u8(one));
 }
 
-/* Quarter k of 4 rows: elements 4k..4k+3, and 16 + those. A fifth bit that is missing is subtracted as the sign:
- * 16 bit + nibble - 16 = nibble - 16 (1 - bit). */
+/* Quarter k of 4 rows (column 0..7 of the strip): elements 4k..4k+3, and 16 + those, as signed bytes. A fifth bit that
+ * is missing becomes the sign: 16 bit + nibble - 16 = nibble - 16 (1 - bit). */
 INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block, int k, int column, int8x16_t *low,
                    int8x16_t *high) {
     const uint8_t *q = block + w->q + k * 128 + column * 16;
@@ -129,66 +109,3 @@ INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block
 
 /* What is still to be subtracted from unpacked quants. */
 INLINE int zero_left(const weight_type type) { return type == Q4_0 ? 8 : type == Q5_1 ? -16 : 0; }
-
-INLINE const int8_t *inputs(const uint8_t *x, int at) { return (const int8_t *)x + at; }
-
-/* Adds a block of 4 rows times a tile_block x of n tokens to totals. */
-INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
-                      const uint8_t *x, float32x4_t *totals) {
-    int32x4_t sums[TOKENS];
-    block_products(type, n, w, block, column, x, sums);
-    const float *scale = (const float *)(x + 32 * n);
-    const int32_t *minus_sum = (const int32_t *)(x + 36 * n);
-    const float32x4_t d = v_load_f16((const uint16_t *)block + 4 * column);
-    const float32x4_t m = has_minimum(type) ? v_load_f16((const uint16_t *)(block + w->m) + 4 * column) : d;
-    UNROLL
-    for (int t = 0; t < n; t++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
-        if (zero_left(type)) sums[t] = vmlaq_n_s32(sums[t], vdupq_n_s32(zero_left(type)), minus_sum[t]);
-        totals[t] = vfmaq_f32(totals[t], vcvtq_f32_s32(sums[t]), vmulq_n_f32(d, scale[t]));
-        if (has_minimum(type)) totals[t] = vfmsq_n_f32(totals[t], m, (float)minus_sum[t] * scale[t]);
-    }
-}
-
-/* All tokens, n at a time, with `columns` vectors of 4 rows from column `first` on. */
-INLINE void multiply_columns(const weight_type type, const int n, const int columns, int first, const weight *w,
-                             const activations *acts, long strip, float *out, long stride) {
-    const uint8_t *data = w->data + strip * w->strip_bytes;
-    const long row = strip * STRIP + first * LANES, rows = smaller(w->n_out - row, columns * LANES);
-    for (long token = 0; rows > 0 && token < acts->n_tokens; token += n) {
-        const uint8_t *x = acts->tiles + token / n * acts->tile_stride;
-        float32x4_t totals[STRIP / LANES][TOKENS];
-        UNROLL
-        for (int c = 0; c < columns; c++)
-            UNROLL
-            for (int t = 0; t < n; t++) totals[c][t] = vdupq_n_f32(0);
-        for (long i = 0; i < acts->n_tile_blocks[token / n]; i++, x += tile_block_bytes(n)) {
-            int32_t number;
-            memcpy(&number, x + 40 * n, 4);
-            const uint8_t *block = data + number * w->block_bytes;
-            if (n == 1)
-                for (long at = 0; at < w->block_bytes; at += 64) __builtin_prefetch(block + AHEAD + at);
-            UNROLL
-            for (int c = 0; c < columns; c++) {
-                add_block(type, n, w, block, first + c, x, totals[c]);
-                if (n > 1) IN_ORDER;
-            }
-        }
-        float results[TOKENS][STRIP];
-        UNROLL
-        for (int c = 0; c < columns; c++)
-            UNROLL
-            for (int t = 0; t < n; t++) vst1q_f32(results[t] + c * LANES, vmulq_n_f32(totals[c][t], w->factor));
-        for (long t = 0; t < smaller(acts->n_tokens - token, n); t++)
-            memcpy(out + (token + t) * stride + row, results[t], (size_t)rows * sizeof(float));
-    }
-}
-
-static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
-    switch (w->type) { /* each with its type known to the compiler */
-    case Q4_0: multiply_type(Q4_0, w, acts, strip, out, stride); break;
-    case Q4_1: multiply_type(Q4_1, w, acts, strip, out, stride); break;
-    case Q5_0: multiply_type(Q5_0, w, acts, strip, out, stride); break;
-    case Q5_1: multiply_type(Q5_1, w, acts, strip, out, stride); break;
-    default: multiply_type(Q8_0, w, acts, strip, out, stride); break;
-    }
-}
