@@ -5,8 +5,9 @@
 
 #include "kernels.h"
 
-/* Work below this many bytes of weights, or as much in float operations, isn't worth waking a thread. */
-enum { WORTH_A_THREAD = 48 * 1024, CACHE_LINE = 64 };
+/* Work below this many bytes of weights, or as much in float operations, isn't worth waking a thread. Pieces of a
+ * product are shorter: whoever shares the last of them with a slow core should not wait long. */
+enum { WORTH_A_THREAD = 48 * 1024, PIECE = 32 * 1024, CACHE_LINE = 64 };
 
 /* Memory that is kept from call to call, since fresh pages would cost more than a small product. One
  * buffer for the activations and one a thread; the pool's lock guards them. */
@@ -232,13 +233,14 @@ int matmul(const float *x, long n_tokens, long n_weights, const weight *const *w
         if (!weights[i]->data)
             job.room = larger(job.room, strips_bytes(weights[i], many ? k->panels->panel_strips : 1));
     }
-    threads = worthwhile(threads, bytes * (double)n_tokens);
+    double work = bytes * (double)n_tokens;
+    threads = worthwhile(threads, work);
     if (many) return multiply_many(&job, n_in, strips, threads);
     if (reserve_scratch(threads, larger(job.room + scratch_bytes(0), quantizing_bytes(n_in)))) return -1;
     if (blocks && reserve_activations(&acts)) return -1;
     if (blocks) run_parallel(threads, sets_of(n_tokens), 1, quantize_sets, &job);
     ask_for_next(n_weights, weights, threads);
-    run_parallel(threads, strips, 2, multiply_strips, &job);
+    run_parallel(threads, strips, 1 + (long)(PIECE * (double)strips / work), multiply_strips, &job);
     return 0;
 }
 

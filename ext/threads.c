@@ -14,14 +14,17 @@
 /* Longer than what Python does between two operations, shorter than what a user would feel as heat. */
 enum { SPIN_NANOSECONDS = 100000, CACHE_LINE = 64 };
 
+/* What different threads write to lies so far apart: a cache line of Apple's, two of others, which fetch pairs. */
+enum { APART = 128 };
+
 /* Each worker's share of 0..n-1. Whoever has finished its own goes on with the others'. */
 typedef struct {
-    _Alignas(CACHE_LINE) atomic_long next;
+    _Alignas(APART) atomic_long next;
     long end;
 } share;
 
 typedef struct {
-    _Alignas(CACHE_LINE) atomic_uint ticket; /* raised by the caller: there is a job for you */
+    _Alignas(APART) atomic_uint ticket; /* raised by the caller: there is a job for you */
     atomic_bool asleep;
 } worker_state;
 
@@ -31,7 +34,7 @@ static worker_state workers[MAX_THREADS];
 /* How many workers are inside the current job, or CLOSED. The caller closes a job when nothing is left of
  * it and waits only for those inside: one whose core the system has given away never holds it up. */
 enum { CLOSED = 1 << 30 };
-static _Alignas(CACHE_LINE) atomic_int inside = CLOSED;
+static _Alignas(APART) atomic_int inside = CLOSED;
 
 static struct {
     task *task;
@@ -102,9 +105,17 @@ static void ask_for(stretch s, const worker_state *me, unsigned seen) {
         for (size_t end = i + 4096; i < end; i += CACHE_LINE) __builtin_prefetch(s.start + i);
 }
 
+/* macOS gives its fast cores to those whom a user waits for. */
+static void ask_for_fast_core(void) {
+#if defined(__APPLE__)
+    pthread_set_qos_class_self_np(QOS_CLASS_USER_INITIATED, 0);
+#endif
+}
+
 static void *worker_main(void *argument) {
     int me = (int)(intptr_t)argument;
     unsigned seen = 0;
+    ask_for_fast_core();
     for (;;) {
         seen = wait_for_job(&workers[me], seen);
         if (!enter()) continue;

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,17 @@ def test_more_memory_or_disk_than_there_is_is_refused_with_both_figures(tmp_path
         resources.require_disk(10**18, tmp_path, "a dream")
     resources.require_memory(1, "a byte")
     resources.require_disk(1, tmp_path, "a byte")
+
+
+@pytest.mark.parametrize("found, number", [(0, 8), (-1, None)])
+def test_macos_is_asked_for_a_number_by_its_name(found, number, monkeypatch):
+    def sysctlbyname(name, value, size, *rest):
+        assert name == b"hw.physicalcpu" and size._obj.value == 4
+        value._obj.value = 8
+        return found
+
+    monkeypatch.setattr(resources.ctypes, "CDLL", lambda _: SimpleNamespace(sysctlbyname=sysctlbyname))
+    assert resources.macos_number("hw.physicalcpu") == number
 
 
 def test_peak_memory_grows_with_what_is_used():

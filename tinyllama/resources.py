@@ -1,5 +1,6 @@
 """What this computer has of memory and disk, and the refusal where something needs more."""
 
+import ctypes
 import shutil
 import sys
 from pathlib import Path
@@ -23,6 +24,14 @@ def human(n_bytes: float) -> str:
 def available_memory() -> int:
     """Bytes that a process can still get without swapping."""
     return psutil.virtual_memory().available
+
+
+def macos_number(name: str) -> int | None:
+    """What macOS says of its computer under a name like "hw.physicalcpu" (man sysctl), None if nothing."""
+    value, size = ctypes.c_int(), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
+    sysctlbyname = ctypes.CDLL(None).sysctlbyname
+    failed = sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
+    return None if failed else value.value
 
 
 def used_memory() -> int:

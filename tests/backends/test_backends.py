@@ -1,3 +1,5 @@
+import os
+import sys
 import threading
 
 import numpy as np
@@ -105,3 +107,16 @@ def test_a_container_s_share_of_the_cores_is_respected(files, allowed, tmp_path,
     monkeypatch.setattr(backends, "CGROUP", tmp_path)
     assert backends._container_cores() == allowed
     assert 1 <= backends.default_threads() <= (allowed or 10**6)
+
+
+@pytest.mark.parametrize(
+    "known, fast",
+    [({"hw.perflevel0.physicalcpu": 4, "hw.physicalcpu": 8}, 4), ({"hw.physicalcpu": 6}, 6), ({}, 8)],
+)
+def test_a_mac_computes_on_its_fast_cores(known, fast, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(backends, "macos_number", known.get)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(backends, "_container_cores", lambda: None)
+    assert backends.default_threads() == fast

@@ -5,6 +5,7 @@ works from its first entry on, and each entry is tested against its definition.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from threadpoolctl import ThreadpoolController
 from .. import ops
 from ..errors import Cancelled, TinyllamaError
 from ..quant import cast
+from ..resources import macos_number
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,19 @@ def _reason(make: Callable) -> str | None:
 
 
 def default_threads() -> int:
-    """The cores that this process may use, less where a container gives it only a share of their time."""
+    """The cores that this process may use, less where a container gives it only a share of their time.
+
+    Of a Mac's cores those that are slower by design don't count: the fast ones would wait for them.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, _container_cores() or cores))
+    return max(1, min(cores, _container_cores() or cores, _fast_cores() or cores))
+
+
+def _fast_cores() -> int | None:
+    """Of a Mac's cores the fast ones, which on one with an Intel processor are all; None on other systems."""
+    if sys.platform != "darwin":
+        return None
+    return macos_number("hw.perflevel0.physicalcpu") or macos_number("hw.physicalcpu")
 
 
 def _container_cores() -> int | None:
