@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from tinyllama import plots
+from tinyllama.config import PRESETS
 
 PIECES = ["<s>", " Once", "\n", "$5"]
 WEIGHTS = np.tril(np.full((2, 4, 4), 0.25))
@@ -15,6 +16,7 @@ PICTURES = {
     "arrows": lambda: plots.arrows({"q": np.array([1, 0.5]), "turned": np.array([-0.5, 1])}),
     "tokens": lambda: plots.tokens({"LLaMA": PIECES}, [[1, 2, 3, 4]]),
     "logit_lens": lambda: plots.logit_lens([PIECES] * 3, np.full((3, 4), 0.5), PIECES),
+    "machine": lambda: plots.machine(PRESETS["7B"]),
     "flow": lambda: plots.flow({"norm": "RMSNorm", "q": "wq"}, arrows=["dim"]),
 }
 

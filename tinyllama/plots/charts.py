@@ -1,68 +1,10 @@
-"""The pictures that the notebooks share, in one style.
+"""Arrays as pictures: heat-maps, bars, curves, vectors."""
 
-Every function takes arrays whose shapes it names and returns a `Picture`, which a notebook shows as a PNG.
-Importing this module sets matplotlib's style, so that a picture of your own looks like these. Colours are
-Okabe and Ito's, which people who see red and green alike can tell apart.
-"""
-
-import io
-import re
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-BLUE, ORANGE, GREEN, RED, SKY, PINK, YELLOW = COLORS = (
-    ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442"]
-)  # fmt: skip
-GREY = "#8A8A8A"
-WIDTH, DPI = 7.5, 120  # inches, pixels an inch
-
-#: From nothing to much (white, then ever more blue), and from below zero to above it.
-AMOUNT = LinearSegmentedColormap.from_list("amount", ["#FFFFFF", SKY, BLUE, "#002B4A"])
-SIGNED = LinearSegmentedColormap.from_list("signed", ["#7A3300", RED, "#FFFFFF", BLUE, "#002B4A"])
-MASKED = "#DDDDDD"
-
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "figure.dpi": DPI,
-    "savefig.dpi": DPI,
-}
-matplotlib.rcParams.update(STYLE)
-
-
-class Picture(Figure):
-    """A figure that shows itself in a notebook, with the same bytes every time."""
-
-    def __init__(self, height: float, title: str = "", width: float = WIDTH):
-        super().__init__(figsize=(width, height), layout="constrained")
-        self.title = title
-
-    def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.savefig(file, format="png", metadata={"Software": None})
-        return file.getvalue()
-
-    def __repr__(self) -> str:
-        return f"<Picture: {self.title}>"
-
-
-def labels(pieces: Sequence[str]) -> list[str]:
-    """Tokens as tick labels: a space in front is "▁", as LLaMA's vocabulary spells it; a newline is "\\n"."""
-    spelled = (re.sub("^ +", lambda found: "▁" * len(found[0]), piece) for piece in pieces)
-    return [piece.replace("\n", "\\n").replace("$", r"\$") for piece in spelled]  # a dollar begins a formula
+from .style import AMOUNT, BLUE, COLORS, GREY, MASKED, SIGNED, Picture, labels, name_axis, tick
 
 
 def attention(weights: np.ndarray, pieces: Sequence[str], title: str = "") -> Picture:
@@ -76,8 +18,8 @@ def attention(weights: np.ndarray, pieces: Sequence[str], title: str = "") -> Pi
     picture = Picture(min(1.6 + 0.22 * n_tokens, 9), title)
     axes = picture.subplots()
     image = _attention(axes, weights, vmax=1)
-    _tick(axes.yaxis, pieces[-n_tokens:])
-    _tick(axes.xaxis, pieces, rotation=90)
+    tick(axes.yaxis, pieces[-n_tokens:])
+    tick(axes.xaxis, pieces, rotation=90)
     axes.set(title=title, ylabel="n_tokens: the token that looks", xlabel="n_past: the tokens it looks at")
     picture.colorbar(image, label="weight", shrink=0.7)
     return picture
@@ -103,8 +45,8 @@ def attention_heads(
             continue
         image = _attention(axes, weights[number], vmax=1)
         axes.set_title(names[number] if len(names) else f"head {number}", fontsize=8)
-        _tick(axes.yaxis, pieces[-weights.shape[1] :], size=6)
-        _tick(axes.xaxis, pieces, size=6, rotation=90)
+        tick(axes.yaxis, pieces[-weights.shape[1] :], size=6)
+        tick(axes.xaxis, pieces, size=6, rotation=90)
     picture.suptitle(title, fontsize=10)
     picture.supylabel("n_tokens", fontsize=9)
     picture.supxlabel("n_past", fontsize=9)
@@ -142,8 +84,8 @@ def matrix(
     axes = picture.subplots()
     axes.set_facecolor(MASKED)
     image = axes.imshow(finite, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    _name(axes.yaxis, rows)
-    _name(axes.xaxis, columns, rotation=90)
+    name_axis(axes.yaxis, rows)
+    name_axis(axes.xaxis, columns, rotation=90)
     axes.set_title(title)
     picture.colorbar(image, shrink=0.8, extend="both" if np.abs(finite).max() > limit else "neither")
     return picture
@@ -162,7 +104,7 @@ def bars(
     axes = picture.subplots()
     drawn = axes.barh(range(len(values)), values, color=BLUE, height=0.7)
     axes.bar_label(drawn, [f"{value:.3g}" for value in values], padding=3, fontsize=8)
-    _tick(axes.yaxis, names)
+    tick(axes.yaxis, names)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set(title=title, xlabel=xlabel)
@@ -193,7 +135,7 @@ def lines(
         where = np.arange(len(values)) if x is None else x
         axes.plot(where, values, label=name, marker=None if dense else "os^DvP*"[number % 7], markersize=4)
     if len(xticks):
-        _tick(axes.xaxis, xticks, rotation=90)
+        tick(axes.xaxis, xticks, rotation=90)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale=yscale)
     axes.grid(alpha=0.3)
     if len(series) > 1:
@@ -244,34 +186,6 @@ def arrows(points: dict[str, np.ndarray], title: str = "", xlabel: str = "", yla
     return picture
 
 
-def tokens(rows: dict[str, Sequence[str]], ids: Sequence[Sequence[int]] = (), title: str = "") -> Picture:
-    """Texts cut into tokens: a box each, its text inside, its id below.
-
-    Args:
-        rows: what a row shows ("LLaMA") -> its tokens' texts.
-        ids: for each row, its tokens' ids.
-    """
-    widths = [[0.35 + 0.12 * len(label) for label in labels(pieces)] for pieces in rows.values()]
-    reach = max(map(sum, widths))
-    picture = Picture(0.5 + 0.75 * len(rows), title, width=9)
-    axes = picture.subplots()
-    for row, (name, pieces) in enumerate(rows.items()):
-        left = 0.0
-        axes.text(-0.15, -row, name, ha="right", va="center")
-        for number, label in enumerate(labels(pieces)):
-            width = widths[row][number]
-            color = (SKY, YELLOW)[number % 2] + "66"
-            _box(axes, left + 0.02, -row - 0.2, width - 0.04, 0.4, color)
-            axes.text(left + width / 2, -row, label, ha="center", va="center", family="DejaVu Sans Mono")
-            if len(ids):
-                where = {"ha": "center", "va": "top", "fontsize": 7, "color": GREY}
-                axes.text(left + width / 2, -row - 0.25, ids[row][number], **where)
-            left += width
-    axes.set(xlim=(-0.2, reach), ylim=(0.4 - len(rows), 0.4), title=title)
-    axes.set_axis_off()
-    return picture
-
-
 def logit_lens(
     pieces: Sequence[Sequence[str]], probs: np.ndarray, prompt: Sequence[str], title: str = ""
 ) -> Picture:
@@ -295,53 +209,8 @@ def logit_lens(
                 "color": "white" if probs[layer, column] > 0.45 else "black",
             }
             axes.text(column, layer, label[:9], ha="center", va="center", **style)
-    _tick(axes.xaxis, prompt, rotation=90)
+    tick(axes.xaxis, prompt, rotation=90)
     axes.set_yticks(range(n_layers), ["embedding", *(f"layer {layer}" for layer in range(n_layers - 1))])
     axes.set(title=title, xlabel="n_tokens: the prompt")
     picture.colorbar(image, label="probability", shrink=0.8)
     return picture
-
-
-def flow(steps: dict[str, str], title: str = "", arrows: Sequence[str] = ()) -> Picture:
-    """Boxes in a row with arrows between them.
-
-    Args:
-        steps: what it is -> what is said below it, of each box.
-        arrows: what is said above each arrow, a shape say: one fewer than boxes.
-    """
-    picture = Picture(1.5, title, width=9)
-    axes = picture.subplots()
-    for number, (name, note) in enumerate(steps.items()):
-        _box(axes, number, 0, 0.68, 1, SKY + "55")
-        axes.text(number + 0.34, 0.62, name, ha="center", va="center", fontsize=9, weight="bold")
-        axes.text(number + 0.34, 0.28, note, ha="center", va="center", fontsize=7)
-        if number:
-            _arrow(axes, (number - 0.31, 0.5), (number - 0.01, 0.5))
-        if number and len(arrows):
-            axes.text(number - 0.16, 0.62, arrows[number - 1], ha="center", fontsize=6.5, color=GREY)
-    axes.set(xlim=(-0.05, len(steps) - 0.27), ylim=(-0.1, 1.1), title=title)
-    axes.set_axis_off()
-    return picture
-
-
-def _box(axes, left: float, bottom: float, width: float, height: float, color: str) -> None:
-    style = {"boxstyle": "round,pad=0,rounding_size=0.06", "facecolor": color, "edgecolor": GREY}
-    axes.add_patch(FancyBboxPatch((left, bottom), width, height, linewidth=0.8, **style))
-
-
-def _arrow(axes, start: tuple[float, float], end: tuple[float, float], **style) -> None:
-    look = {"arrowstyle": "-|>", "mutation_scale": 9, "color": GREY, "shrinkA": 0, "shrinkB": 0} | style
-    axes.add_patch(FancyArrowPatch(start, end, **look))
-
-
-def _name(axis, what: str | Sequence[str], **style) -> None:
-    """An axis' name, or a tick label for each of its places."""
-    if isinstance(what, str):
-        axis.set_label_text(what)
-    else:
-        _tick(axis, what, **style)
-
-
-def _tick(axis, pieces: Sequence[str], size: float = 8, rotation: float = 0) -> None:
-    axis.set_ticks(range(len(pieces)), labels(pieces), fontsize=size, rotation=rotation)
-    axis.set_tick_params(length=2)
