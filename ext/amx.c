@@ -48,7 +48,8 @@ INLINE __mmask32 first_words(long n) { return n >= 32 ? 0xffffffff : n > 0 ? (1u
 
 /* The first n of 32 numbers as bf16; the others are zeros. */
 INLINE __m512i bf16_from_floats(const float *x, long n) {
-    __m512 low = _mm512_maskz_loadu_ps(first_lanes(n), x), high = _mm512_maskz_loadu_ps(first_lanes(n - 16), x + 16);
+    __m512 low = _mm512_maskz_loadu_ps(first_lanes(n), x);
+    __m512 high = _mm512_maskz_loadu_ps(first_lanes(n - 16), x + 16);
     return (__m512i)_mm512_cvtne2ps_pbh(high, low);
 }
 
@@ -68,9 +69,9 @@ INLINE __m512i pair(__m512 low, __m512 high) {
 
 /* ---- inputs: 16 tokens x 32 inputs a tile ---- */
 
-/* Tokens that are multiplied in one go, inputs of one, strips of a panel. For 512 tokens the sums of a panel are 1 MB
- * and the inputs of a chunk 256 KB: both stay in the second-level cache. A chunk of a strip is 16 KB; it and the 16 KB
- * of inputs that meet it stay in the first-level cache. */
+/* Tiles of tokens that are multiplied in one go, steps of a chunk, strips of a panel. For 512 tokens the sums of a
+ * panel are 1 MB and the inputs of a chunk 256 KB: both stay in the second-level cache. A chunk of a strip is
+ * 16 KB; it and the 16 KB of inputs that meet it stay in the first-level cache. */
 enum { TOGETHER_TILES = 32, CHUNK = 8, PANEL = 16, FITS = 1 << 20 };
 
 /* Where a tile of inputs lies: chunks follow each other, in a chunk tokens, of 16 tokens the steps. */
@@ -95,7 +96,7 @@ static void pack_inputs(const float *x, long n_tokens, long n_in, long first, lo
 
 /* ---- weights: [32 / 2 pairs of inputs][16 rows][2] a tile, two of them a step of a strip ---- */
 
-/* The bytes 8..15 of each lane of q, as d * q + c. In the middle of a float of the size of 2^15 they are 2^15 + q. */
+/* Bits 8..15 of each lane of q, as d * q + c. In the middle of a float of the size of 2^15 they are 2^15 + q. */
 INLINE __m512 number(__m512i q, __m512 d, __m512 c) {
     const __m512i field = _mm512_set1_epi32(0xff00), power = _mm512_set1_epi32(0x47000000);
     __m512i bits = _mm512_ternarylogic_epi32(q, field, power, 0xea); /* (q & field) | power */
@@ -175,8 +176,9 @@ static void ask_for_step(const weight *w, long strip, long step) {
 
 /* ---- products ---- */
 
-/* Chunks of strips in the order in which they are multiplied: one chunk of each strip, then the next of each. While one
- * is multiplied, the numbers of the one behind it are made in passing, and the one behind that is asked for. */
+/* Chunks of strips in the order in which they are multiplied: one chunk of each strip, then the next of each.
+ * While one is multiplied, the numbers of the one behind it are made in passing, and the one behind that is asked
+ * for. */
 typedef struct {
     const weight *w;
     const uint8_t *inputs; /* of these tokens */
@@ -210,9 +212,10 @@ static void ask_for_inputs(const panel *p, long chunk, long share, long shares) 
         __builtin_prefetch(next + 64 * i, 0, 2);
 }
 
-/* sums (+)= 16 or 32 tokens x a strip. Tiles 0-3: sums of the first 16 tokens, rows 0-15 and 16-31, and of the others;
- * 4, 5: the tokens; 6, 7: the rows. Four independent sums hide the 52 cycles that a product takes. */
-INLINE void multiply_tiles(const int both, long steps, const uint8_t *tokens, const uint8_t *rows, float *sums, int add) {
+/* sums (+)= 16 or 32 tokens x a strip. Tiles 0-3: sums of the first 16 tokens, rows 0-15 and 16-31, and of the
+ * others; 4, 5: the tokens; 6, 7: the rows. Four independent sums hide the 52 cycles that a product takes. */
+INLINE void multiply_tiles(const int both, long steps, const uint8_t *tokens, const uint8_t *rows, float *sums,
+                           int add) {
     const uint8_t *others = tokens + steps * TILE_BYTES;
     STORED();
     if (add) {
@@ -296,6 +299,8 @@ static void multiply_panel_of_strips(const weight *w, const void *inputs, long n
     _tile_release();
 }
 
+#include "amx_attention.h"
+
 /* Up to 12 tokens, two tiles of avx512.c, multiplying blocks costs less than making numbers of them. */
 static const panel_kernels panels = {
     13, PANEL, ROWS, inputs_bytes, pack_inputs, panel_scratch, multiply_panel_of_strips,
@@ -328,7 +333,7 @@ static double multiply_registers(long rounds, float *sink) {
 
 const kernels amx_kernels = {
     "amx", TILE_TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one,
-    to_f16, cast, attend_span, attend_tile, multiply_registers, &panels,
+    to_f16, cast, attend_span, attend_in_tiles, multiply_registers, &panels,
 };
 
 #if defined(__clang__)

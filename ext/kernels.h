@@ -201,7 +201,7 @@ typedef struct {
     /* Tokens first..last-1 of x [n_tokens, n_in]. */
     void (*pack_inputs)(const float *x, long n_tokens, long n_in, long first, long last, void *inputs);
     size_t (*scratch_bytes)(long n_tokens, long n_in); /* of one thread */
-    /* out[t * stride + row] for all tokens and the rows of strips first..last-1. Both buffers begin on a page. */
+    /* out[t * stride + row] for all tokens and the rows of strips first..last-1. Both buffers begin on a cache line. */
     void (*multiply)(const weight *w, const void *inputs, long n_tokens, long first, long last, float *out,
                      long stride, void *scratch);
 } panel_kernels;

@@ -33,7 +33,7 @@ static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 size_t scratch_bytes(long shared_heads) {
     size_t floats = (size_t)2 * STRIP * 1024 * sizeof(float);
     size_t rows = (size_t)shared_heads * TILE, width = MAX_HEAD_DIM + 64;
-    size_t tile = (3 * 64 * width + rows * (64 + width + 2)) * sizeof(float);
+    size_t tile = (3 * 64 * width + (rows + 16) * 2 * (64 + width)) * sizeof(float);
     return larger(floats, shared_heads ? tile : 0);
 }
 

@@ -6,6 +6,7 @@ the step whose error leaves its limit is the step that is wrong. Afterwards the 
 itself, which tells whether the small errors together change the next token.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -22,8 +23,8 @@ from .model import build, forward
 from .tokenizer import make_tokenizer
 
 #: Mean squared error of a step, as a fraction of its mean square, that is explained by how it computes:
-#: float32 sums in another order; keys and values in half precision; activations as int8 with a scale for 32
-#: (3e-5 for normally distributed ones, more where outliers coarsen their block).
+#: float32 sums in another order; keys and values in half precision, or products in bf16; activations as int8
+#: with a scale for 32 (3e-5 for normally distributed ones, more where outliers coarsen their block).
 FLOAT_LIMIT, HALF_LIMIT, INT8_LIMIT = 1e-9, 1e-5, 5e-4
 
 #: What each operation of a layer computes, in the order of `model.forward`: the names of its taps.
@@ -208,7 +209,15 @@ def _limit(operation: str, arguments: tuple) -> float:
     if operation != "matmul":
         return FLOAT_LIMIT
     types = [_take((weight,), side)[0].type for weight in arguments[1:] for side in ("first", "second")]
-    return INT8_LIMIT if any(type.startswith("q") for type in types) else FLOAT_LIMIT
+    if any(type.startswith("q") for type in types):
+        return INT8_LIMIT
+    return HALF_LIMIT if _multiplies_bf16() else FLOAT_LIMIT
+
+
+def _multiplies_bf16() -> bool:
+    """Whether the C backend takes weights and activations of a prompt as bf16, whatever their type."""
+    native = sys.modules.get("tinyllama._native")
+    return native is not None and native.level() == "amx"
 
 
 # --- showing it -------------------------------------------------------------------------------------
