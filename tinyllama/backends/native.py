@@ -78,29 +78,32 @@ def prepare(tensor: Tensor, copy: bool, *, arena: Arena, threads: int):
     for part in tensor.parts:
         n_rows, n_cols = len(part), tensor.shape[1] // (len(tensor.parts) if tensor.split == 1 else 1)
         data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+        if copy:
+            _advise(part, "MADV_WILLNEED")
         _native.pack(tensor.type, data, n_rows, n_cols, weight, row, col, threads)
         if copy:
-            _let_go(part)
+            _advise(part, "MADV_DONTNEED")
         row, col = (row, col + n_cols) if tensor.split == 1 else (row + n_rows, col)
     return weight
 
 
-def _let_go(part: np.ndarray) -> None:
-    """Of a mapped file, give back the memory of what has been copied, or a model would take it twice.
+def _advise(part: np.ndarray, advice: str) -> None:
+    """Of a mapped file, tell the system what comes of a part.
 
-    The system reads a page again if it is looked at again.
+    MADV_WILLNEED: it is about to be read, by several threads at once. MADV_DONTNEED: it has been copied, and
+    would take memory twice; the system reads a page again if it is looked at again.
     """
     owner = part
     while isinstance(owner, np.ndarray | memoryview):
         owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
-    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, advice):
         return
     view = memoryview(owner)
     if view.readonly:  # memory that isn't a file's would be lost
         start = part.ctypes.data - np.frombuffer(view, np.uint8).ctypes.data
         first, last = -(-start // mmap.PAGESIZE), (start + part.nbytes) // mmap.PAGESIZE
         if last > first:
-            owner.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+            owner.madvise(getattr(mmap, advice), first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
 def _factor(tensor: Tensor) -> float:
