@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 compiler := $(firstword $(CC))
 
-.PHONY: help demo lab test test-all notebooks sanitize test-arm wheel-macos wheels lint format clean
+.PHONY: help demo lab test test-all test-browser notebooks sanitize test-arm wheel-macos wheels lint format clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -16,6 +16,7 @@ help:
 	@echo "make lab       set up .venv for notebooks and open the course in JupyterLab"
 	@echo "make test      set up .venv for tests (adds torch and transformers) and run them"
 	@echo "make test-all  the same, with the tests that take minutes"
+	@echo "make test-browser  try the playground and the stepper in JupyterLab, in Chromium"
 	@echo "make notebooks execute the notebooks and write what changed, in them and in notebooks/src/"
 	@echo "make sanitize  run the C backend's tests under the address, undefined-behaviour and thread sanitizers"
 	@echo "make test-arm  run the C backend's tests on emulated Arm processors (Debian or Ubuntu, with qemu-user)"
@@ -37,8 +38,11 @@ test: .venv/test.installed $(MODEL)
 	@$(MAKE) --no-print-directory sanitize
 
 test-all: .venv/test.installed $(MODEL)
-	@$(RUN) pytest -m ""
+	@$(RUN) pytest -m "not browser"
 	@$(MAKE) --no-print-directory sanitize
+
+test-browser: .venv/browser.installed $(MODEL)
+	@$(RUN) pytest -m browser tests/browser
 
 notebooks: .venv/test.installed
 	@$(BIN)/python notebooks/sync.py
@@ -89,6 +93,7 @@ $(MODEL): # after any of the .installed, in the order in which the goals above n
 .venv/demo.installed: WHAT := --quiet --editable .
 .venv/notebooks.installed: WHAT := --quiet --editable .[notebooks]
 .venv/test.installed: WHAT := --editable .[test]
+.venv/browser.installed: WHAT := --quiet --editable .[test] playwright
 .venv/cross.installed: WHAT := --quiet --editable .[test] capstone lief ziglang
 .venv/wheels.installed: WHAT := --quiet cibuildwheel
 .venv/lint.installed: WHAT := --quiet --editable .[lint]

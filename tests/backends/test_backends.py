@@ -8,7 +8,8 @@ from threadpoolctl import threadpool_info
 
 from tinyllama import backends, ops
 from tinyllama.backends import numexpr
-from tinyllama.errors import TinyllamaError
+from tinyllama.errors import Cancelled, TinyllamaError
+from tinyllama.quant import Tensor
 
 CLOSE = 2e-6  # a few float32 roundings of values near 1
 
@@ -120,3 +121,20 @@ def test_a_mac_computes_on_its_fast_cores(known, fast, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(backends, "_container_cores", lambda: None)
     assert backends.default_threads() == fast
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_stoppable_product_in_python_stops_between_its_jobs(threads):
+    class Flag:
+        asked = 0
+
+        def is_set(self):
+            self.asked += 1
+            return self.asked > 3
+
+    rows, flag = 40, Flag()
+    weight = Tensor.from_array("w", np.ones((rows, ops.CHUNK), np.float32))  # a row is a job
+    table = backends.stoppable(backends.get_backend("numpy", threads), flag)
+    with pytest.raises(Cancelled):
+        table.matmul(np.ones((1, ops.CHUNK), np.float32), weight)
+    assert 3 < flag.asked < rows

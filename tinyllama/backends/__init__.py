@@ -43,7 +43,10 @@ OPERATIONS = ("embedding", "rms_norm", "matmul", "rope", "attention", "swiglu")
 
 
 def stoppable(backend: Backend, cancel) -> Backend:
-    """The same table, whose every operation raises Cancelled instead once `cancel.is_set()`."""
+    """The same table, whose every operation raises Cancelled instead once `cancel.is_set()`.
+
+    A product in Python, which takes long for large matrices, looks at the flag before each of its jobs, too.
+    """
 
     def looking_first(operation: Callable) -> Callable:
         def run(*arguments):
@@ -53,7 +56,12 @@ def stoppable(backend: Backend, cancel) -> Backend:
 
         return run
 
-    return replace(backend, **{name: looking_first(getattr(backend, name)) for name in OPERATIONS})
+    operations = {name: getattr(backend, name) for name in OPERATIONS}
+    if (share := getattr(backend.matmul, "keywords", {}).get("run")) is not None:
+        operations["matmul"] = partial(
+            backend.matmul, run=lambda job, *args: share(looking_first(job), *args)
+        )
+    return replace(backend, **{name: looking_first(operation) for name, operation in operations.items()})
 
 
 def numpy_backend(threads: int) -> Backend:

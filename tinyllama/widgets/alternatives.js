@@ -63,7 +63,7 @@ function render({ model, el }) {
   }
 
   function button(id, piece, enabled) {
-    const button = make("button", "tinyllama-pick", "continue with this one");
+    const button = make("button", "tinyllama-pick", "go on with this");
     button.type = "button";
     button.disabled = !enabled;
     button.setAttribute("aria-label", `continue from here with ${piece} instead`);

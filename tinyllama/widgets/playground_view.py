@@ -185,7 +185,7 @@ class Playground(w.VBox):
         self._other_text.text = _text(other)
         self._columns.children = [self._text, self._other_text] if both else [self._text]
         self._columns.layout.grid_template_columns = "1fr 1fr" if both else "1fr"
-        self._settings.value = _table(*filter(None, (run, other))) if run else ""
+        self._settings.value = _settings(*filter(None, (run, other))) if run else ""
 
     def _fill(self, dropdown: w.Dropdown, options: list[tuple[str, int]], value: int) -> None:
         self._filling = True
@@ -213,7 +213,11 @@ def _copies(run: Run | None) -> dict[str, str]:
     return {"Copy as text": run.text, "Copy as tinyllama.generate(…)": run.completion.call()} if run else {}
 
 
-def _table(*runs: Run) -> str:
+def _settings(*runs: Run) -> str:
+    """A run's settings on a line, or those of two in a table."""
+    if len(runs) == 1:
+        pairs = (f"{escape(name)} {escape(value)}" for name, (value,), _ in report.comparison(*runs))
+        return f"Settings of run {runs[0].number}: {' · '.join(pairs)}"
     head = "".join(f"<th scope='col'><b>Run {run.number}</b></th>" for run in runs)
     rows = [f"<tr><th></th>{head}</tr>"]
     for name, values, differs in report.comparison(*runs):

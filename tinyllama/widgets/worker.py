@@ -17,8 +17,7 @@ LAYER_WORK, FEWEST = 2**34, 16
 def batch_size(config: Config) -> int:
     """Tokens of a prompt that go through a model at once, few enough that it can be stopped at any time.
 
-    A flag is looked at before every operation. On two cores of 2024 the longest takes about 35 ms at 7B
-    and 64 tokens, and 30 ms at 65B and 16.
+    A flag is looked at before every operation; benchmarks/stop.py measures how long that takes.
     """
     weights = config.dim * (config.dim * 2 + config.kv_dim * 2 + config.hidden_dim * 3)
     tokens = max(FEWEST, min(512, LAYER_WORK // weights))

@@ -51,11 +51,35 @@ class Lab:
         self.close()
         raise RuntimeError(f"JupyterLab doesn't start:\n{self.log()}")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
     def address(self, notebook: str) -> str:
         return f"{self.url}/doc/tree/{notebook}?token={TOKEN}&reset"
+
+    def call(self, path: str, method: str = "GET"):
+        """Ask its interface, /api."""
+        request = urllib.request.Request(f"{self.url}/api/{path}?token={TOKEN}", method=method)
+        with urllib.request.urlopen(request) as answer:
+            return json.loads(answer.read() or "null")
+
+    def wait_for_kernel(self, notebook: str) -> None:
+        """A notebook that is run before its kernel is there asks which one it is to take."""
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            kernels = {session["path"]: session["kernel"] for session in self.call("sessions")}
+            if notebook in kernels and kernels[notebook]["execution_state"] == "idle":
+                return
+            time.sleep(0.1)
+        raise RuntimeError(f"no kernel for {notebook}:\n{self.log()}")
+
+    def shut_down_kernels(self) -> None:
+        for session in self.call("sessions"):
+            self.call(f"sessions/{session['id']}", "DELETE")
 
     def close(self) -> None:
         """Ask it to shut down, kernels included."""
@@ -97,7 +121,7 @@ def _environment(home: Path) -> dict:
         (home / place).mkdir(parents=True, exist_ok=True)
     paths = {name: str(home / place) for name, place in places.items()}
     source = {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    return os.environ | paths | source | {"JUPYTER_PREFER_ENV_PATH": "0"}
+    return os.environ | paths | source
 
 
 @contextmanager
@@ -114,16 +138,10 @@ def browser():
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 
 
-def run_all_cells(page, awaited: str) -> None:
-    """Run the notebook until something with this selector is shown."""
-    from playwright.sync_api import TimeoutError
-
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()  # the kernel is there
-    for _ in range(5):  # a notebook that is still being opened may miss the first click
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        try:
-            return page.locator(awaited).first.wait_for(timeout=12_000)
-        except TimeoutError:
-            continue
-    raise AssertionError(f"no {awaited} after running all cells")
+def run_all_cells(lab: Lab, page, notebook: str, awaited: str) -> None:
+    """Run an open notebook until something with this selector is shown."""
+    lab.wait_for_kernel(notebook)
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.locator(awaited).first.wait_for(timeout=SECONDS * 1000)

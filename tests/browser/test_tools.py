@@ -1,0 +1,236 @@
+"""The tools as a person meets them: JupyterLab in a browser, on the pages in notebooks/."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import psutil
+import pytest
+from lab import CHROMIUM, ROOT, Lab, browser, run_all_cells
+
+import tinyllama
+
+pytest.importorskip("playwright")
+pytestmark = pytest.mark.browser
+
+STORY = "Once upon a time"
+PROMPT = ".tinyllama-in-prompt textarea"
+TEXT = ".tinyllama-output .tinyllama-text"
+
+#: Whatever of this stands in the server's log is an error.
+WRONG = re.compile(r"^\[[EC] |Traceback|\b(?:404|500)\b", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    if not Path(CHROMIUM).exists():
+        pytest.fail(f"no browser at {CHROMIUM}; on Debian `apt-get install chromium`, or set CHROMIUM")
+    folder = tmp_path_factory.mktemp("checkout")
+    for tool in ("playground", "stepper"):
+        for file in (f"notebooks/{tool}.ipynb", f"docs/{tool}.png"):
+            (folder / file).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / file, folder / file)
+    (folder / "notebooks" / "models").mkdir()
+    (folder / "notebooks" / "models" / "gone.gguf").write_bytes(b"GGUF")
+    server = Lab(tmp_path_factory.mktemp("home"), folder)
+    yield server
+    log = server.log()  # that it is told to stop is "critical", too
+    server.close()
+    assert not WRONG.search(log), log
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def opened(lab, chromium):
+    """Opens a notebook and runs it; afterwards the browser's console must hold no error."""
+    errors, context = [], chromium.new_context(viewport={"width": 1280, "height": 1000})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+
+    def open_notebook(name: str):
+        name = f"notebooks/{name}"
+        page = context.new_page()
+        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(lab.address(name))
+        run_all_cells(lab, page, name, ".tinyllama")
+        return page
+
+    yield open_notebook
+    context.close()
+    lab.shut_down_kernels()
+    assert errors == []
+
+
+def set_number(page, name: str, value: int) -> None:
+    number = page.locator(f".tinyllama-in-{name} input")
+    number.fill(str(value))
+    number.press("Enter")
+
+
+def wait_for_status(page, words: str) -> None:
+    page.locator(".tinyllama-status", has_text=words).wait_for(timeout=60_000)
+
+
+def generate(page, prompt: str, n_predict: int, seed: int = 1) -> None:
+    page.locator(PROMPT).fill(prompt)
+    set_number(page, "n_predict", n_predict)
+    set_number(page, "seed", seed)
+    page.locator(PROMPT).press("Control+Enter")
+
+
+def test_the_playground(opened, lab):
+    page = opened("playground.ipynb")
+    writes_what_generate_writes_in_pieces(page)
+    shows_alternatives_and_goes_on_from_one(page)
+    compares_and_copies(page)
+    says_what_is_wrong_and_goes_on(page, lab)
+    stops_a_long_run(page)
+    every_control_has_a_name(page)
+
+
+def writes_what_generate_writes_in_pieces(page):
+    page.evaluate(
+        """(selector) => {
+            window.lengths = [];
+            const note = () => window.lengths.push(document.querySelector(selector).textContent.length);
+            new MutationObserver(note).observe(document.querySelector(selector), {childList: true});
+        }""",
+        TEXT,
+    )
+    generate(page, STORY, n_predict=400, seed=5)
+    wait_for_status(page, "ended")
+    text = tinyllama.generate(STORY, n_predict=400, seed=5)
+    assert page.locator(TEXT).text_content() == STORY + text
+    assert page.locator(f"{TEXT} .tinyllama-completion").count() == len(text.tokens)
+    assert len(set(page.evaluate("window.lengths"))) >= 3  # it came in pieces
+
+
+def shows_alternatives_and_goes_on_from_one(page):
+    page.locator(f"{TEXT} [data-index='9']").click()
+    rows = page.locator(".tinyllama-bars tr")
+    rows.nth(10).wait_for()
+    assert page.locator(".tinyllama-facts", has_text="bits").count() == 1
+    assert page.locator(".tinyllama-bars th", has_text="top-k 40").count() == 1
+    other = page.locator(".tinyllama-bars tr:not(.tinyllama-chosen) .tinyllama-piece").nth(0).text_content()
+    before = page.locator(f"{TEXT} [data-index='8']").text_content()
+    set_number(page, "n_predict", 10)
+    page.locator(".tinyllama-pick").first.click()
+    page.locator(f"{TEXT} .tinyllama-changed").wait_for()
+    wait_for_status(page, "text 10 tokens")
+    assert page.locator(f"{TEXT} .tinyllama-changed").text_content().replace(" ", "␣") == other
+    assert page.locator(f"{TEXT} [data-index='8']").text_content() == before
+
+
+def compares_and_copies(page):
+    page.locator(".tinyllama-in-other select").select_option(index=2)
+    page.locator(".tinyllama-text").nth(1).wait_for()
+    page.locator(".tinyllama-differs", has_text="Tokens asked for").wait_for()
+    page.locator(".tinyllama-copies button", has_text="tinyllama.generate").click()
+    page.locator(".tinyllama-copies button", has_text="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert page.locator(TEXT).text_content().endswith(eval(copied))
+    page.locator(".tinyllama-in-other select").select_option(index=0)
+    page.locator(".tinyllama-tint input").check()
+    page.locator(f"{TEXT} [class*='tinyllama-tint']").first.wait_for()
+
+
+def says_what_is_wrong_and_goes_on(page, lab):
+    (lab.folder / "notebooks" / "models" / "gone.gguf").unlink()
+    model = page.locator(".tinyllama-in-model select")
+    model.select_option(
+        label=next(label for label in model.inner_text().splitlines() if "gone.gguf" in label)
+    )
+    page.locator(".tinyllama-generate").click()
+    error = page.locator(".tinyllama-error")
+    error.wait_for()
+    assert "there is no such file" in error.text_content()
+    model.select_option(index=0)
+    generate(page, STORY, n_predict=5)
+    wait_for_status(page, "text 5 tokens")
+    error.wait_for(state="detached")
+
+
+def stops_a_long_run(page):
+    page.locator(".tinyllama-in-backend select").select_option(label="numpy")
+    generate(page, STORY * 100, n_predict=-1)
+    page.locator(f"{TEXT} .tinyllama-prompt").nth(300).wait_for()
+    page.locator(".tinyllama-stop").click()
+    wait_for_status(page, "interrupted")
+    generate(page, STORY, n_predict=-1, seed=3)
+    page.locator(f"{TEXT} .tinyllama-completion").nth(20).wait_for()
+    page.locator(PROMPT).press("Escape")
+    wait_for_status(page, "interrupted")
+
+
+def test_the_stepper(opened):
+    page = opened("stepper.ipynb")
+    page.locator(".tinyllama-in-prompt input").fill("The old king had")
+    page.locator(".tinyllama-in-prompt input").press("Control+Enter")
+    page.locator(".tinyllama-stepper [role='option']", has_text="␣king").wait_for()
+    names = list(tinyllama.load("small").trace("The old king had"))
+    wait_for_status(page, f"Step 1 of {len(names)}: embedding")
+    for number, name in enumerate(names[1:17], 2):  # one whole layer
+        page.locator(".tinyllama-next").click()
+        wait_for_status(page, f"Step {number} of {len(names)}: {name}")
+        page.locator(f"canvas[aria-label^='{name}']").wait_for()
+        assert page.locator(".tinyllama-code mark").count() > 0
+    assert names[16] == "layers.0.residual"
+    assert page.locator(".tinyllama-lens tr").count() == 1
+    page.locator(".tinyllama-previous").click()
+    wait_for_status(page, "layers.0.feed_forward.output")
+    page.get_by_role("slider", name="Layer").press("ArrowRight")
+    wait_for_status(page, "layers.1.feed_forward.output")
+    page.locator(".tinyllama-in-kind select").select_option(label="Attention weights")
+    page.get_by_role("slider", name="Head").press("ArrowRight")
+    page.locator("canvas[aria-label^='layers.1.attention.weights, head 1']").wait_for()
+    page.get_by_role("slider", name="Position").press("ArrowLeft")
+    page.locator(".tinyllama-says", has_text="␣king").wait_for()
+    every_control_has_a_name(page)
+
+
+def test_two_playgrounds_and_a_cell_run_twice_do_not_disturb_each_other(opened, lab):
+    call_twice = (
+        "import ipywidgets, tinyllama\nipywidgets.VBox([tinyllama.playground(), tinyllama.playground()])"
+    )
+    notebook = json.loads((lab.folder / "notebooks" / "playground.ipynb").read_text())
+    notebook["cells"][1]["source"] = call_twice
+    (lab.folder / "notebooks" / "two.ipynb").write_text(json.dumps(notebook))
+    page = opened("two.ipynb")
+    run_all_cells(lab, page, "notebooks/two.ipynb", ".tinyllama >> nth=1")
+    tools = [page.locator(".tinyllama").nth(i) for i in (0, 1)]
+    for seed, tool in enumerate(tools):
+        tool.locator(PROMPT).fill(STORY)
+        tool.locator(".tinyllama-in-seed input").fill(str(seed))
+        tool.locator(PROMPT).press("Control+Enter")
+    for seed, tool in enumerate(tools):
+        tool.locator(".tinyllama-status", has_text="ended").wait_for()
+        assert tool.locator(TEXT).text_content() == STORY + tinyllama.generate(STORY, seed=seed)
+    a_kernel_that_is_shut_down_in_the_middle_of_a_run_is_gone(tools[1], lab)
+
+
+def a_kernel_that_is_shut_down_in_the_middle_of_a_run_is_gone(tool, lab):
+    tool.locator(".tinyllama-in-backend select").select_option(label="numpy")
+    generate(tool, STORY * 3, n_predict=-1)
+    tool.locator(f"{TEXT} .tinyllama-completion").nth(5).wait_for()
+    children = psutil.Process(lab.pid).children()
+    kernels = [process for process in children if "ipykernel" in str(process.cmdline())]
+    assert kernels
+    lab.shut_down_kernels()
+    assert psutil.wait_procs(kernels, timeout=15)[1] == []
+
+
+def every_control_has_a_name(page):
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll(
+            ".tinyllama button, .tinyllama input, .tinyllama select, .tinyllama textarea, "
+            + ".tinyllama [role=slider], .tinyllama [role=listbox], .tinyllama [role=img]")]
+          .filter((e) => !(e.labels?.length || e.getAttribute("aria-label") || e.textContent.trim()))
+          .map((e) => e.outerHTML)"""
+    )
+    assert nameless == []
