@@ -197,7 +197,7 @@ def logit_lens(
         prompt: the tokens' texts, [n_tokens]
     """
     n_layers, n_tokens = probs.shape
-    picture = Picture(1.6 + 0.3 * n_layers, title, width=9)
+    picture = Picture(1.7 + 0.32 * n_layers, title, width=9)
     axes = picture.subplots()
     image = axes.imshow(
         probs, cmap=AMOUNT, vmin=0, vmax=1, aspect="auto", interpolation="nearest", origin="lower"
@@ -205,7 +205,7 @@ def logit_lens(
     for layer in range(n_layers):
         for column, label in enumerate(labels(pieces[layer])):
             style = {
-                "fontsize": min(8, 75 / n_tokens),
+                "fontsize": min(8, 95 / n_tokens),
                 "color": "white" if probs[layer, column] > 0.45 else "black",
             }
             axes.text(column, layer, label[:9], ha="center", va="center", **style)
