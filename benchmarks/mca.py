@@ -1,7 +1,7 @@
 """What the inner loops of the Arm levels can do on Apple's processors, by analysis: python benchmarks/mca.py
 
-Nothing here is measured. The loops that multiply q4_0 blocks are compiled for macOS by zig (PyPI: ziglang), cut
-out of the assembly, and their cycles are counted in two ways:
+Nothing here is measured. The loops that multiply q4_0 blocks are compiled for macOS by zig (PyPI: ziglang),
+cut out of the assembly, and their cycles are counted in two ways:
 
     llvm-mca (Debian: llvm-19) follows each instruction through its model of Apple's processors, which is that
     of 2013's: 6 instructions a cycle, 3 units for vectors;

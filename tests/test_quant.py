@@ -6,42 +6,17 @@ from checkpoints import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from nasty import GGUF_TYPES, OF_2023, nasty
 
 from tinyllama import quant
 from tinyllama.blocks import TYPES
 from tinyllama.quant import Tensor, dequantize, quantize
 
-GGUF_TYPES = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
-OF_2023 = ["q4_0_2023", "q4_0_2023_planar", "q4_1_2023"]
 SCALAR = {
     "q4_0_2023": historical.q4_0,
     "q4_0_2023_planar": lambda row: historical.q4_0(row, planar=True),
     "q4_1_2023": historical.q4_1,
 }
-
-
-def nasty() -> np.ndarray:
-    """[64, 64] of what quantizers stumble over; the same value often stands for a half step exactly."""
-    steps = np.arange(64, dtype=np.float32)
-    random = np.random.default_rng(0).standard_normal((49, 64), dtype=np.float32)
-    rows = [
-        np.zeros(64),
-        -1 - steps / 64,
-        1 + steps / 64,
-        np.full(64, -3.0),
-        np.full(64, 1e-30),
-        np.where(steps % 2, 0.5, -0.5),
-        np.where(steps % 2, -0.5, 0.5),
-        (steps % 16 - 7) / 2,
-        (steps % 16) / 2,
-        np.where(steps % 32 == 0, 7.0, np.float32(0.49999997)),
-        np.where(steps % 32 == 0, -7.0, np.float32(-0.49999997)),
-        np.where(steps % 32 == 0, 127.0, (steps % 5) - 2.5),
-        np.where(steps % 32 == 31, 15.0, steps % 4 * 0.5),
-        np.where(steps % 32 == 5, 60000.0, 1e-7),
-        np.where(steps % 32 < 2, -2.0, 2.0),
-    ]
-    return np.concatenate([np.array(rows, dtype=np.float32), random])
 
 
 def test_zeros_keep_the_sign_that_the_first_of_them_gives():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from test_quant import GGUF_TYPES, OF_2023, nasty
+from nasty import GGUF_TYPES, OF_2023, nasty
 
 pytest.importorskip("tinyllama._native", reason="the C backend is not built")
 
