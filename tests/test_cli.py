@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import tinyllama
-from tinyllama import cli, commands, streaming
+from tinyllama import cli, commands, download, streaming
 from tinyllama.commands import PROMPTS, unescape
 from tinyllama.download import small_folder
 from tinyllama.errors import TinyllamaError
@@ -74,6 +74,17 @@ def test_help_does_not_wait_for_numpy():
     assert shown.stdout.endswith("set()\n"), shown
     for command in ("convert", "quantize", "generate", "main", "perplexity", "inspect", "download"):
         assert command in shown.stdout
+
+
+def test_a_first_word_does_not_wait_for_what_other_commands_need(smollm2_file):
+    program = (
+        "import sys; from tinyllama import cli; cli.main(['generate', '-m', 'smollm2', '-p', 'Hi', '-n', '1'])\n"
+        "wanted = {'sentencepiece', 'numexpr', *(f'tinyllama.{name}' for name in "
+        "'bench compare convert inspect perplexity streaming formats.ggml formats.meta'.split())}\n"
+        "print('needless:', sorted(wanted & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert shown.stdout.endswith("needless: []\n"), shown
 
 
 @pytest.mark.parametrize("command", ["convert", "quantize", "generate", "perplexity", "inspect", "download"])
@@ -454,7 +465,7 @@ def test_quantizations_have_numbers_and_names(text, name):
 
 def test_download_fetches_what_is_asked_for(run, monkeypatch):
     fetched = []
-    monkeypatch.setattr(commands, "download", fetched.append)
+    monkeypatch.setattr(download, "download", fetched.append)
     assert run("download", "smollm2")[0] == 0
     assert fetched == ["smollm2"]
 

@@ -1,4 +1,8 @@
-"""What each command does: it takes the arguments that `cli` parsed and returns an exit status, None for 0."""
+"""What each command does: it takes the arguments that `cli` parsed and returns an exit status, None for 0.
+
+Modules that `generate` can do without are imported by the commands that need them: the first word of a small
+model would wait for them.
+"""
 
 import argparse
 import json
@@ -13,14 +17,10 @@ from dataclasses import asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import bench, compare, inspect
 from .backends import available, get_backend
-from .convert import convert, quantize
-from .download import MODELS, download
 from .errors import TinyllamaError
 from .generation import STOP_REASONS, Generation, Settings
 from .llama import Llama, load, memory_needed
-from .perplexity import check_sizes, perplexity
 from .resources import human, peak_memory, require_memory
 
 #: What a text begins with if nobody says.
@@ -39,10 +39,14 @@ PROMPTS = (
 
 
 def _convert(args: argparse.Namespace) -> None:
+    from .convert import convert
+
     _print_files(convert(args.folder, args.ftype, args.outfile, args.format))
 
 
 def _quantize(args: argparse.Namespace) -> None:
+    from .convert import quantize
+
     _print_files(quantize(args.source, args.target, args.type))
 
 
@@ -52,6 +56,8 @@ def _print_files(paths: list[Path]) -> None:
 
 
 def _download(args: argparse.Namespace) -> None:
+    from .download import MODELS, download
+
     if args.name not in MODELS:
         args.parser.error(f"argument NAME: no model {args.name!r}, there is {', '.join(MODELS)}")
     download(args.name)
@@ -161,6 +167,8 @@ def _timing(step: str, seconds: float, n_tokens: int) -> str:
 
 
 def _perplexity(args: argparse.Namespace) -> None:
+    from .perplexity import check_sizes, perplexity
+
     with _argument_errors(args):
         check_sizes(args.ctx_size, args.batch_size)
     text = _read_text(args.file)
@@ -175,6 +183,8 @@ def _perplexity(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
+    from . import inspect
+
     if args.ctx_size is not None and args.ctx_size < 1:
         args.parser.error(f"argument -c/--ctx_size: must be at least 1, not {args.ctx_size}")
     if args.backends:
@@ -187,6 +197,8 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    from . import bench
+
     if args.n_predict < 1:
         args.parser.error(f"argument -n/--n_predict: must be at least 1, not {args.n_predict}")
     _check_plot(args)
@@ -209,6 +221,8 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
+    from . import compare
+
     _check_plot(args)
     if len(args.backends) != 2:
         args.parser.error(f"argument --backends: name two, not {len(args.backends)}")

