@@ -60,8 +60,10 @@ def sync(topic: str) -> str:
     executed = normalized(execute(notebook, ENVIRONMENT))
     if target.exists():
         keep_what_agrees(nbformat.read(target, 4), executed)
-    written = [_write(source, source_text(executed)), _write(target, nbformat.writes(executed) + "\n")]
-    return f"{topic}: {'changed' if any(written) else 'as it was'}"
+    changed = _write(target, nbformat.writes(executed) + "\n")
+    if not source.exists() or cells(read_source(source)) != cells(executed):
+        changed = _write(source, source_text(executed))
+    return f"{topic}: {'changed' if changed else 'as it was'}"
 
 
 def _leader(source: Path, target: Path) -> NotebookNode:

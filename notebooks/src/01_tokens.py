@@ -233,6 +233,7 @@ plots.bars(per_token, list(samples), "the longer the bar, the cheaper the text",
 # The merges that we learnt above *are* a byte-level tokenizer. Together with the 256 bytes that it starts
 # from, and the rule by which GPT-2 cuts words, `make_tokenizer` takes them like those of a model file.
 
+
 # %%
 def as_tokenizer(merges):
     """The byte-level tokenizer of a list of pairs (left, right)."""

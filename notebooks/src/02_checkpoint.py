@@ -135,6 +135,7 @@ len(operations), sorted(wanted)
 # Harmless. But a pickle may name *any* function. Here is one that a stranger could have sent. It only prints;
 # it could as well have deleted your files:
 
+
 # %%
 class Trap:
     def __reduce__(self):
@@ -164,9 +165,9 @@ print(message)
 # %% [markdown]
 # ## One matrix by hand
 #
-# What the notes say about a tensor: in which member it lies, its shape and type. Everything else is
-# counting bytes. A member begins with 30 bytes of header, which end with the lengths of its name and of an
-# extra field; then comes the matrix.
+# What the notes say about a tensor: in which member it lies, its shape and type. Everything else is counting
+# bytes. A member begins with 30 bytes of header, which end with the lengths of its name and of an extra
+# field; then comes the matrix.
 
 # %%
 entry = pth.read_part(path).entries["norm.weight"]
@@ -205,8 +206,9 @@ picture
 
 # %% [markdown]
 # Light is part 0, dark is part 1. The pattern has a reason. `w1` and `w3` cut by rows give each GPU one half
-# of `hidden`; `w2` cut by columns needs just that half. So a GPU computes through the whole feed-forward layer
-# on its own, and only the results are added ([Megatron-LM](https://arxiv.org/abs/1909.08053), section 3).
+# of `hidden`; `w2` cut by columns needs just that half. So a GPU computes through the whole feed-forward
+# layer on its own, and only the results are added ([Megatron-LM](https://arxiv.org/abs/1909.08053), section
+# 3).
 
 # %%
 norm = llama.trace("Once upon a time")["layers.0.feed_forward.norm"]  # [n_tokens, dim]

@@ -32,6 +32,7 @@ llama
 #
 # $$\mathrm{silu}(x) = \frac{x}{1 + e^{-x}}$$
 
+
 # %%
 def silu(x):
     return x / (1 + np.exp(-x))
@@ -128,6 +129,7 @@ plots.bars(taps[f"{name}.hidden"][:, NEURON], pieces, f"layer 0, neuron {NEURON}
 # matrix](08_whole_model.ipynb) turns any vector of the stream into scores for tokens, so we can ask a column
 # which tokens it makes likelier. (This skips what later layers do with it: [feed-forward layers are key-value
 # memories](https://arxiv.org/abs/2012.14913).)
+
 
 # %%
 def says(neuron, n=6):

@@ -30,6 +30,7 @@ plots.machine(config, f"{MODEL}: the whole machine; grey numbers are notebooks")
 # Three functions. Attention is [notebook 05](05_attention.ipynb) for all heads at once, `[n_tokens, dim]` in
 # and out:
 
+
 # %%
 def attention(x, name):
     norm = ops.rms_norm(x, llama.weight(f"{name}.attention_norm"), config.norm_eps)
@@ -47,6 +48,7 @@ def attention(x, name):
 # %% [markdown]
 # The feed-forward network is [notebook 07](07_swiglu.ipynb):
 
+
 # %%
 def feed_forward(x, name):
     norm = ops.rms_norm(x, llama.weight(f"{name}.ffn_norm"), config.norm_eps)
@@ -56,6 +58,7 @@ def feed_forward(x, name):
 
 # %% [markdown]
 # And the model looks up, adds, adds, and asks the output matrix:
+
 
 # %%
 def forward(tokens):
@@ -114,6 +117,7 @@ plots.bars(scored, pieces[1:], "how likely the model thought each token of its o
 # would the model say if it ended after layer 0, 1, 2? This trick is the [logit
 # lens](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
 
+
 # %%
 def lens(stream):
     """[n_tokens, dim] -> probabilities [n_tokens, vocab_size]"""
@@ -147,6 +151,7 @@ plots.lines(curves, "after", "probability", "the last column, in numbers", xtick
 # embedding it only reads a row. Besides, attention's scores and sums grow with the text: $4\, n\, d$
 # operations a layer, with $n$ = `n_past` and $d$ = `dim`.
 
+
 # %%
 def flops(config, n_past):
     """Floating-point operations to compute one token."""
@@ -174,6 +179,7 @@ for type in ["f16", "q8_0", "q4_0"]:
 # arithmetic decides: [12 speed](12_speed.ipynb).
 #
 # ## Where the weights are
+
 
 # %%
 def shares(config):
