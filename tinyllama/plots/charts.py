@@ -103,7 +103,12 @@ def bars(
     picture = Picture(0.9 + 0.24 * len(values), title)
     axes = picture.subplots()
     drawn = axes.barh(range(len(values)), values, color=BLUE, height=0.7)
-    axes.bar_label(drawn, [f"{value:.3g}" for value in values], padding=3, fontsize=8)
+    axes.bar_label(
+        drawn,
+        [f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" for value in values],
+        padding=3,
+        fontsize=8,
+    )
     tick(axes.yaxis, names)
     axes.invert_yaxis()
     axes.margins(x=0.12)
