@@ -56,6 +56,20 @@ def test_telling_is_held_back_until_some_time_has_passed(monkeypatch):
     assert told == [1, 1 + 4 / 64, 1 + 8 / 64, 1 + 12 / 64]
 
 
+def test_telling_takes_a_tenth_of_the_time_at_most(monkeypatch):
+    def tell_slowly():
+        now[0] += 0.02
+        told.append(now[0])
+
+    now, told = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    worker = Worker(tell_slowly)
+    for _ in range(1000):
+        now[0] += 0.001
+        worker.tell()
+    assert 4 <= len(told) <= 6 and len(told) * 0.02 <= 0.11 * now[0]
+
+
 @pytest.mark.parametrize("name, tokens", [("7B", 64), ("13B", 32), ("65B", 16)])
 def test_large_models_read_a_prompt_in_small_pieces(name, tokens):
     assert batch_size(PRESETS[name]) == tokens

@@ -50,6 +50,8 @@ class Run:
     tokenizer: Tokenizer | None = None
     generation: Generation | None = None
     _completion: Completion | None = None
+    _stream: TextStream | None = None
+    _texts: list[str] = field(default_factory=list)
 
     def begin(self, number: int, generation: Generation) -> None:
         """The model is there, and the first token is about to be chosen."""
@@ -76,8 +78,10 @@ class Run:
 
     def texts(self) -> list[str]:
         """What each token adds to the text; the beginning of a character adds nothing, its end all of it."""
-        stream = TextStream(self.tokenizer, strip_prefix=True)
-        return [stream.feed(token.id) for token in self.tokens]
+        tokens = self.tokens
+        self._stream = self._stream or TextStream(self.tokenizer, strip_prefix=True)
+        self._texts += [self._stream.feed(token.id) for token in tokens[len(self._texts) :]]
+        return self._texts[: len(tokens)]
 
     @property
     def text(self) -> str:

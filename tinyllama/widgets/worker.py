@@ -10,6 +10,9 @@ from ..errors import Cancelled, TinyllamaError
 #: Seconds between two looks at what a job has done: more often than that nobody sees.
 INTERVAL = 0.05
 
+#: The part of the time that telling may take: of a long text there is much to tell.
+TELLING = 0.1
+
 #: Multiply-adds of a layer that a flag can wait for, and the fewest tokens that go through it at once.
 LAYER_WORK, FEWEST = 2**34, 16
 
@@ -33,7 +36,7 @@ class Worker:
 
     def __init__(self, changed: Callable[[], None]):
         self.error = ""
-        self._changed, self._told, self._stop = changed, 0.0, threading.Event()
+        self._changed, self._next, self._stop = changed, 0.0, threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
@@ -67,10 +70,11 @@ class Worker:
         return self._stop.is_set()
 
     def tell(self) -> None:
-        """Say that something has changed, but no more often than INTERVAL."""
-        if time.perf_counter() - self._told >= INTERVAL:
-            self._told = time.perf_counter()
+        """Say that something has changed, but not so often that the job would suffer from it."""
+        if (started := time.perf_counter()) >= self._next:
             self._changed()
+            took = time.perf_counter() - started
+            self._next = started + max(INTERVAL, took / TELLING)
 
     def _run(self, job: Callable[[], None]) -> None:
         try:
