@@ -31,7 +31,7 @@ demo: .venv/demo.installed $(MODEL)
 	@$(RUN) tinyllama generate --model smollm2 --prompt "$(PROMPT)" --temp 0 --n_predict 64
 
 lab: .venv/notebooks.installed
-	@$(RUN) jupyterlab notebooks/00_map.ipynb
+	@$(RUN) jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_map.ipynb
 
 test: .venv/test.installed $(MODEL)
 	@$(RUN) pytest
