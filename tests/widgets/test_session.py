@@ -24,6 +24,13 @@ def session():
     return Session()
 
 
+@pytest.fixture
+def told_everything(monkeypatch):
+    """Nothing is held back, however busy this computer is."""
+    monkeypatch.setattr("tinyllama.widgets.worker.INTERVAL", 0)
+    monkeypatch.setattr("tinyllama.widgets.worker.TELLING", math.inf)
+
+
 def test_a_run_writes_what_generate_writes(session):
     assert session.generate(STORY, **HOW, seed=4, n_predict=20)
     run = finished(session).run
@@ -41,8 +48,7 @@ def test_every_token_has_its_text_and_what_was_expected_there(session):
     assert all(token.stages for token in run.tokens[len(run.prompt_tokens) :])
 
 
-def test_a_run_is_told_of_while_it_goes_on(monkeypatch):
-    monkeypatch.setattr("tinyllama.widgets.worker.INTERVAL", 0)
+def test_a_run_is_told_of_while_it_goes_on(told_everything):
     seen = []
     session = Session(lambda: seen.append((session.state, len(session.run.tokens) if session.run else 0)))
     session.generate(STORY, **HOW, n_predict=12)
@@ -193,13 +199,12 @@ def test_the_history_is_bounded_and_holds_no_model(session):
     assert all(run.generation is None for run in session.runs)
 
 
-def test_loading_shows_its_progress_and_can_be_stopped(tmp_path, monkeypatch):
+def test_loading_shows_its_progress_and_can_be_stopped(tmp_path, told_everything):
     def stop_half_way():
         seen.append((session.state, session.loaded))
         if session.loaded > 0.5:
             session.stop()
 
-    monkeypatch.setattr("tinyllama.widgets.worker.INTERVAL", 0)
     folder = tmp_path / "small"
     folder.symlink_to(tinyllama.load("small").checkpoint.path)
     seen, session = [], Session(stop_half_way)
