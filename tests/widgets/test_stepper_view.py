@@ -62,6 +62,13 @@ def test_after_each_layer_it_is_told_what_the_model_would_say(tool):
     assert "layer 3<" in tool._says.value
 
 
+def test_a_prompt_that_is_sent_while_another_is_on_its_way_takes_its_place():
+    tool = tinyllama.stepper("Once upon a time", backend="numpy")
+    tool.prompt.value = "The wolf"
+    tool.read()
+    assert "".join(finished(tool).walk.pieces) == "<s> The wolf"
+
+
 def test_a_missing_model_is_an_error_in_the_tool_and_the_old_walk_stays(tool):
     tool.model.options = [("gone", "gone.gguf"), ("small", "small")]
     tool._run.click()

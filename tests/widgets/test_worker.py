@@ -45,6 +45,39 @@ def test_the_flag_is_set_by_stop_and_cleared_by_the_next_start():
     assert worker.wait(5) and flags == [False]
 
 
+@pytest.fixture
+def until_stopped():
+    """A job that goes on until it is stopped, and says when it has."""
+
+    def make(worker, done):
+        def job():
+            while not worker.is_set():
+                time.sleep(0.001)
+            done.append("stopped")
+
+        return job
+
+    return make
+
+
+def test_a_job_can_take_the_place_of_the_one_that_is_running(until_stopped):
+    worker, done = Worker(lambda: None), []
+    worker.start(until_stopped(worker, done))
+    assert not worker.start(lambda: done.append("refused"))
+    assert worker.start(lambda: done.append("superseded"), instead=True)
+    assert worker.start(lambda: done.append("done"), instead=True)
+    assert worker.wait(5) and done[0] == "stopped" and done[-1] == "done" and "refused" not in done
+    assert len(done) <= 3
+
+
+def test_stopping_stops_what_would_follow_too(until_stopped):
+    worker, done = Worker(lambda: None), []
+    worker.start(until_stopped(worker, done))
+    worker.start(until_stopped(worker, done), instead=True)
+    worker.stop()
+    assert worker.wait(5) and set(done) == {"stopped"}
+
+
 def test_telling_is_held_back_until_some_time_has_passed(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])

@@ -48,9 +48,9 @@ class Stepper(w.VBox):
         self.read()
 
     def read(self) -> None:
-        """Send the prompt through the model, in the background."""
+        """Send the prompt through the model, in the background, instead of one that is still on its way."""
         prompt, model, backend = self.prompt.value, self.model.value, self.backend.value
-        self.worker.start(lambda: self._read(prompt, model, backend))
+        self.worker.start(lambda: self._read(prompt, model, backend), instead=True)
         self._refresh()
 
     def _read(self, prompt: str, model: str, backend: str) -> None:
@@ -161,7 +161,7 @@ class Stepper(w.VBox):
     def _refresh(self) -> None:
         with self._lock:
             busy, walk = self.worker.busy, self.walk
-            self._run.disabled, self._stop.disabled = busy, not busy
+            self._stop.disabled = not busy
             self._previous.disabled = walk is None or walk.at == 0
             self._next.disabled = walk is None or walk.at == len(walk.names) - 1
             self._error.value = error_box(self.worker.error)

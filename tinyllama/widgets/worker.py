@@ -38,25 +38,36 @@ class Worker:
         self.error = ""
         self._changed, self._next, self._stop = changed, 0.0, threading.Event()
         self._thread: threading.Thread | None = None
+        self._lock, self._following = threading.Lock(), None
 
     @property
     def busy(self) -> bool:
         """Whether a job is running."""
         return self._thread is not None
 
-    def start(self, job: Callable[[], None]) -> bool:
-        """Start a job unless one is running; says whether it was started."""
-        if self.busy:
-            return False
-        self.error = ""
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, args=(job,), daemon=True, name="tinyllama-tool")
-        self._thread.start()
-        return True
+    def start(self, job: Callable[[], None], instead: bool = False) -> bool:
+        """Start a job; says whether it will be done.
+
+        Args:
+            instead: stop the one that is running and do this one then. Otherwise it is refused.
+        """
+        with self._lock:
+            if self.busy and instead:
+                self._following = job
+                self._stop.set()
+            elif not self.busy:
+                self.error = ""
+                self._stop.clear()
+                self._thread = threading.Thread(target=self._run, args=(job,), daemon=True)
+                self._thread.start()
+                return True
+            return instead
 
     def stop(self) -> None:
         """Tell the job to stop. It does so before its next operation."""
-        self._stop.set()
+        with self._lock:
+            self._following = None
+            self._stop.set()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait for the job's end; says whether it has ended."""
@@ -76,15 +87,27 @@ class Worker:
             took = time.perf_counter() - started
             self._next = started + max(INTERVAL, took / TELLING)
 
-    def _run(self, job: Callable[[], None]) -> None:
-        try:
-            job()
-        except Cancelled:
-            pass
-        except Exception as error:
-            self.error = in_plain_words(error)
-        self._thread = None
+    def _run(self, job: Callable[[], None] | None) -> None:
+        while job is not None:
+            self.error = _error_of(job)
+            with self._lock:
+                job, self._following = self._following, None
+                if job is None:
+                    self._thread = None
+                else:
+                    self._stop.clear()
         self._changed()
+
+
+def _error_of(job: Callable[[], None]) -> str:
+    """Do a job: "" if all went well or it was stopped, otherwise what went wrong."""
+    try:
+        job()
+    except Cancelled:
+        return ""
+    except Exception as error:
+        return in_plain_words(error)
+    return ""
 
 
 def in_plain_words(error: Exception) -> str:
