@@ -52,8 +52,9 @@ def stepper(page) -> None:
     prompt.press("Control+Enter")
     page.locator("[role='option']", has_text=re.compile("Lily")).first.wait_for()
     page.locator(".tinyllama-in-kind select").select_option(label="Attention weights")
-    page.get_by_role("slider", name="Layer").press("ArrowRight")
-    page.get_by_role("slider", name="Layer").press("ArrowRight")
+    for layer in (1, 2):
+        page.locator(f"canvas[aria-label^='layers.{layer - 1}.attention.weights']").wait_for()
+        page.get_by_role("slider", name="Layer").press("ArrowRight")
     page.locator("canvas[aria-label^='layers.2.attention.weights']").wait_for()
 
 

@@ -183,10 +183,11 @@ def test_the_stepper(opened):
     assert names[16] == "layers.0.residual"
     assert page.locator(".tinyllama-lens tr").count() == 1
     page.locator(".tinyllama-previous").click()
-    wait_for_status(page, "layers.0.feed_forward.output")
+    page.locator("canvas[aria-label^='layers.0.feed_forward.output']").wait_for()
     page.get_by_role("slider", name="Layer").press("ArrowRight")
-    wait_for_status(page, "layers.1.feed_forward.output")
+    page.locator("canvas[aria-label^='layers.1.feed_forward.output']").wait_for()
     page.locator(".tinyllama-in-kind select").select_option(label="Attention weights")
+    page.locator("canvas[aria-label^='layers.1.attention.weights, head 0']").wait_for()
     page.get_by_role("slider", name="Head").press("ArrowRight")
     page.locator("canvas[aria-label^='layers.1.attention.weights, head 1']").wait_for()
     page.get_by_role("slider", name="Position").press("ArrowLeft")
