@@ -78,7 +78,8 @@ def test_help_does_not_wait_for_numpy():
 
 def test_a_first_word_does_not_wait_for_what_other_commands_need(smollm2_file):
     program = (
-        "import sys; from tinyllama import cli; cli.main(['generate', '-m', 'smollm2', '-p', 'Hi', '-n', '1'])\n"
+        "import sys; from tinyllama import cli\n"
+        "cli.main(['generate', '-m', 'smollm2', '-p', 'Hi', '-n', '1'])\n"
         "wanted = {'sentencepiece', 'numexpr', *(f'tinyllama.{name}' for name in "
         "'bench compare convert inspect perplexity streaming formats.ggml formats.meta'.split())}\n"
         "print('needless:', sorted(wanted & set(sys.modules)))"
