@@ -1,11 +1,12 @@
 """Weights from files to files, in little memory: what `convert` and `quantize` have in common.
 
 Everything about a file to be written is known beforehand: its size, its headers, and for every tensor
-where the weights come from, what type they get and where they go. So a few threads take chunks of rows,
+where the weights come from, what type they get and where they go. So a few threads take portions of rows and
+go through each in chunks,
 
     read some rows  ->  to another type  ->  write them where they belong
 
-in any order, and what is in memory at a time is a few chunks, however large the model.
+in any order, and what is in memory at a time is a chunk a thread, however large the model.
 """
 
 import os
@@ -15,8 +16,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,8 @@ from .blocks import TYPES
 from .errors import TinyllamaError
 from .resources import human, require_disk, require_memory
 
-CHUNK = 1 << 20  # bytes of source that a thread takes at a time: with its float32 copies it fits the L2 cache
+PORTION = 1 << 24  # bytes of source that a thread takes at a time
+CHUNK = 1 << 20  # and reads at a time: it stays in the L2 cache until it has been written
 WRITE = 1 << 17  # bytes in one write: for more, Linux looks for large pages, slow when files fill its memory
 N_THREADS = min(4, os.cpu_count() or 1)
 
@@ -83,9 +86,9 @@ class Rows:
     def nbytes(self) -> int:
         return self.n_rows * self.row_bytes
 
-    def chunks(self) -> Iterator["Rows"]:
-        """The same in portions of about CHUNK bytes of source."""
-        step = max(1, CHUNK // sum(source.row_bytes for source in self.sources))
+    def cut(self, n_bytes: int) -> Iterator["Rows"]:
+        """The same in pieces of about so many bytes of source."""
+        step = max(1, n_bytes // sum(source.row_bytes for source in self.sources))
         for start in range(0, self.n_rows, step):
             sources = tuple(source.skip(start) for source in self.sources)
             n_rows, offset = min(step, self.n_rows - start), self.offset + start * self.row_bytes
@@ -122,10 +125,10 @@ def write(
             bar.update(_write_headers(path, output))
         with _in_background(check) as checked:
             work = (
-                (path, chunk)
+                (path, portion)
                 for path, output in unfinished
                 for rows in output.rows
-                for chunk in rows.chunks()
+                for portion in rows.cut(PORTION)
             )
             with closing(_in_parallel(work)) as moved:
                 for n_bytes in moved:
@@ -211,7 +214,7 @@ def _in_background(check: Callable[[threading.Event], None] | None):
 
 
 def _in_parallel(work: Iterable[tuple[Path, Rows]]) -> Iterator[int]:
-    """Move every chunk; yields the bytes of each. If one fails the rest isn't begun."""
+    """Move every portion; yields the bytes of each. If one fails the rest isn't begun."""
     _keep_freed_memory()
     cast = get_backend().cast
     pool, begun = ThreadPoolExecutor(N_THREADS), deque()
@@ -237,26 +240,34 @@ def _keep_freed_memory() -> None:
 
 def _move(path: Path, rows: Rows, cast: Callable) -> int:
     """Read, turn into the wanted type, write. `cast` is a backend's."""
-    pieces = [_read(source, rows.n_rows) for source in rows.sources]
-    blocks = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
-    if rows.type != rows.sources[0].type:
-        blocks = _cast(blocks, rows, cast)
-    data = memoryview(blocks).cast("B")
-    with path.open("r+b", buffering=0) as file:
-        file.seek(rows.offset)
-        while data:
-            data = data[file.write(data[:WRITE]) :]
+    with ExitStack() as stack:
+        files = [stack.enter_context(source.path.open("rb", buffering=0)) for source in rows.sources]
+        target = stack.enter_context(path.open("r+b", buffering=0))
+        target.seek(rows.offset)
+        for chunk in rows.cut(CHUNK):
+            pieces = [
+                _read(file, source, chunk.n_rows) for file, source in zip(files, chunk.sources, strict=True)
+            ]
+            blocks = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+            if rows.type != rows.sources[0].type:
+                blocks = _cast(blocks, rows, cast)
+            _write(target, blocks)
     return rows.nbytes
 
 
-def _read(source: Source, n_rows: int) -> np.ndarray:
+def _read(file: FileIO, source: Source, n_rows: int) -> np.ndarray:
     """Rows as they lie in their file. Reading, unlike mapping, leaves nothing in this process's memory."""
     data = np.empty(n_rows * source.row_bytes, np.uint8)
-    with source.path.open("rb", buffering=0) as file:
-        file.seek(source.offset)
-        if file.readinto(data) < data.nbytes:
-            raise TinyllamaError(f"{source.path} became shorter while it was read")
+    file.seek(source.offset)
+    if file.readinto(data) < data.nbytes:
+        raise TinyllamaError(f"{source.path} became shorter while it was read")
     return TYPES[source.type].view(data, (n_rows, source.n_cols))
+
+
+def _write(file: FileIO, blocks: np.ndarray) -> None:
+    data = memoryview(blocks).cast("B")
+    while data:
+        data = data[file.write(data[:WRITE]) :]
 
 
 def _cast(blocks: np.ndarray, rows: Rows, cast: Callable) -> np.ndarray:
