@@ -45,6 +45,15 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize(("format", "warned"), [("ggml", True), ("gguf", False)])
+def test_a_norm_eps_that_the_format_does_not_hold_is_a_warning(folder, format, warned, recwarn):
+    params = json.loads((folder / "params.json").read_text())
+    (folder / "params.json").write_text(json.dumps(params | {"norm_eps": 1e-5}))
+    convert(folder, format=format)
+    messages = [str(warning.message) for warning in recwarn]
+    assert any("can't hold norm_eps 1e-05, and 1e-06 will be taken" in text for text in messages) == warned
+
+
 # --- byte for byte --------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ each part of the checkpoint; a GGUF is always one file, its parts merged.
 
 import hashlib
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -123,6 +124,11 @@ def _ggml_files(checkpoint: Checkpoint, type: str, outfile: Path) -> list[Output
         header = ggml.header(config, texts, ggml.FTYPES[type])
     except TinyllamaError as error:
         raise TinyllamaError(f"{checkpoint.path}: {error}") from None
+    if config.norm_eps != (implied := ggml.published_norm_eps(config.dim)):
+        message = (
+            f"{outfile}: a ggml file can't hold norm_eps {config.norm_eps:g}, and {implied:g} will be taken"
+        )
+        warnings.warn(f"{message} unless params.json lies beside it; a GGUF file holds it", stacklevel=3)
     return [
         _ggml_file(meta.read_part(file), ggml.part_path(outfile, number), header, type)
         for number, file in enumerate(checkpoint.files)

@@ -206,7 +206,12 @@ def _not_in_the_file(path: Path, dim: int, n_layers: int) -> tuple[float, float]
         params = read_params(path.parent)
         if (params.get("dim"), params.get("n_layers")) == (dim, n_layers):
             return float(params.get("norm_eps", 1e-6)), float(params.get("rope_theta", 10000.0))
-    return next((preset.norm_eps for preset in PRESETS.values() if preset.dim == dim), 1e-6), 10000.0
+    return published_norm_eps(dim), 10000.0
+
+
+def published_norm_eps(dim: int) -> float:
+    """What the first LLaMA of this width has, which the file itself doesn't say."""
+    return next((preset.norm_eps for preset in PRESETS.values() if preset.dim == dim), 1e-6)
 
 
 def _read_entry(cursor: _Cursor) -> Entry:
