@@ -10,13 +10,12 @@ in any order, and what is in memory at a time is a chunk a thread, however large
 """
 
 import os
-import secrets
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
@@ -27,7 +26,7 @@ from tqdm.auto import tqdm
 from .backends import get_backend
 from .blocks import TYPES
 from .errors import TinyllamaError
-from .resources import human, require_disk, require_memory
+from .resources import human, require_disk, require_memory, written_beside
 
 PORTION = 1 << 24  # bytes of source that a thread takes at a time
 CHUNK = 1 << 20  # and reads at a time: it stays in the L2 cache until it has been written
@@ -165,33 +164,22 @@ def _announce(outputs: list[Output], verb: str) -> None:
 
 @contextmanager
 def _beside(outputs: list[Output]) -> Iterator[list[tuple[Path, Output]]]:
-    """Names beside the outputs to write to; they become the outputs at the end, or vanish at a failure.
-
-    An output that is a symbolic link stays one: the file that it points to is replaced.
-    """
-    suffix = f".{secrets.token_hex(4)}.tmp"
-    targets = [output.path.resolve() for output in outputs]
-    unfinished = [
-        (target.with_name(target.name + suffix), output)
-        for target, output in zip(targets, outputs, strict=True)
-    ]
+    """Files beside the outputs to write to; they become the outputs at the end, or vanish at a failure."""
+    unfinished: list[tuple[Path, Output]] = []
     try:
-        yield unfinished
-        for (path, _), target in zip(unfinished, targets, strict=True):
-            os.replace(path, target)
+        with ExitStack() as stack:
+            for output in outputs:
+                unfinished.append((stack.enter_context(written_beside(output.path)), output))
+            yield unfinished
     except OSError as error:
         named = {str(path): output.path for path, output in unfinished}
         file = named.get(str(error.filename), error.filename or outputs[0].path)
         raise TinyllamaError(f"{file}: {error.strerror}") from None
-    finally:
-        for path, _ in unfinished:
-            with suppress(OSError):
-                path.unlink()
 
 
 def _write_headers(path: Path, output: Output) -> int:
-    """Make the file, full of zeros, and put its headers in. Returns their bytes."""
-    with path.open("xb") as file:
+    """Fill the file with zeros and put its headers in. Returns their bytes."""
+    with path.open("r+b") as file:
         file.truncate(output.size)
         for offset, data in output.headers:
             file.seek(offset)

@@ -21,7 +21,6 @@ with it, so that storages begin at multiples of 64), and then the weights. They 
 Tensors named `*freqs` are tables of RoPE, which everybody computes afresh.
 """
 
-import os
 import pickle
 import re
 import struct
@@ -37,6 +36,7 @@ import numpy as np
 from ..blocks import TYPES
 from ..errors import TinyllamaError
 from ..quant import Tensor
+from ..resources import written_beside
 from .parts import Entry, Part, map_file, what_it_is
 
 LARGEST_PICKLE = 64 << 20  # bytes; 65B's is 0.2 MB
@@ -219,11 +219,8 @@ def save(tensors: dict[str, Tensor], path: Path) -> None:
     for name, tensor in tensors.items():
         raw = torch.from_numpy(np.array(tensor.parts[0], order="C").view(np.uint8))
         state[name] = raw.view(dtypes[tensor.type])
-    unfinished = path.with_name(path.name + ".tmp")
     try:
-        torch.save(state, unfinished)
-        os.replace(unfinished, path)
+        with written_beside(path) as unfinished:
+            torch.save(state, unfinished)
     except (OSError, RuntimeError) as error:
         raise TinyllamaError(f"{path} can't be written: {_one_line(error)}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
