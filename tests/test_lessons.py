@@ -54,7 +54,29 @@ def test_a_known_mistake_gets_its_own_words(verdict):
 
 def test_a_factor_is_found(verdict):
     assert verdict(TRUTH * np.sqrt(32)) == "Everything is 5.657 times what is expected."
-    assert verdict(-2, 1, axes="") == "This is -2 times what is expected."
+    assert verdict(-2.0, 1.0, axes="") == "This is -2 times what is expected."
+
+
+def test_of_two_numbers_only_a_power_of_two_is_worth_a_word(verdict):
+    assert verdict(0.5, 1.0, axes="") == "This is 0.5 times what is expected."
+    assert verdict(7.0, 1.0, axes="", hint="Look there.") == "Not yet: 7 is too large. Look there."
+
+
+def test_a_hint_goes_with_a_wrong_shape(verdict):
+    assert verdict(TRUTH[0], hint="There are two heads.").endswith("There are two heads.")
+
+
+def test_several_numbers_in_the_place_of_one_are_named(verdict):
+    assert verdict([1, 2], 1, axes="") == "Wrong shape: yours is [2], expected is one number."
+
+
+def test_a_known_mistake_may_have_another_shape(verdict):
+    assert verdict(TRUTH[0], mistakes={"That is one head.": TRUTH[0]}) == "That is one head."
+
+
+def test_a_known_mistake_in_half_precision_is_compared_without_overflow(verdict):
+    answer, far_off = TRUTH + 1, (TRUTH * 1e4).astype(np.float16)
+    assert "numbers differ" in verdict(answer, mistakes={"Far off.": far_off})
 
 
 def test_the_worst_number_is_named_with_its_place_and_the_hint(verdict):
