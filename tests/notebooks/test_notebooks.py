@@ -110,10 +110,38 @@ def test_cells_are_short(topic):
         assert len(lines) <= 20 if cell.cell_type == "code" else len(words) <= 150, cell.source
 
 
-def test_every_notebook_has_a_number_of_its_own():
-    assert len({topic[:2] for topic in TOPICS}) == len(TOPICS)
+def test_the_numbers_of_the_notebooks_have_no_gap():
+    assert [topic[:2] for topic in TOPICS] == [f"{number:02}" for number in range(len(TOPICS))]
 
 
-def test_the_readme_links_every_notebook():
-    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert set(TOPICS) <= set(re.findall(r"\((\d\d_\w+)\.ipynb", readme))
+@pytest.mark.parametrize("page", ["README.md", "00_map.ipynb"])
+def test_the_map_and_the_table_link_every_notebook(page):
+    text = (FOLDER / page).read_text(encoding="utf-8")
+    assert set(TOPICS) - {Path(page).stem} <= set(re.findall(r"\((\d\d_\w+)\.ipynb", text))
+
+
+@pytest.mark.parametrize("page", ["README.md", "STYLE.md", *(f"{topic}.ipynb" for topic in TOPICS)])
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for target, heading in links(FOLDER / page):
+        assert target.exists(), target
+        assert not heading or heading in headings(target), f"{target.name}#{heading}"
+
+
+def links(page):
+    """(file, heading or "") of the links in a page that lead to the project's own files."""
+    for target, heading in re.findall(r"\]\(\s*([^)#\s]*)#?([^)\s]*)\)", prose(page)):
+        if "://" not in target:
+            yield (page.parent / target if target else page), heading
+
+
+def headings(page):
+    """A page's headings as Jupyter's anchors write them."""
+    found = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {heading.strip().replace("`", "").replace(" ", "-") for heading in found}
+
+
+def prose(page):
+    if page.suffix != ".ipynb":
+        return page.read_text(encoding="utf-8")
+    cells = nbformat.read(page, 4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
