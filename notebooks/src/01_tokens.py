@@ -96,7 +96,8 @@ merge(list("Ġmeet"), "e", "t")
 
 # %% [markdown]
 # Now the loop. The longer it runs, the fewer tokens the text takes: after 300 merges, less than half as many
-# as it has characters. LLaMA's vocabulary holds about 31,700 merges, the small model's about 1,250.
+# as it has characters. LLaMA's vocabulary holds 29,612 merged pieces, the small model's 1,215; the rest are
+# single characters, bytes and marks like `bos`.
 
 # %%
 merges, lengths = [], []
@@ -210,9 +211,10 @@ plots.tokens(rows, [llama_ids], "UTF-8 bytes of a llama, and its tokens")
 # %% [markdown]
 # ## What costs more
 #
-# A model works, and forgets, by the token. Text like that of its training is cheap. Numbers are dear
-# because [LLaMA](https://arxiv.org/abs/2302.13971) (section 2.1) splits them into digits, so that a 7 is the
-# same token in every number.
+# A model works, and forgets, by the token. Text like that of its training is cheap: its words were merged
+# whole. A rare word was never counted often enough to earn merges of its own, so it is paid for in pieces.
+# Numbers are dear because [LLaMA](https://arxiv.org/abs/2302.13971) (section 2.1) splits them into digits, so
+# that a 7 is the same token in every number.
 
 # %%
 samples = {
@@ -334,6 +336,7 @@ check(
         "That is with all merges; take the first 100.": len(ours.encode(" princess")),
         "The space counts, too: spell it Ġ.": len(as_tokenizer(merges[:100]).encode("princess")),
     },
+    hint="Start with the characters of Ġprincess and let the merges act in the order they were learnt in.",
 )
 
 # %% [markdown]

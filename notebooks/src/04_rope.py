@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 04 RoPE: where a token stands
 #
-# *The dog bit the man* and *the man bit the dog* are the same tokens. Attention compares queries with keys,
-# and neither knows where its token stands. LLaMA tells them by turning them: the further along, the further
-# turned.
+# *The dog bit the man* and *the man bit the dog* are the same tokens. [Attention](05_attention.ipynb) makes
+# two vectors of each: a **query**, what it looks for, and a **key**, by which it is found. The dot product of
+# a query and a key, their **score**, says how well they fit, and knows nothing of where they stand. So LLaMA
+# turns both: the further along, the further turned.
 #
 # Before this: [03 RMSNorm](03_rmsnorm.ipynb). After it: [05 attention](05_attention.ipynb). Paper:
 # [RoFormer](https://arxiv.org/abs/2104.09864).
@@ -46,8 +47,9 @@ same(q_rope[here], q_rope[there], llama)
 #
 # ## Turning a pair
 #
-# RoPE takes the numbers of a head two by two, as points in a plane, and turns each point around the origin by
-# an angle that grows with the position. Here is one pair at positions 0 to 5.
+# Query and key are cut into **heads** of `head_dim` numbers, each with a score of its own. RoPE takes these
+# numbers two by two, as points in a plane, and turns each point around the origin by an angle that grows with
+# the position. Here is one pair at positions 0 to 5.
 
 
 # %%
@@ -212,9 +214,9 @@ def losses(window, tap=None):
 
 
 # %%
-text = Path("../data/held_out.txt").read_text(encoding="utf-8")[:4000]
+text = Path("../data/held_out.txt").read_text(encoding="utf-8")[:12_000]
 story = llama.tokens(text)
-windows = [story[start : start + 145] for start in range(0, 4 * 144, 144)]
+windows = [story[start : start + 145] for start in range(0, 12 * 144, 144)]
 freqs = ops.rope_freqs(config, 0, len(windows[0]))
 
 right = np.mean([losses(window) for window in windows], axis=0)
@@ -225,8 +227,18 @@ plots.lines(smooth, "position", "nats a token", "predicting a story", x=np.arang
 
 # %% [markdown]
 # Among the first tokens the harm is small, so a glance at a short prompt shows little. Further on every pair
-# has been turned by another one's speed and the heads look past their goals: where the right layout finds the
-# story ever easier to predict, the wrong one gains nothing from all that it has read.
+# has been turned by another one's speed and the heads look past their goals. Around position 100:
+
+# %%
+near = slice(90, 110)
+here_right, here_wrong = right[near].mean(), wrong[near].mean()
+assert here_wrong > here_right
+print(f"Meta's pairs: {here_right:.1f} nats a token; the wrong pairs: {here_wrong:.1f}")
+print(f"the token that really came is held {np.exp(here_wrong - here_right):.0f} times less likely")
+
+# %% [markdown]
+# What is worse, the wrong layout gains nothing from all that it has read: it predicts the hundredth token no
+# better than the tenth.
 
 # %% [markdown]
 # ## At 7B
@@ -261,6 +273,7 @@ check(
         "That is the speed of pair 0; pair 1 is slower.": turn(a_pair, 5),
         "You have turned it the other way.": turn(a_pair, -5 * speeds[1]),
     },
+    hint="The angle is the position times the speed of the pair.",
 )
 
 # %% [markdown]
@@ -292,6 +305,7 @@ check(
             config.n_kv_heads, config.head_dim, config.dim
         )[:, order].reshape(wk.shape),
     },
+    hint="Cut the rows into heads first; inside each head, which order undoes `order`?",
 )
 
 # %% [markdown]

@@ -87,8 +87,9 @@ opened = {"layer 0": silu(taps[f"{name}.gate"]), f"layer {config.n_layers - 1}":
 plots.histogram(opened, "silu(gate)", "how far gates are open")
 
 # %% [markdown]
-# The largest share is near 0, mind the logarithmic scale. Below it, SiLU lets through no less than $-0.28$: a
-# neuron is either open, or nearly shut. So a token uses only some of the neurons; which ones?
+# Mind the logarithmic scale: more than half of the small model's gates lie left of 0, where SiLU lets through
+# no less than $-0.28$. They are nearly shut; a few others open ten times as far. So a token uses only some of
+# the neurons; which ones?
 #
 # ## What a neuron fires on
 #

@@ -211,6 +211,7 @@ check(
         "Attention runs in every layer.": big.n_layers * weights_alone / one_more,
         "Each weight takes two operations, a multiplication and an addition.": weights_alone / one_more / 2,
     },
+    hint="Set the two summands of `flops` equal. The embedding is only looked up.",
 )
 
 # %% [markdown]
@@ -242,6 +243,7 @@ check(
         "That is the perplexity, the exponential of the loss.": np.exp(-np.log(scored).mean()),
         "Row i guesses token i + 1, not token i.": -np.log(probs[np.arange(len(tokens)), tokens]).mean(),
     },
+    hint="For each token but the first, take its probability in the row before; then -log, then the mean.",
 )
 
 # %% [markdown]

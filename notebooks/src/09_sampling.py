@@ -15,6 +15,7 @@ import numpy as np
 import tinyllama
 from tinyllama import ops, plots, sampling
 from tinyllama.lessons import check
+from tinyllama.widgets.session import PROMPTS
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)
@@ -128,6 +129,7 @@ plots.lines(
     "the likeliest so many tokens",
     "their probability together",
     "how many tokens are reasonable depends on the sentence",
+    x=np.arange(1, 41),
 )
 
 # %% [markdown]
@@ -203,10 +205,23 @@ for token in set(recent):
     penalized[token] = logits[token] / 1.3 if logits[token] > 0 else logits[token] * 1.3
 
 assert np.allclose(penalized, sampling.repetition_penalty(logits, recent, 1.3))
-print(PROMPT + llama.generate(PROMPT, n_predict=48, temp=0, repeat_penalty=1.3))
+shown = [*order[:8], *(token for token in dict.fromkeys(recent) if token not in order[:8])]
+plots.lines(
+    {"before": probs[shown], "penalty 1.3": ops.softmax(penalized)[shown]},
+    "the eight likeliest tokens, and those of the prompt",
+    "probability",
+    "what the penalty does to one distribution",
+    xticks=[tokenizer.piece(int(token)) for token in shown],
+    yscale="log",
+)
 
 # %% [markdown]
-# Compare it with the greedy text above: the same model, no dice, only the penalty.
+# In the small model *king*, which the prompt has already, falls behind *prince*; what it loses goes to all
+# others in proportion. (A logit near 0, like that of *the*, hardly changes: the rule isn't a fair one.)
+# Compare this text with the greedy one above: the same model, no dice, only the penalty.
+
+# %%
+print(PROMPT + llama.generate(PROMPT, n_predict=48, temp=0, repeat_penalty=1.3))
 
 # %% [markdown]
 # ## Seeds
@@ -227,11 +242,11 @@ print(PROMPT + once, PROMPT + other, sep="\n\n")
 # ## The prompts of 2023
 #
 # When LLaMA first ran on a MacBook, [one article](https://til.simonwillison.net/llms/llama-7b-m2) tried it
-# with these. Your 7B answers them; the small model has only ever read stories, and makes one of everything.
-# That, too, is sampling from what was learnt.
+# with these four. Your 7B answers them; the small model has only ever read stories, and makes one of
+# everything. That, too, is sampling from what was learnt.
 
 # %%
-for prompt in ("The first man on the moon was", "def open_and_return_content(filename):"):
+for prompt in PROMPTS:
     print(prompt + llama.generate(prompt, n_predict=24, seed=2, temp=0.8), end="\n\n")
 
 # %% [markdown]

@@ -471,6 +471,7 @@ check(
         "That is q4_0 as it was: is the largest weight out when the scale is made?": quant.error(w, "q4_0"),
         "Relative to the rms of the whole of w.": quant.error(without, "q4_0"),
     },
+    hint="Put 0 in the place of each block's largest, round with `rounded`, put the largest back.",
 )
 
 # %% [markdown]

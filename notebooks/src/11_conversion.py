@@ -294,7 +294,8 @@ except tinyllama.TinyllamaError as error:
 # ## GGUF
 #
 # The file of March 2023 had no room. Other models need `n_kv_heads`, `rope_theta`, other tokenizers; q4_0
-# changed its layout three times by May. In August came
+# changed its layout twice in May ([1](https://github.com/ggml-org/llama.cpp/pull/1405),
+# [2](https://github.com/ggml-org/llama.cpp/pull/1508)). In August came
 # [GGUF](https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): named keys for whatever there is to say,
 # a table of contents, aligned numbers.
 

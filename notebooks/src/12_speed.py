@@ -42,6 +42,7 @@ print(f"{multiplied:,} multiplications and additions a token")
 # One row of a matrix with one vector, as a loop. We take the time of one row and reckon how long a token
 # would take.
 
+
 # %%
 def seconds(function, repeats=5):
     """The median time of a call."""
@@ -146,12 +147,15 @@ for backend, level, threads in rungs:
 if available()["c"] is None:
     _native.use_level(best)
 
+N_PREDICT = 64 if config.n_params() < 1e8 else 8  # tokens
 results = []
 for backend, level, threads in rungs:
     settings = {"backends": [backend], "levels": [level] if level else None, "threads": [threads]}
-    results += bench.bench(MODEL, **settings, n_predict=8, prefill=(64,))
+    results += bench.bench(MODEL, **settings, n_predict=N_PREDICT, prefill=(64,))
 
-names = [f"{r.backend} {r.level or ''}, {r.threads} thread{'s' * (r.threads > 1)}" for r in results]
+titles = [f"{r.backend} {r.level}" if r.level else r.backend for r in results]
+counts = [f"{r.threads} thread{'s' * (r.threads > 1)}" for r in results]
+names = [f"{title}, {count}" for title, count in zip(titles, counts, strict=True)]
 plots.bars([r.decode for r in results], names, "writing, one token after the other", "tokens a second")
 
 # %% tags=["machine"]
@@ -182,6 +186,7 @@ plots.bars(
 # Two limits hold for every program. To write a token, each weight has to come out of memory once: bytes
 # divided by **bandwidth**. And each has to be multiplied for each token: multiply-adds divided by
 # **arithmetic**. The lower limit counts; it depends on how many tokens are computed together.
+
 
 # %%
 def roof(tokens_together, bandwidth, multiply_adds, bytes_per_weight, n_weights):
@@ -217,6 +222,9 @@ if measured.read_bandwidth:
     print(f"reading 64 tokens takes {reading:.0%} of what arithmetic allows")
 
 # %% [markdown]
+# (Four million weights are computed so soon that Python's steps between the products take most of the time;
+# `tinyllama bench --shape 7B` shows the shares at 7B.)
+#
 # How the C backend comes close to the first limit: it reads each weight once, in the order in which it lies,
 # asks for it early, and keeps all cores busy. How it comes close to the second: integers, wide registers, and
 # each weight used for several tokens while it is in one. [ext/README.md](../ext/README.md) draws it.
@@ -225,7 +233,9 @@ if measured.read_bandwidth:
 # ## At 7B
 #
 # So a computer's memory says how fast it can write. These are limits from
-# [published](https://support.apple.com) bandwidths, not measurements:
+# published bandwidths (of [M1](https://en.wikipedia.org/wiki/Apple_M1),
+# [M2](https://en.wikipedia.org/wiki/Apple_M2) and [M3](https://en.wikipedia.org/wiki/Apple_M3)), not
+# measurements:
 
 # %%
 n_bytes = n_weights * bits["q4_0"] / 8
