@@ -50,7 +50,11 @@ notebooks: .venv/test.installed
 # Their library must be in the process before Python is: LD_PRELOAD, so Linux and GCC.
 LIBASAN := $(if $(findstring clang,$(shell $(compiler) --version)),,\
   $(filter /%,$(shell $(compiler) -print-file-name=libasan.so)))
-SANITIZE := -g -fsanitize=address,undefined -fno-sanitize-recover=all -DTINYLLAMA_EMULATE_TILES
+SANITIZE := -g -fsanitize=address,undefined -fno-sanitize-recover=all
+ifeq ($(shell uname -sm),Linux x86_64)
+TILES := build/sanitize/tiles.so
+SANITIZE += -DTINYLLAMA_EMULATE_TILES
+endif
 sanitize: .venv/test.installed
 ifeq ($(LIBASAN),)
 	@echo "$(compiler) is not GCC with libasan.so: the C backend is not tested under sanitizers."
@@ -58,7 +62,9 @@ else
 	@echo "The C backend under the address, undefined-behaviour and thread sanitizers:"
 	@CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build --build-base build/sanitize \
 	  --build-lib build/sanitize/lib
-	@LD_PRELOAD=$(strip $(LIBASAN)) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/ext --ignore=tests/ext/test_amx.py
+	@$(if $(TILES),$(compiler) -O2 $(SANITIZE) -shared -fPIC tests/ext/tiles.c -lm -o $(TILES))
+	@LD_PRELOAD="$(strip $(LIBASAN)) $(TILES)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
+	  $(BIN)/pytest -p no:faulthandler tests/ext --ignore=tests/ext/test_amx.py
 	@$(compiler) -O1 -g -fsanitize=thread ext/threads.c tests/ext/pool.c -o build/sanitize/pool -lpthread
 	@build/sanitize/pool
 endif

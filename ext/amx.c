@@ -17,9 +17,6 @@
 #pragma GCC target("prefer-vector-width=512")
 #endif
 #include "avx512.h"
-#if defined(TINYLLAMA_EMULATE_TILES)
-#include "../tests/ext/tiles.h"
-#endif
 
 /* ---- tiles ---- */
 
@@ -243,6 +240,29 @@ INLINE void multiply_tiles(const int both, long steps, const uint8_t *tokens, co
     _tile_stored(1, sums + SUM_FLOATS, 64);
     if (both) _tile_stored(2, sums + 2 * SUM_FLOATS, 64);
     if (both) _tile_stored(3, sums + 3 * SUM_FLOATS, 64);
+}
+
+/* All eight tiles once, with whole numbers, whose sums are exact. The tests may have run on emulated tiles alone; a
+ * processor on which this differs is not trusted with the rest. */
+int tiles_are_right(void) {
+    union { float value; uint32_t word; } token, row;
+    uint16_t tokens[2 * ROWS][STEP], rows[2][STEP / 2][ROWS][2]; /* the upper halves of floats are bf16 */
+    float sums[2][2][ROWS][ROWS], expected[2][2][ROWS][ROWS];
+    for (int t = 0; t < 2 * ROWS; t++)
+        for (int r = 0; r < 2 * ROWS; r++) {
+            float sum = sums[t / ROWS][r / ROWS][t % ROWS][r % ROWS] = (float)(t - 2 * r);
+            for (int k = 0; k < STEP; k++) {
+                token.value = (float)((3 * t + 5 * k) % 17 - 8), row.value = (float)((7 * r + 3 * k) % 19 - 9);
+                tokens[t][k] = (uint16_t)(token.word >> 16);
+                rows[r / ROWS][k / 2][r % ROWS][k % 2] = (uint16_t)(row.word >> 16);
+                sum += token.value * row.value;
+            }
+            expected[t / ROWS][r / ROWS][t % ROWS][r % ROWS] = sum;
+        }
+    _tile_loadconfig(&whole_tiles);
+    multiply_tiles(1, 1, (uint8_t *)tokens, (uint8_t *)rows, sums[0][0][0], 1);
+    _tile_release();
+    return !memcmp(sums, expected, sizeof sums);
 }
 
 static void put_sums(const float *sums, long n_tokens, long n_rows, float *out, long stride) {

@@ -36,29 +36,63 @@ static int has_avx512(void) {
 #if defined(HAVE_AMX)
 #if defined(TINYLLAMA_EMULATE_TILES)
 static int has_tiles(void) { return 1; }
-#elif defined(__linux__)
+static int has_palette(void) { return 1; }
+#else
+static int has_tiles(void) {
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
+    unsigned a, b, c, d, wanted = AMX_BF16 | AMX_TILE;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & wanted) == wanted;
+}
+
+/* Palette 1: eight tiles of 16 rows of 64 bytes. Some virtual machines have AMX and the system saves it, but there
+ * is no palette, and every instruction faults (github.com/actions/runner-images/issues/14483). */
+static int has_palette(void) {
+    unsigned a, b, c, d;
+    if (!system_saves(XCR0_TILES) || !__get_cpuid_count(0x1d, 0, &a, &b, &c, &d) || a < 1) return 0;
+    __cpuid_count(0x1d, 1, a, b, c, d);
+    return b >> 16 >= 8 && (b & 0xffff) >= 64 && (c & 0xffff) >= 16;
+}
+#endif
+
+#if defined(__linux__)
+#include <errno.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Linux saves 8 KB of tiles only for a process that has asked for it. It refuses where a thread has too little room
- * for signals. */
-static int has_tiles(void) {
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
-    unsigned a, b, c, d, wanted = AMX_BF16 | AMX_TILE;
-    if (!system_saves(XCR0_TILES) || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & wanted) != wanted) return 0;
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+/* Linux saves 8 KB of tiles only for a process that has asked for it; its threads and children may then, too. */
+static const char *ask_for_tiles(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    if (!syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)) return NULL;
+    return errno == ENOSPC ? "a thread's stack for signals has no room for tiles" : "the system refuses tiles";
 }
 #else
-static int has_tiles(void) { return 0; }
+static const char *ask_for_tiles(void) { return "only Linux is known to allow it"; }
 #endif
 
-static int has_amx(void) {
+static const char *obstacle(void) {
+    const char *refused;
+    if (!has_palette()) return "the system or the virtual machine provides no tiles";
+    if ((refused = ask_for_tiles())) return refused;
+    return tiles_are_right() ? NULL : "tiles multiply wrongly here";
+}
+
+static int cpu_has_amx(void) {
     enum { AVX512_BF16 = 1 << 5 };
     unsigned a, b, c, d;
-    if (!has_avx512() || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & AVX512_BF16)) return 0;
-    static int tiles = -1; /* asked once */
-    return tiles < 0 ? (tiles = has_tiles()) : tiles;
+    return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & AVX512_BF16) && has_tiles();
 }
+
+const char *amx_obstacle(void) {
+    static const char *found;
+    static int asked;
+    if (!asked && cpu_has_amx()) found = obstacle();
+    asked = 1;
+    return found;
+}
+
+static int has_amx(void) { return cpu_has_amx() && !amx_obstacle(); }
+#else
+const char *amx_obstacle(void) { return NULL; }
 #endif
 
 #if defined(__aarch64__) && defined(__APPLE__)

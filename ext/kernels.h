@@ -264,6 +264,10 @@ const kernels *active_kernels(void);
 const char *const *available_levels(void);
 /* Returns 0, or -1 where the CPU lacks the level. */
 int use_level(const char *name);
+/* Why a CPU that has AMX can't use it here; NULL where it can, or has none. */
+const char *amx_obstacle(void);
+/* Whether one product of tiles is what it should be, for that (amx.c). */
+int tiles_are_right(void);
 
 /* ---- the pool (threads.c) ---- */
 

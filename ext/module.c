@@ -549,6 +549,13 @@ static PyObject *py_level(PyObject *module, PyObject *unused) {
     return PyUnicode_FromString(active_kernels()->name);
 }
 
+static PyObject *py_amx_obstacle(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    const char *found = amx_obstacle();
+    if (found) return PyUnicode_FromString(found);
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_use_level(PyObject *module, PyObject *args) {
     (void)module;
     const char *name;
@@ -577,6 +584,7 @@ static PyMethodDef functions[] = {
      "multiply_all(rounds, threads): the number of products of registers it has done, as fast as the level can"},
     {"levels", py_levels, METH_NOARGS, "levels(): what this CPU can run, best first"},
     {"level", py_level, METH_NOARGS, "level(): what is running"},
+    {"amx_obstacle", py_amx_obstacle, METH_NOARGS, "amx_obstacle(): why this CPU's AMX can't be used, or None"},
     {"use_level", py_use_level, METH_VARARGS, "use_level(name): run another"},
     {NULL, NULL, 0, NULL},
 };
@@ -596,8 +604,11 @@ static int fill_module(PyObject *module) {
     weight_type_object = (PyTypeObject *)PyType_FromSpec(&weight_spec);
     if (!weight_type_object) return -1;
     const char *wanted = getenv("TINYLLAMA_CPU");
-    if (wanted && *wanted && use_level(wanted))
-        return fail(PyExc_ImportError, "TINYLLAMA_CPU=%s: this computer has no such level", wanted);
+    if (wanted && *wanted && use_level(wanted)) {
+        const char *found = strcmp(wanted, "amx") ? NULL : amx_obstacle();
+        return fail(PyExc_ImportError, "TINYLLAMA_CPU=%s: %s", wanted, found ? found : "this computer has no such level");
+    }
+    active_kernels(); /* chosen now, before there are threads */
     return PyModule_AddObjectRef(module, "Weight", (PyObject *)weight_type_object);
 }
 

@@ -148,6 +148,12 @@ def test_backends_that_cannot_run_say_why():
     assert lines[1].split(maxsplit=1) == ["numpy", "can run here"]
 
 
+def test_the_c_backend_tells_its_levels():
+    _native = pytest.importorskip("tinyllama._native", reason="the C backend is not built")
+    line = backend_table({"c": None})
+    assert "can run here (" in line and ", ".join(_native.levels()) in line
+
+
 def test_a_model_that_is_not_there_is_refused_by_name():
     with pytest.raises(TinyllamaError, match="nowhere"):
         inspect("nowhere")

@@ -118,9 +118,20 @@ def token_table(rows: list[dict]) -> str:
 def backend_table(backends: dict[str, str | None]) -> str:
     """What `backends.available` returns, for people: the fastest first."""
     rows = [
-        (name, f"can't run here: {reason}" if reason else "can run here") for name, reason in backends.items()
+        (name, f"can't run here: {reason}" if reason else "can run here" + _levels(name))
+        for name, reason in backends.items()
     ]
     return "\n".join(_columns(rows, "<<"))
+
+
+def _levels(backend: str) -> str:
+    """What of a CPU the C backend can use, best first, and why it leaves out AMX where there is some."""
+    if backend != "c":
+        return ""
+    from . import _native
+
+    obstacle = _native.amx_obstacle()
+    return f" ({', '.join(_native.levels())}{f'; not amx: {obstacle}' if obstacle else ''})"
 
 
 def _head(model: dict) -> list[str]:

@@ -1,4 +1,4 @@
-"""AMX on computers that lack it: its kernels on emulated tile instructions, and the real ones by name."""
+"""AMX on computers that lack it: what the compiler made of its kernels, each tile instruction emulated."""
 
 import os
 import re
@@ -18,6 +18,8 @@ COMPILER = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").spli
 
 pytestmark = [
     pytest.mark.skipif(os.uname().machine != "x86_64", reason="AMX is an extension of x86-64"),
+    pytest.mark.skipif(sys.platform != "linux", reason="instructions are emulated on Linux alone"),
+    pytest.mark.skipif("amx" in _native.levels(), reason="this CPU has AMX: all tests here run on it"),
     pytest.mark.skipif(not shutil.which(COMPILER), reason="there is no C compiler"),
 ]
 
@@ -28,8 +30,18 @@ def run(*command, **environment) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory) -> str:
-    """A folder with the package, built so that tile instructions are emulated."""
+def tiles(tmp_path_factory) -> str:
+    """tiles.c as a library, to be preloaded: what raises SIGILL is emulated."""
+    library = tmp_path_factory.mktemp("tiles") / "tiles.so"
+    flags = ["-O3", "-march=native", "-shared", "-fPIC"]
+    done = run(COMPILER, *flags, str(HERE / "tiles.c"), "-lm", "-o", str(library))
+    assert done.returncode == 0, done.stderr
+    return str(library)
+
+
+@pytest.fixture(scope="module")
+def emulated(tiles, tmp_path_factory):
+    """Runs Python on the package, built so that it takes this CPU for one with AMX."""
     build = tmp_path_factory.mktemp("emulated")
     flags = f"{os.environ.get('CFLAGS', '')} -DTINYLLAMA_EMULATE_TILES"
     setup = [
@@ -42,57 +54,104 @@ def emulated(tmp_path_factory) -> str:
     ]
     done = run(sys.executable, *setup, CFLAGS=flags)
     assert done.returncode == 0, done.stderr
-    levels = "from tinyllama import _native; print(_native.levels())"
-    if "amx" not in run(sys.executable, "-P", "-c", levels, PYTHONPATH=str(build / "lib")).stdout:
+
+    def python(*arguments, **environment):
+        environment = {"PYTHONPATH": str(build / "lib"), "LD_PRELOAD": tiles, **environment}
+        return run(sys.executable, "-P", *arguments, **environment)
+
+    if "amx" not in python("-c", LEVELS).stdout:
         pytest.skip("this CPU lacks AVX-512 with bf16, or the compiler AMX")
-    return str(build / "lib")
+    return python
+
+
+LEVELS = "from tinyllama import _native; print(_native.level(), _native.levels(), _native.amx_obstacle())"
 
 
 def test_every_test_of_the_c_backend_passes_on_emulated_tiles(emulated):
-    tests = [
-        "-P",
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "amx",
-        f"--ignore={__file__}",
-        str(HERE),
-    ]
-    done = run(sys.executable, *tests, PYTHONPATH=emulated)
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-k", "amx", f"--ignore={__file__}"]
+    done = emulated("-m", "pytest", *options, str(HERE))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_environment_variable_chooses_amx(emulated):
-    code = "from tinyllama import _native; print(_native.level())"
-    assert run(sys.executable, "-P", "-c", code, PYTHONPATH=emulated, TINYLLAMA_CPU="amx").stdout == "amx\n"
+def test_amx_is_chosen_where_it_works(emulated):
+    assert emulated("-c", LEVELS).stdout.startswith("amx ['amx', 'avx512', 'avx2', 'ref'] None")
+    assert emulated("-c", LEVELS, TINYLLAMA_CPU="amx").stdout.startswith("amx ")
+
+
+@pytest.mark.parametrize("trouble, reason", [("refused", "no room for tiles"), ("wrong", "multiply wrongly")])
+def test_without_permission_or_right_results_avx512_is_chosen_and_why_can_be_asked(emulated, trouble, reason):
+    shown = emulated("-c", LEVELS, TILES=trouble).stdout
+    assert shown.startswith("avx512 ['avx512', 'avx2', 'ref'] ") and reason in shown
+    assert reason in emulated("-m", "tinyllama", "inspect", "--backends", TILES=trouble).stdout
+    forced = emulated("-m", "tinyllama", "inspect", "--backends", TILES=trouble, TINYLLAMA_CPU="amx").stdout
+    assert "can't run here" in forced and reason in forced
+
+
+def test_a_forked_child_and_new_threads_multiply_on_tiles_too(emulated):
+    done = emulated("-c", FORK)
+    assert done.returncode == 0, done.stderr
+
+
+#: Two threads at once, and a child, which has neither of them nor those of the pool.
+FORK = """
+import os, threading
+import numpy as np
+from tinyllama.backends import native
+from tinyllama.quant import Tensor
+numbers = np.arange(64 * 64, dtype=np.float32).reshape(64, 64) % 7
+weight = native.prepare(Tensor.from_array("", numbers, "f32"), True, arena=native.Arena(), threads=2)
+x = np.arange(64 * 600, dtype=np.float32).reshape(600, 64) % 5
+right = []
+def multiply():
+    for _ in range(20):
+        right.append(np.array_equal(native.matmul(x, weight, threads=3), x @ numbers.T))
+both = [threading.Thread(target=multiply) for _ in range(2)]
+[thread.start() for thread in both]
+[thread.join() for thread in both]
+child = os.fork()
+multiply()
+if not child:
+    os._exit(not all(right))
+assert os.waitpid(child, 0)[1] == 0 and len(right) == 60 and all(right)
+"""
 
 
 MISUSE = {
     "nothing": "",
     "no configuration": "_tile_release(); _tile_zero(0);",
-    "another palette": "config.palette = 2; _tile_loadconfig(&config);",
-    "too long rows": "config.row_bytes[0] = 65; _tile_loadconfig(&config);",
-    "too many rows": "config.rows[0] = 17; _tile_loadconfig(&config);",
-    "a ninth tile": "config.rows[8] = 16; config.row_bytes[8] = 64; _tile_loadconfig(&config);",
-    "reserved bytes": "config.reserved[3] = 1; _tile_loadconfig(&config);",
-    "a tile without rows": "config.rows[2] = 0; _tile_loadconfig(&config); _tile_loadd(2, memory, 64);",
-    "fewer sums than rows": "config.rows[0] = 8; _tile_loadconfig(&config); _tile_dpbf16ps(0, 1, 2);",
-    "more pairs than rows": "config.rows[2] = 8; _tile_loadconfig(&config); _tile_dpbf16ps(0, 1, 2);",
-    "columns that differ": "config.row_bytes[2] = 32; _tile_loadconfig(&config); _tile_dpbf16ps(0, 1, 2);",
-    "a tile twice": "_tile_dpbf16ps(0, 1, 1);",
+    "no configuration in this thread": "in_a_thread();",
+    "another palette": "config.palette = 2; load_config();",
+    "too long rows": "config.row_bytes[0] = 65; load_config();",
+    "too many rows": "config.rows[0] = 17; load_config();",
+    "a ninth tile": "config.rows[8] = 16; config.row_bytes[8] = 64; load_config();",
+    "reserved bytes": "config.reserved[3] = 1; load_config();",
+    "a tile without rows": "config.rows[2] = 0; load_config(); _tile_loadd(2, memory, 64);",
+    "fewer sums than rows": "config.rows[0] = 8; load_config(); _tile_dpbf16ps(0, 1, 2);",
+    "more pairs than rows": "config.rows[2] = 8; load_config(); _tile_dpbf16ps(0, 1, 2);",
+    "columns that differ": "config.row_bytes[2] = 32; load_config(); _tile_dpbf16ps(0, 1, 2);",
 }
 
 PROGRAM = """
+#include <immintrin.h>
+#include <pthread.h>
 #include <stdint.h>
-#include "tiles.h"
-struct { uint8_t palette, start_row, reserved[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } config = {1};
-uint8_t memory[1024];
+#include <stdlib.h>
+static struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} config = {1};
+static uint8_t memory[1024];
+static void load_config(void) { __asm__ volatile("" ::: "memory"); _tile_loadconfig(&config); }
+static void *zero(void *argument) { _tile_zero(0); return argument; }
+static void in_a_thread(void) {
+    pthread_t thread;
+    pthread_create(&thread, 0, zero, 0);
+    pthread_join(thread, 0);
+}
 int main(int count, char **arguments) {
     for (int i = 0; i < 8; i++) config.row_bytes[i] = 64, config.rows[i] = 16;
-    _tile_loadconfig(&config);
+    load_config();
     switch (count > 1 ? atoi(arguments[1]) : 0) {
 %s
     }
@@ -101,18 +160,19 @@ int main(int count, char **arguments) {
 
 
 @pytest.fixture(scope="module")
-def misuse(tmp_path_factory) -> Path:
+def misuse(tiles, tmp_path_factory):
     folder = tmp_path_factory.mktemp("misuse")
     cases = "\n".join(f"    case {i}: {code} break;" for i, code in enumerate(MISUSE.values()))
     (folder / "misuse.c").write_text(PROGRAM % cases)
-    done = run(COMPILER, f"-I{HERE}", str(folder / "misuse.c"), "-lm", "-o", str(folder / "misuse"))
+    flags = ["-mamx-tile", "-mamx-bf16", "-pthread"]
+    done = run(COMPILER, *flags, str(folder / "misuse.c"), "-o", str(folder / "misuse"))
     assert done.returncode == 0, done.stderr
-    return folder / "misuse"
+    return lambda case: run(str(folder / "misuse"), str(list(MISUSE).index(case)), LD_PRELOAD=tiles)
 
 
 @pytest.mark.parametrize("case", MISUSE)
 def test_the_emulation_ends_where_a_tile_instruction_would_fault(case, misuse):
-    done = run(str(misuse), str(list(MISUSE).index(case)))
+    done = misuse(case)
     if case == "nothing":
         assert done.returncode == 0, done.stderr
     else:
@@ -134,4 +194,4 @@ def test_a_compiler_without_amx_builds_the_rest(tmp_path):
         output = str(tmp_path / f"{name}.o")
         done = run(COMPILER, "-U__has_include", "-c", f"ext/{name}.c", "-o", output)
         assert done.returncode == 0, done.stderr
-        assert b"amx" not in Path(output).read_bytes().replace(b"amx.c", b"")
+        assert b"amx_kernels" not in Path(output).read_bytes()

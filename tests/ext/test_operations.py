@@ -8,6 +8,7 @@ pytest.importorskip("tinyllama._native", reason="the C backend is not built")
 from tinyllama import ops
 from tinyllama.backends import native
 from tinyllama.config import Config
+from tinyllama.quant import Tensor
 
 CLOSE = 2e-6  # a few float32 roundings of values near 1
 HALF = 2e-3  # keys and values are kept in half precision, 11 bits, and a score is a sum of up to 128 of them
@@ -105,6 +106,26 @@ def test_any_number_of_threads_gives_the_same_bits(calls, level):
 
     for threads in (2, 5):
         np.testing.assert_array_equal(run(threads), run(1))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 17, 50])
+def test_what_an_earlier_call_left_in_memory_does_not_matter(n_tokens, level):
+    """Every buffer is filled with NaN, which no zero beside it in a tile or a vector would make harmless."""
+    config = Config(6 * 20, 1, 6, vocab_size=8, hidden_dim=8, n_kv_heads=2)
+    weight = Tensor.from_array("", normal(70, 72), "f16")
+    weight = native.prepare(weight, True, arena=native.Arena(), threads=2)
+
+    def run(n, scale):
+        cache = native.new_cache(config, 200)
+        q, k, v = normal(n, 6, 20) * scale, normal(n, 2, 20) * scale, normal(n, 2, 20) * scale
+        attended = native.attention(q, k, v, cache, 0, 0, threads=2)
+        return attended, native.matmul(normal(n, 72) * scale, weight, threads=2)
+
+    before = run(n_tokens, 1)
+    run(190, np.float32("nan"))
+    for got, expected in zip(run(n_tokens, 1), before, strict=True):
+        np.testing.assert_array_equal(got, expected)
+        assert np.isfinite(got).all()
 
 
 def test_a_tapped_attention_is_the_definition_on_the_same_cache(level):
