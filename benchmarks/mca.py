@@ -3,11 +3,12 @@
 Nothing here is measured. The loops that multiply q4_0 blocks are compiled for macOS by zig (PyPI: ziglang),
 cut out of the assembly, and their cycles are counted in two ways:
 
-    llvm-mca (Debian: llvm-19) follows each instruction through its model of Apple's processors, which is that
-    of 2013's: 6 instructions a cycle, 3 units for vectors;
+    llvm-mca (Debian: llvm-22) follows each instruction through its model of Apple's processors, which is that
+    of 2013's under every name that it has for them, to the M5's: 6 instructions a cycle, 3 units for vectors;
     the M1 and later start 8 and have 4 such units, so a quarter of the vector instructions is the least.
 
 What a core does in a cycle (bytes of weights in decoding, multiply-adds in prefill) lies between the two.
+Neither counts copies of registers, which an M1 makes by renaming.
 """
 
 import re
@@ -23,12 +24,13 @@ from tinyllama.config import PRESETS
 EXT = Path(__file__).parents[1] / "ext"
 OPTIONS = ["-target", "aarch64-macos.11.0", "-O3", "-g0", "-std=gnu11", "-ffp-contract=off", f"-I{EXT}"]
 OPTIONS += ["-mllvm", "-aarch64-neon-syntax=generic"]
-MCA = shutil.which("llvm-mca-19") or "llvm-mca"
+MCA = shutil.which("llvm-mca-22") or shutil.which("llvm-mca-19") or "llvm-mca"
 
 #: How many products an instruction makes.
 PRODUCTS = {"smull": 8, "smull2": 8, "smlal": 8, "smlal2": 8, "sdot": 16, "smmla": 32}
-#: Of blocks, a quarter is multiplied twice (`REFINED` in ext/kernels.h).
-WORK = 1.25
+#: Of blocks, a quarter is multiplied twice (`REFINED` in ext/kernels.h), for a single token at once.
+REFINED = 0.25
+BLOCK_OF_ROWS = 32 * 32
 BYTES_PER_WEIGHT = 18 / 32
 #: Cache lines that decode asks for ahead, in a loop of its own, for each block of 32 rows.
 PREFETCHES = 32 * 18 // 64
@@ -95,8 +97,8 @@ def assembly(level: str) -> dict[str, str]:
     return {name: re.search(rf"^_{name}:.*?\.cfi_endproc", text, re.M | re.S)[0] for name in names}
 
 
-def loops(function: str) -> dict[str, tuple[str | None, list[str]]]:
-    """{header: (header of the loop around it, the instructions in it but in no loop inside it)}.
+def loops(function: str) -> dict[str, tuple[str | None, list[list[str]]]]:
+    """{header: (header of the loop around it, basic blocks in it but in no loop inside it)}.
 
     The compiler says in comments to which loop each basic block belongs.
     """
@@ -113,7 +115,7 @@ def loops(function: str) -> dict[str, tuple[str | None, list[str]]]:
         else:
             here = None
         if here:
-            found[here][1].extend(re.findall(r"^\t([a-z][^;\n]*)", block, re.M))
+            found[here][1].append(re.findall(r"^\t([a-z][^;\n]*)", block, re.M))
     return found
 
 
@@ -123,25 +125,41 @@ def products(instructions: list[str]) -> int:
     return sum(PRODUCTS.get(name, 0) for name in names)
 
 
-def hot_loop(function: str) -> list[str]:
-    """One pass through the loop with the most products, prefetches included."""
+def passes(function: str) -> list[list[str]]:
+    """Ways through the loop with the most products, prefetches included, each through one block of products:
+    in decoding that of a plain block of weights, then that of a refined one."""
     found = loops(function)
-    header = max(found, key=lambda name: products(found[name][1]))
-    inside = [body for parent, body in found.values() if parent == header and "prfm" in " ".join(body)]
-    return found[header][1] + PREFETCHES * [line for body in inside for line in body]
+    header = max(found, key=lambda name: sum(map(products, found[name][1])))
+    blocks = found[header][1]
+    inside = [body for parent, body in found.values() if parent == header and "prfm" in str(body)]
+    around = [line for block in blocks if not products(block) for line in block]
+    around += PREFETCHES * [line for body in inside for block in body for line in block]
+    return [around + block for block in sorted(blocks, key=products) if products(block)]
+
+
+def copies(line: str) -> bool:
+    """Whether the instruction only copies a vector or zeros one:
+    https://dougallj.github.io/applecpu/measurements/firestorm/MOV_v_16B.html, MOVI_v_8H_zero.html"""
+    return bool(re.match(r"mov\s+v\d+\.16b|movi\s.*#0\b(?!x)", line))
 
 
 def cycles(instructions: list[str]) -> float:
-    """Of one pass of many that follow each other, by llvm-mca's model."""
+    """Of one pass of many that follow each other, by llvm-mca's model, in which a load stands for a copy."""
     straight = [line for line in instructions if not re.match(r"(b|b\.\w+|cbn?z|tbn?z)\s", line)]
-    options = ["-mtriple=arm64-apple-macos", "-mcpu=apple-a14", "-mattr=+dotprod,+i8mm", "-iterations=200"]
+    straight = [
+        re.sub(r"\S+\s+v(\d+).*", r"ldr q\1, [sp]", line) if copies(line) else line for line in straight
+    ]
+    options = ["-mtriple=arm64-apple-macos", "-mcpu=apple-m1", "-mattr=+dotprod,+i8mm", "-iterations=200"]
     return int(re.search(r"Total Cycles:\s+(\d+)", run([MCA, *options], "\n".join(straight)))[1]) / 200
 
 
 def vector_cycles(instructions: list[str]) -> float:
     """The least that the vector instructions take."""
     names_vector, moves = re.compile(r"\bv\d+\."), ("ld", "st")
-    return sum(bool(names_vector.search(i)) and not i.startswith(moves) for i in instructions) / VECTOR_UNITS
+    return (
+        sum(bool(names_vector.search(i)) and not i.startswith(moves) and not copies(i) for i in instructions)
+        / VECTOR_UNITS
+    )
 
 
 class Speed(NamedTuple):
@@ -153,10 +171,12 @@ class Speed(NamedTuple):
 
 def speeds(level: str, count) -> Speed:
     """By one of the two ways to `count` the cycles of a loop."""
-    decode = hot_loop(assembly(DECODES_WITH.get(level, level))["decode"])
-    prefill = hot_loop(assembly(level)["prefill"])
-    decoded, filled = products(decode) / count(decode), products(prefill) / count(prefill)
-    return Speed(decoded / WORK * BYTES_PER_WEIGHT, filled / WORK)
+    plain, refined = map(count, passes(assembly(DECODES_WITH.get(level, level))["decode"]))
+    (prefill,) = passes(assembly(level)["prefill"])
+    return Speed(
+        BLOCK_OF_ROWS * BYTES_PER_WEIGHT / (plain + REFINED * (refined - plain)),
+        products(prefill) / count(prefill) / (1 + REFINED),
+    )
 
 
 def row(*cells) -> None:

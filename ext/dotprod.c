@@ -11,34 +11,34 @@
 #else
 #pragma GCC target("arch=armv8.2-a+dotprod")
 #endif
+enum { PAIRS = 0 };
 #include "neon_blocks.h"
 
-/* Adds 4 elements of 4 rows times those of each of n tokens. */
-INLINE void add_products(const int n, int8x16_t q, const int8_t *x, int32x4_t *sums) {
-    if (n == 1) {
-        sums[0] = vdotq_s32(sums[0], q, vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)x)));
-        return;
+/* Adds 4 elements of 4 rows times the i-th four inputs of a tile_block. */
+INLINE int32x4_t dot(int32x4_t sums, int8x16_t q, const uint8_t *x, int i) {
+    const int8x16_t fours = vld1q_s8(inputs(x, i / 4 * 16));
+    switch (i % 4) {
+    case 0: return vdotq_laneq_s32(sums, q, fours, 0);
+    case 1: return vdotq_laneq_s32(sums, q, fours, 1);
+    case 2: return vdotq_laneq_s32(sums, q, fours, 2);
+    default: return vdotq_laneq_s32(sums, q, fours, 3);
     }
-    const int8x16_t four = vld1q_s8(x);
-    const int8x8_t two = vld1_s8(x + 16);
-    sums[0] = vdotq_laneq_s32(sums[0], q, four, 0);
-    sums[1] = vdotq_laneq_s32(sums[1], q, four, 1);
-    sums[2] = vdotq_laneq_s32(sums[2], q, four, 2);
-    sums[3] = vdotq_laneq_s32(sums[3], q, four, 3);
-    sums[4] = vdotq_lane_s32(sums[4], q, two, 0);
-    sums[5] = vdotq_lane_s32(sums[5], q, two, 1);
 }
 
-INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
-                           const uint8_t *x, int32x4_t *sums) {
-    UNROLL
-    for (int t = 0; t < n; t++) sums[t] = vdupq_n_s32(0);
+INLINE void block_products(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
+                           int column, const uint8_t *x, sums_of_tokens *sums) {
     UNROLL
     for (int k = 0; k < 4; k++) {
         int8x16_t low, high;
         unpack(type, w, block, k, column, &low, &high);
-        add_products(n, low, inputs(x, k * n * 4), sums);
-        add_products(n, high, inputs(x, (4 + k) * n * 4), sums);
+        UNROLL
+        for (int part = 0; part < parts; part++) {
+            const uint8_t *of_part = x + part * tile_block_bytes(n);
+            UNROLL
+            for (int t = 0; t < n; t++) sums[part][t] = dot(sums[part][t], low, of_part, k * n + t);
+            UNROLL
+            for (int t = 0; t < n; t++) sums[part][t] = dot(sums[part][t], high, of_part, (4 + k) * n + t);
+        }
     }
 }
 

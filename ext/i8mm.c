@@ -12,6 +12,7 @@
 #else
 #pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
 #endif
+enum { PAIRS = 1 };
 #include "neon_blocks.h"
 
 /* Rows 0, 1 and rows 2, 3 of two quarters: 8 elements of a row side by side. */
@@ -20,32 +21,25 @@ INLINE int8x16x2_t zip(int8x16_t quarter, int8x16_t next) {
     return (int8x16x2_t){{vreinterpretq_s8_s32(vzip1q_s32(a, b)), vreinterpretq_s8_s32(vzip2q_s32(a, b))}};
 }
 
-/* sums[t]: tokens t, t + 1 of rows 0, 1; sums[t + 1]: of rows 2, 3. */
 INLINE void add_products(const int n, int8x16x2_t rows, const int8_t *x, int32x4_t *sums) {
     UNROLL
-    for (int t = 0; t < n; t += 2) {
-        const int8x16_t v = vld1q_s8(x + t * 8);
-        sums[t] = vmmlaq_s32(sums[t], rows.val[0], v);
-        sums[t + 1] = vmmlaq_s32(sums[t + 1], rows.val[1], v);
+    for (int i = 0; i < n; i += 2) {
+        const int8x16_t v = vld1q_s8(x + i * 8);
+        sums[i] = vmmlaq_s32(sums[i], rows.val[0], v);
+        sums[i + 1] = vmmlaq_s32(sums[i + 1], rows.val[1], v);
     }
 }
 
-INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
-                           const uint8_t *x, int32x4_t *sums) {
-    UNROLL
-    for (int t = 0; t < n; t++) sums[t] = vdupq_n_s32(0);
+INLINE void block_products(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
+                           int column, const uint8_t *x, sums_of_tokens *sums) {
+    (void)parts; /* always 1 for many tokens */
     UNROLL
     for (int k = 0; k < 4; k += 2) {
         int8x16_t low[2], high[2];
         unpack(type, w, block, k, column, &low[0], &high[0]);
         unpack(type, w, block, k + 1, column, &low[1], &high[1]);
-        add_products(n, zip(low[0], low[1]), inputs(x, k * n * 4), sums);
-        add_products(n, zip(high[0], high[1]), inputs(x, (4 + k) * n * 4), sums);
-    }
-    UNROLL
-    for (int t = 0; t < n; t += 2) {
-        const int32x4_t upper = sums[t], lower = sums[t + 1];
-        sums[t] = vuzp1q_s32(upper, lower), sums[t + 1] = vuzp2q_s32(upper, lower);
+        add_products(n, zip(low[0], low[1]), inputs(x, k * n * 4), *sums);
+        add_products(n, zip(high[0], high[1]), inputs(x, (4 + k) * n * 4), *sums);
     }
 }
 

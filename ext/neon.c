@@ -3,34 +3,41 @@
  * Products of bytes have 16 bits and are added up there, in neighbouring lanes for a row's neighbouring elements,
  * until another could overflow; then lanes are added in pairs. */
 #if defined(__aarch64__)
+enum { PAIRS = 0 };
 #include "neon_blocks.h"
 
 /* How many products of bytes 16 bits can sum up: 8 of 15 * 127 or of 16 * 127, 2 of 128 * 127. */
 INLINE int together(const weight_type type) { return type == Q8_0 ? 2 : 8; }
 
-INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
-                           const uint8_t *x, int32x4_t *sums) {
-    int16x8_t upper[TILE_TOKENS], lower[TILE_TOKENS]; /* of rows 0, 1 and of rows 2, 3 */
+/* Adds the products of 4 rows and a token in step 0..7 of a block to words, full words to sums. */
+INLINE void add_products(const weight_type type, int step, int8x16_t q, const int32_t *four, int16x8_t *upper,
+                         int16x8_t *lower, int32x4_t *sums) {
+    const int in_words = step % together(type);
+    const int8x16_t v = vreinterpretq_s8_s32(vld1q_dup_s32(four));
+    *upper = in_words ? vmlal_s8(*upper, vget_low_s8(q), vget_low_s8(v)) : vmull_s8(vget_low_s8(q), vget_low_s8(v));
+    *lower = in_words ? vmlal_high_s8(*lower, q, v) : vmull_high_s8(q, v);
+    if (in_words + 1 == together(type))
+        *sums = vaddq_s32(*sums, vpaddq_s32(vpaddlq_s16(*upper), vpaddlq_s16(*lower)));
+}
+
+INLINE void block_products(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
+                           int column, const uint8_t *x, sums_of_tokens *sums) {
+    int16x8_t upper[2][TILE_TOKENS], lower[2][TILE_TOKENS]; /* of rows 0, 1 and of rows 2, 3 */
     UNROLL
     for (int k = 0; k < 4; k++) {
         int8x16_t halves[2];
         unpack(type, w, block, k, column, &halves[0], &halves[1]);
         UNROLL
-        for (int half = 0; half < 2; half++) {
-            const int step = 2 * k + half, in_words = step % together(type);
-            const int8x16_t q = halves[half];
+        for (int half = 0; half < 2; half++)
             UNROLL
-            for (int t = 0; t < n; t++) {
-                const int32_t *four = (const int32_t *)inputs(x, ((4 * half + k) * n + t) * 4);
-                const int8x16_t v = vreinterpretq_s8_s32(vld1q_dup_s32(four));
-                upper[t] = in_words ? vmlal_s8(upper[t], vget_low_s8(q), vget_low_s8(v))
-                                    : vmull_s8(vget_low_s8(q), vget_low_s8(v));
-                lower[t] = in_words ? vmlal_high_s8(lower[t], q, v) : vmull_high_s8(q, v);
-                if (in_words + 1 < together(type)) continue;
-                int32x4_t sum = vpaddq_s32(vpaddlq_s16(upper[t]), vpaddlq_s16(lower[t]));
-                sums[t] = step < together(type) ? sum : vaddq_s32(sums[t], sum);
-            }
-        }
+            for (int part = 0; part < parts; part++)
+                UNROLL
+                for (int t = 0; t < n; t++) {
+                    const uint8_t *of_part = x + part * tile_block_bytes(n);
+                    add_products(type, 2 * k + half, halves[half],
+                                 (const int32_t *)inputs(of_part, ((4 * half + k) * n + t) * 4), &upper[part][t],
+                                 &lower[part][t], &sums[part][t]);
+                }
     }
 }
 

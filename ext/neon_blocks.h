@@ -1,5 +1,5 @@
-/* Products of blocks on Arm: the loops over tokens and blocks. neon.c, dotprod.c and i8mm.c include this file and
- * define block_products and multiply_type. */
+/* Products of blocks on Arm: the loops over tokens and blocks. neon.c, dotprod.c and i8mm.c include this file,
+ * define block_products and multiply_type, and say whether their sums are of PAIRS of tokens. */
 #include "neon.h"
 
 /* GCC would mix the columns and put half of what they need aside on the stack. */
@@ -12,9 +12,32 @@
 /* How far ahead of its use a strip is asked for, in bytes. */
 enum { AHEAD = 8192 };
 
-/* Sums over the elements of a block of 4 rows (column 0..7 of the strip), for each of a tile_block's n tokens. */
-INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
-                           const uint8_t *x, int32x4_t *sums);
+/* Sums of products over the elements of a block. */
+typedef int32x4_t sums_of_tokens[TILE_TOKENS];
+
+/* Adds those of 4 rows (column 0..7 of the strip) with the n tokens of each of `parts` tile_blocks to sums[part]. */
+INLINE void block_products(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
+                           int column, const uint8_t *x, sums_of_tokens *sums);
+
+/* sums[part][i] are those of token i and 4 rows. Where tokens come in PAIRS they are, for an even i, those of tokens i
+ * and i + 1 with row 0 and then with row 1, and sums[part][i + 1] those with rows 2 and 3. What each of 4 rows has, or
+ * each token, is spread over lanes in the same way. */
+INLINE float32x4_t by_row(float32x4_t rows, int i) {
+    return !PAIRS ? rows : i % 2 ? vzip2q_f32(rows, rows) : vzip1q_f32(rows, rows);
+}
+INLINE int32x4_t by_token(const int32_t *tokens, int i) {
+    const int32x2_t pair = vld1_s32(tokens + i / 2 * 2);
+    return PAIRS ? vcombine_s32(pair, pair) : vdupq_n_s32(tokens[i]);
+}
+
+/* From pairs of tokens to one token with 4 rows. */
+INLINE void part_tokens(const int n, float32x4_t *totals) {
+    UNROLL
+    for (int i = 0; PAIRS && i < n; i += 2) {
+        const float32x4_t upper = totals[i], lower = totals[i + 1];
+        totals[i] = vuzp1q_f32(upper, lower), totals[i + 1] = vuzp2q_f32(upper, lower);
+    }
+}
 
 /* A strip times all tokens, in pieces that suit the registers. */
 INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
@@ -22,21 +45,38 @@ INLINE void multiply_type(const weight_type type, const weight *w, const activat
 
 INLINE const int8_t *inputs(const uint8_t *x, int at) { return (const int8_t *)x + at; }
 
-/* Adds a block of 4 rows times a tile_block x of n tokens to totals. */
-INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
-                      const uint8_t *x, float32x4_t *totals) {
-    int32x4_t sums[TILE_TOKENS];
-    block_products(type, n, w, block, column, x, sums);
-    const float *scale = (const float *)(x + 32 * n);
-    const int32_t *minus_sum = (const int32_t *)(x + 36 * n);
+/* Adds a block of 4 rows times tile_blocks of n tokens, a refined one's two parts at once, to totals. Sums start at
+ * what is still to be subtracted from quants: sum of (q - zero) x = -zero * sum of x + sum of q x. */
+INLINE void add_block(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
+                      int column, const uint8_t *x, float32x4_t *totals) {
+    sums_of_tokens sums[2], minus[2];
+    UNROLL
+    for (int part = 0; part < parts; part++)
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            minus[part][i] = by_token((const int32_t *)(x + part * tile_block_bytes(n) + 36 * n), i);
+            sums[part][i] = vmulq_n_s32(minus[part][i], zero_left(type));
+        }
+    block_products(type, n, parts, w, block, column, x, sums);
     const float32x4_t d = v_load_f16((const uint16_t *)block + 4 * column);
     const float32x4_t m = has_minimum(type) ? v_load_f16((const uint16_t *)(block + w->m) + 4 * column) : d;
     UNROLL
-    for (int t = 0; t < n; t++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
-        if (zero_left(type)) sums[t] = vmlaq_n_s32(sums[t], vdupq_n_s32(zero_left(type)), minus_sum[t]);
-        totals[t] = vfmaq_f32(totals[t], vcvtq_f32_s32(sums[t]), vmulq_n_f32(d, scale[t]));
-        if (has_minimum(type)) totals[t] = vfmsq_n_f32(totals[t], m, (float)minus_sum[t] * scale[t]);
-    }
+    for (int part = 0; part < parts; part++)
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            const int32_t *scales = (const int32_t *)(x + part * tile_block_bytes(n) + 32 * n);
+            const float32x4_t scale = vreinterpretq_f32_s32(by_token(scales, i));
+            totals[i] = vfmaq_f32(totals[i], vcvtq_f32_s32(sums[part][i]), vmulq_f32(by_row(d, i), scale));
+            if (!has_minimum(type)) continue;
+            totals[i] = vfmsq_f32(totals[i], by_row(m, i), vmulq_f32(vcvtq_f32_s32(minus[part][i]), scale));
+        }
+}
+
+/* Which block of the weights a tile_block of n tokens meets. */
+INLINE int32_t number_of(const int n, const uint8_t *x) {
+    int32_t number;
+    memcpy(&number, x + 40 * n, 4);
+    return number;
 }
 
 /* All tokens, n at a time, with `columns` vectors of 4 rows from column `first` on. */
@@ -51,23 +91,35 @@ INLINE void multiply_columns(const weight_type type, const int n, const int colu
         for (int c = 0; c < columns; c++)
             UNROLL
             for (int t = 0; t < n; t++) totals[c][t] = vdupq_n_f32(0);
-        for (long i = 0; i < acts->n_tile_blocks[token / n]; i++, x += tile_block_bytes(n)) {
-            int32_t number;
-            memcpy(&number, x + 40 * n, 4);
+        const uint8_t *last = x + (acts->n_tile_blocks[token / n] - 1) * (long)tile_block_bytes(n);
+        for (; x <= last; x += tile_block_bytes(n)) {
+            const int32_t number = number_of(n, x);
             const uint8_t *block = data + number * w->block_bytes;
-            if (n == 1)
-                for (long at = 0; at < w->block_bytes; at += 64) __builtin_prefetch(block + AHEAD + at);
-            UNROLL
-            for (int c = 0; c < columns; c++) {
-                add_block(type, n, w, block, first + c, x, totals[c]);
-                if (n > 1) IN_ORDER;
+            if (n > 1) {
+                UNROLL
+                for (int c = 0; c < columns; c++) {
+                    add_block(type, n, 1, w, block, first + c, x, totals[c]);
+                    IN_ORDER;
+                }
+                continue;
+            }
+            for (long at = 0; at < w->block_bytes; at += 64) __builtin_prefetch(block + AHEAD + at);
+            if (x < last && number_of(n, x + tile_block_bytes(n)) == number) {
+                UNROLL
+                for (int c = 0; c < columns; c++) add_block(type, n, 2, w, block, first + c, x, totals[c]);
+                x += tile_block_bytes(n);
+            } else {
+                UNROLL
+                for (int c = 0; c < columns; c++) add_block(type, n, 1, w, block, first + c, x, totals[c]);
             }
         }
         float results[TILE_TOKENS][STRIP];
         UNROLL
-        for (int c = 0; c < columns; c++)
+        for (int c = 0; c < columns; c++) {
+            part_tokens(n, totals[c]);
             UNROLL
             for (int t = 0; t < n; t++) vst1q_f32(results[t] + c * LANES, vmulq_n_f32(totals[c][t], w->factor));
+        }
         for (long t = 0; t < smaller(acts->n_tokens - token, n); t++)
             memcpy(out + (token + t) * stride + row, results[t], (size_t)rows * sizeof(float));
     }
