@@ -162,9 +162,9 @@ plots.bars([r.decode for r in results], names, "writing, one token after the oth
 plots.bars([r.prefill[64] for r in results], names, "reading 64 tokens at once", "tokens a second")
 
 # %% [markdown]
-# At writing the plain C reference is slower than NumPy, which has SIMD of its own: it is there to be read, and
-# to test the others against. Reading is much faster than writing: 64 tokens share each weight that is fetched.
-# On a model as small as ours a second thread may not pay; at 7B it does.
+# In writing, the plain C reference is slower than NumPy, which has SIMD of its own: it is there to be read,
+# and to test the others against. Reading is much faster than writing: 64 tokens share each weight that is
+# fetched. On a model as small as ours a second thread may not pay; at 7B it does.
 #
 # numexpr fuses element-wise steps, but these are a few percent of the work. That is worth a lesson, too:
 # first find what takes the time.
