@@ -238,8 +238,8 @@ def load(
     Args:
         model: a GGUF file, a ggml file (the first part of several), a folder with Meta's checkpoint, or a
             name: "small" (it ships with tinyllama), "smollm2" (`tinyllama download smollm2`).
-        backend: "numpy", "numexpr" or "auto"; None asks TINYLLAMA_BACKEND.
-        threads: None for one a core.
+        backend: "c", "numexpr", "numpy" or "auto"; None asks TINYLLAMA_BACKEND.
+        threads: None for one a core; on a Mac, one a fast core.
         mmap: leave the weights in their file, mapped. Loading takes no time, and the weights no memory but
             the page cache, which the system can take back; each token takes longer. The results are the same.
         verbose: say on stderr what it will need before loading.
