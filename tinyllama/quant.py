@@ -234,7 +234,8 @@ def dequantize(blocks: np.ndarray, type: str) -> np.ndarray:
     kind = TYPES[type]
     if kind.block == 1:
         return {"f32": np.asarray, "f16": _from_f16, "bf16": _from_bf16}[type](blocks)
-    x = _from_q6_k(blocks) if type == "q6_k" else _from_small(blocks, type)
+    with np.errstate(over="ignore", invalid="ignore"):  # a file may hold infinite scales: 0 of them are NaN
+        x = _from_q6_k(blocks) if type == "q6_k" else _from_small(blocks, type)
     return x.reshape(len(blocks), -1)
 
 

@@ -1,0 +1,118 @@
+"""What holds for every input: it is read whole or refused in one line, soon and in little memory.
+
+A target's `check` breaks off with Broken, or with whatever exception it met, where that isn't so.
+"""
+
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from tinyllama.config import Config
+from tinyllama.errors import TinyllamaError
+from tinyllama.formats.gguf import ROPE_FREQS
+from tinyllama.quant import Tensor
+
+SECONDS = 1.0  # of one CPU: a busy computer isn't the reader's fault
+MEMORY = 200 << 20
+ADDRESS_SPACE = 4 << 30  # beyond it allocations fail, so that a finding doesn't take the computer down
+LONGEST_MESSAGE = 1000
+
+SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+class Broken(AssertionError):
+    """Something doesn't hold that should hold for every input."""
+
+
+def must(holds: bool, what: str) -> None:
+    """Raises Broken unless it holds."""
+    if not holds:
+        raise Broken(what)
+
+
+@contextmanager
+def folder(files: dict[str, bytes]) -> Iterator[Path]:
+    """A folder of its own with these files."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=SCRATCH) as name:
+        for file, data in files.items():
+            (Path(name) / file).write_bytes(data)
+        yield Path(name)
+
+
+@contextmanager
+def limits() -> Iterator[None]:
+    """What happens inside must take less than SECONDS and MEMORY, and warn of nothing."""
+    rss, peak_before = _memory(reset=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    _limit_address_space(ADDRESS_SPACE, soft, hard)
+    start = time.thread_time()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    finally:
+        seconds = time.thread_time() - start
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    _, peak = _memory()
+    must(seconds < SECONDS, f"took {seconds:.2f} s")
+    must(peak <= max(peak_before, rss + MEMORY), f"took {(peak - rss) >> 20} MB")
+
+
+def opened(read: Callable, path: Path):
+    """What `read` makes of a file or folder, or None where it refuses it as it should."""
+    try:
+        with limits():
+            return read(path)
+    except TinyllamaError as error:
+        is_refused(error, path)
+        return None
+
+
+def is_refused(error: TinyllamaError, path: Path | None = None) -> None:
+    """An error must be one line that a terminal can show, and name the file (or one in the folder)."""
+    message = str(error)
+    must(message.isprintable(), f"a message of several lines or with control characters: {message!r}")
+    must(len(message) <= LONGEST_MESSAGE, f"a message of {len(message)} characters: {message[:200]}...")
+    must(path is None or str(path) in message, f"a message that doesn't name {path}: {message}")
+
+
+def is_whole(tensors: dict[str, Tensor], config: Config, n_bytes: int) -> None:
+    """Every tensor that the config asks for is there, in its shape, within the file, and can be read."""
+    shapes = config.tensor_shapes()
+    missing = shapes.keys() - tensors.keys() - {"output.weight"}
+    must(not missing, f"accepted without {sorted(missing)[:3]}")
+    for name, tensor in tensors.items():
+        expected = (config.head_dim // 2,) if name == ROPE_FREQS else shapes.get(name)
+        must(tensor.shape == expected, f"{name} is {tensor.shape}, not {expected}")
+        must(tensor.nbytes <= n_bytes, f"{name} is larger than its file")
+        with limits():
+            weights = tensor.dequantize()
+        must(weights.shape == expected and weights.dtype == np.float32, f"{name} isn't read as {expected}")
+
+
+def _limit_address_space(n_bytes: int, soft: int, hard: int) -> None:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + n_bytes
+        if soft == resource.RLIM_INFINITY or limit < soft:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    except (OSError, ValueError):
+        pass  # macOS has no such file, and doesn't hold to the limit either
+
+
+def _memory(reset: bool = False) -> tuple[int, int]:
+    """Resident memory in bytes, now and at its peak: since the last reset on Linux, else ever."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return tuple(int(fields[name].split()[0]) << 10 for name in ("VmRSS", "VmHWM"))
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+        return peak, peak

@@ -1,0 +1,190 @@
+"""GGUF files: header, key-values, tensor infos, blocks, and the vocabulary that comes with them."""
+
+import gguf as oracle
+import numpy as np
+from hypothesis import strategies as st
+
+from tinyllama.blocks import TYPES
+from tinyllama.config import Config, tensor_names
+from tinyllama.formats import Checkpoint, gguf
+
+from .. import contract, texts
+from ..damage import Field, Number, damaged, numbers, pack
+
+READS = ("tinyllama.formats.gguf", "tinyllama.formats.gguf_metadata")
+WORDS = [b"GGUF", b"general.architecture", b"llama", b"general.alignment", b"tokenizer.ggml.tokens"]
+
+U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
+CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+
+def check(data: bytes) -> bool:
+    """A model that is read is whole, is what the gguf package reads, and its tokenizer keeps texts."""
+    with contract.folder({"model.gguf": data}) as folder:
+        path = folder / "model.gguf"
+        checkpoint = contract.opened(gguf.read, path)
+        if checkpoint is None:
+            return False
+        contract.is_whole(checkpoint.tensors, checkpoint.config, len(data))
+        agrees(checkpoint)
+        texts.keeps_texts(checkpoint.vocabulary, path)
+    return True
+
+
+def agrees(checkpoint: Checkpoint) -> None:
+    """Where the gguf package reads the file, too, it finds the same bytes in every tensor."""
+    try:
+        theirs = {tensor.name: tensor for tensor in oracle.GGUFReader(checkpoint.path).tensors}
+    except Exception:  # it is stricter here and laxer there, and not what is tested
+        return
+    names = {name: gguf_name for name, gguf_name, _ in tensor_names(checkpoint.config.n_layers)}
+    for name, tensor in checkpoint.tensors.items():
+        other = theirs[names.get(name, name)]
+        same = tensor.parts[0].tobytes() == np.asarray(other.data).tobytes()
+        contract.must(same, f"{name} isn't what the gguf package reads")
+
+
+# --- nearly valid files ---------------------------------------------------------------------------
+
+
+@st.composite
+def inputs(draw) -> bytes:
+    """Models of one or two tiny layers, with odd key-values among the usual ones, and then damaged."""
+    config, type = draw(configs()), draw(st.sampled_from(list(gguf.TYPE_OF_ID.values()))).name
+    if TYPES[type].block > 1 and draw(st.booleans()):
+        size = TYPES[type].block
+        config = Config(size, 1, 2, config.vocab_size, size, 1)
+    elif TYPES[type].block > 1:
+        type = "f16"
+    keys = keys_of(config, pieces=texts.PIECES[: config.vocab_size])
+    for key in draw(st.lists(st.sampled_from(list(keys)), max_size=1)):
+        keys[key] = draw(values())
+    for key in draw(st.lists(st.sampled_from([*ODD_KEYS, "other"]), max_size=2)):
+        keys[key] = draw(values())
+    alignment = draw(st.sampled_from([32, 32, 8, 64, 4096]))
+    if alignment != 32:
+        keys["general.alignment"] = [Number("I", U32), Number("I", alignment)]
+    version = draw(st.sampled_from([3, 3, 2]))
+    fill = draw(st.sampled_from([b"\0", b"\x11\x22\x33", b"\xff", b"\x00\x7c", b"\x00\x3c"]))
+    tied = draw(st.booleans())
+    return draw(damaged(fields(config, keys, type, alignment, version, fill, tied)))
+
+
+ODD_KEYS = ["general.alignment", "llama.expert_count", "split.count", "llama.rope.scaling.type"]
+ODD_KEYS += ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.add_space_prefix"]
+ODD_KEYS += ["tokenizer.ggml.pre", "tokenizer.ggml.merges", "llama.vocab_size", "llama.attention.key_length"]
+
+
+def configs() -> st.SearchStrategy[Config]:
+    """Widths of a few numbers."""
+    heads = st.sampled_from([(1, 1), (2, 1), (2, 2)])
+    shapes = st.tuples(st.integers(1, 2), heads, st.sampled_from([2, 4]), st.sampled_from([2, 6, 32]))
+    vocab = st.integers(3, len(texts.PIECES))
+    return st.builds(
+        lambda shape, vocab_size: Config(
+            shape[1][0] * shape[2], shape[0], shape[1][0], vocab_size, shape[3], shape[1][1]
+        ),
+        shapes,
+        vocab,
+    )
+
+
+@st.composite
+def values(draw) -> list[Field]:
+    """A value of any type; sometimes an array, or an array of arrays of arrays."""
+    kind = draw(st.sampled_from([*CODES, STRING, ARRAY, 13]))
+    if kind != ARRAY:
+        return [Number("I", kind), *draw(single(kind))]
+    depth = draw(st.sampled_from([0, 0, 1, 50]))
+    kind = draw(st.sampled_from([*CODES, STRING]))
+    elements = draw(st.lists(single(kind), max_size=4))
+    nested = [Number("I", ARRAY), Number("Q", 1)] * depth
+    head = [Number("I", ARRAY), *nested, Number("I", kind), Number("Q", len(elements))]
+    return head + [field for element in elements for field in element]
+
+
+def single(kind: int) -> st.SearchStrategy[list[Field]]:
+    """A value of one type."""
+    if kind in CODES:
+        return numbers({"?": "B"}.get(CODES[kind], CODES[kind])).map(lambda number: [number])
+    text = st.sampled_from([b"", b"llama", b"gpt2", b"smollm", b"a\nb", b"\xff", b"x" * 2000]) | st.binary(
+        max_size=9
+    )
+    return text.map(string)
+
+
+def string(data: bytes) -> list[Field]:
+    """A length and so many bytes."""
+    return [Number("Q", len(data)), data]
+
+
+def strings(pieces: list[bytes]) -> list[Field]:
+    """The type and value of an array of strings."""
+    head = [Number("I", ARRAY), Number("I", STRING), Number("Q", len(pieces))]
+    return head + [field for piece in pieces for field in string(piece)]
+
+
+def keys_of(config: Config, pieces: list[tuple[str, float, int]]) -> dict[str, list[Field]]:
+    """The key-values of a model: name -> the fields of type and value."""
+    counts = {
+        "block_count": config.n_layers,
+        "context_length": 64,
+        "embedding_length": config.dim,
+        "feed_forward_length": config.hidden_dim,
+        "attention.head_count": config.n_heads,
+        "attention.head_count_kv": config.n_kv_heads,
+        "rope.dimension_count": config.head_dim,
+    }
+    spellings = [piece.encode() for piece, _, _ in pieces]
+    head = [Number("I", ARRAY), Number("I", F32), Number("Q", len(pieces))]
+    scores = head + [Number("f", score) for _, score, _ in pieces]
+    head = [Number("I", ARRAY), Number("I", I32), Number("Q", len(pieces))]
+    types = head + [Number("i", kind) for _, _, kind in pieces]
+    return {
+        "general.architecture": [Number("I", STRING), *string(b"llama")],
+        **{f"llama.{name}": [Number("I", U32), Number("I", count)] for name, count in counts.items()},
+        "llama.attention.layer_norm_rms_epsilon": [Number("I", F32), Number("f", 1e-5)],
+        "tokenizer.ggml.model": [Number("I", STRING), *string(b"llama")],
+        "tokenizer.ggml.tokens": strings(spellings),
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.eos_token_id": [Number("I", U32), Number("I", 2)],
+    }
+
+
+def fields(config, keys, type="f16", alignment=32, version=3, fill=b"\0", tied=False) -> list[Field]:
+    """A whole file."""
+    shapes = config.tensor_shapes()
+    infos, data, end = [], [], 0
+    names = [names for names in tensor_names(config.n_layers) if not (tied and names[1] == "output.weight")]
+    for name, gguf_name, _ in names:
+        kind = TYPES[type if len(shapes[name]) == 2 else "f32"]
+        n_bytes = kind.nbytes(shapes[name])
+        axes = [Number("Q", axis) for axis in reversed(shapes[name])]
+        infos += [*string(gguf_name.encode()), Number("I", len(axes)), *axes]
+        infos += [Number("I", kind.gguf_id), Number("Q", end)]
+        padded = -(-n_bytes // alignment) * alignment
+        data += [(fill * n_bytes)[:n_bytes], bytes(padded - n_bytes)]
+        end += padded
+    head = [b"GGUF", Number("I", version), Number("Q", len(names)), Number("Q", len(keys))]
+    head += [field for key, value in keys.items() for field in [*string(key.encode()), *value]]
+    head += infos
+    return [*head, bytes(-len(pack(head)) % alignment), *data]
+
+
+def seeds() -> dict[str, bytes]:
+    """A SentencePiece model of f16, one of q4_0 with tied embeddings, and a byte-level one of q8_0."""
+    small, blocks = Config(8, 2, 2, 8, 12, 1), Config(32, 1, 2, 8, 32, 2)
+    pieces = texts.PIECES[:8]
+    bpe = keys_of(blocks, pieces) | {
+        "tokenizer.ggml.model": [Number("I", STRING), *string(b"gpt2")],
+        "tokenizer.ggml.pre": [Number("I", STRING), *string(b"smollm")],
+        "tokenizer.ggml.tokens": strings([b"a", b"b", b"ab", b"<|im_end|>", b"c", b"abc", b"0", b"\xc4\xa0"]),
+        "tokenizer.ggml.merges": strings([b"a b", b"ab c"]),
+        "general.alignment": [Number("I", U32), Number("I", 64)],
+    }
+    return {
+        "f16": pack(fields(small, keys_of(small, pieces), fill=b"\x00\x3c\x00\x38")),
+        "q4_0_tied": pack(fields(blocks, keys_of(blocks, pieces), "q4_0", tied=True, fill=b"\x11\x22\x33")),
+        "q8_0_bpe": pack(fields(blocks, bpe, "q8_0", alignment=64, version=2)),
+    }
