@@ -38,7 +38,7 @@ static stretch share_of(const followers *f, int worker, int threads) {
 void ask_for_next(long n_weights, const weight *const *weights, int threads) {
     followers now = {0};
     for (long i = 0; i < n_weights && i < AT_ONCE; i++)
-        now.weights[i] = (stretch){weights[i]->data, weight_bytes(weights[i])};
+        if (weights[i]->data) now.weights[i] = (stretch){weights[i]->data, weight_bytes(weights[i])};
     if (before) *before = now;
     before = slot_of(weights[0]);
     for (int worker = 1; worker < threads; worker++) ask_when_idle(worker, share_of(before, worker, threads));

@@ -16,7 +16,7 @@
 /* ---- arrays ---- */
 
 /* The formats of NumPy's types, as the buffer protocol spells them. */
-static const char *const FLOAT32 = "f", *const FLOAT16 = "e", *const INT64 = "l", *const BYTES = NULL;
+static const char *const FLOAT32 = "f", *const FLOAT16 = "e", *const INT64 = "l", *const BYTES = "B";
 
 static int fail(PyObject *kind, const char *format, ...) {
     va_list values;
@@ -44,19 +44,30 @@ static int same_format(const char *have, const char *want) {
     return have && !strcmp(have, want);
 }
 
+/* Formats alone don't tell: `l` has four bytes on some systems. */
+static Py_ssize_t size_of(const char *format) {
+    switch (*format) {
+    case 'B': return 1;
+    case 'e': case 'H': return 2;
+    case 'f': return 4;
+    default: return 8; /* l, Zf */
+    }
+}
+
 /* Opens a C-contiguous, aligned array of a format and a number of dimensions (-1: any). */
 static int open_array(PyObject *object, Py_buffer *view, const char *name, const char *format, int ndim,
                       int writable) {
     int flags = PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
     view->obj = NULL;
     if (PyObject_GetBuffer(object, view, flags)) return -1;
-    if (format && !same_format(view->format, format))
-        fail(PyExc_TypeError, "%s must be an array of type '%s', not '%s'", name, format, view->format);
+    if (!same_format(view->format, format) || view->itemsize != size_of(format))
+        fail(PyExc_TypeError, "%s must be an array of type '%s', not '%s' of %zd bytes", name, format,
+             view->format ? view->format : "", view->itemsize);
     else if (ndim >= 0 && view->ndim != ndim)
         fail(PyExc_ValueError, "%s must have %d dimensions, not %d", name, ndim, view->ndim);
     else if (!is_contiguous(view))
         fail(PyExc_ValueError, "%s must be contiguous", name);
-    else if (format && (uintptr_t)view->buf % (uintptr_t)view->itemsize)
+    else if ((uintptr_t)view->buf % (uintptr_t)view->itemsize)
         fail(PyExc_ValueError, "%s is not aligned", name);
     else
         return 0;
@@ -98,7 +109,17 @@ static PyObject *finish(opened *all, int failed) {
     } while (0)
 
 static int same_shape(const Py_buffer *a, const Py_buffer *b) {
-    return a->ndim == b->ndim && !memcmp(a->shape, b->shape, (size_t)a->ndim * sizeof *a->shape);
+    for (int i = 0; a->ndim == b->ndim && i < a->ndim; i++)
+        if (a->shape[i] != b->shape[i]) return 0;
+    return a->ndim == b->ndim;
+}
+
+/* For "O&" of PyArg_ParseTuple. */
+static int parse_threads(PyObject *object, void *threads) {
+    long n = PyLong_AsLong(object);
+    if (n < 1 && !PyErr_Occurred()) fail(PyExc_ValueError, "there is at least one thread, not %ld", n);
+    *(int *)threads = n < MAX_THREADS ? (int)n : MAX_THREADS;
+    return n >= 1;
 }
 
 /* ---- Weight ---- */
@@ -252,6 +273,17 @@ static const weight *as_weight(PyObject *object) {
     return NULL;
 }
 
+/* A weight with all its blocks. Those of a mapped one never overlap. */
+static const weight *as_whole_weight(PyObject *object) {
+    const weight *w = as_weight(object);
+    long n = 0;
+    if (!w || w->data) return w;
+    for (const piece *p = w->pieces; p < w->pieces + w->n_pieces; p++) n += p->blocks.n_rows * p->blocks.n_cols;
+    if (n == w->n_out * w->n_in) return w;
+    PyErr_SetString(PyExc_ValueError, "some of the weight's blocks are missing");
+    return NULL;
+}
+
 /* ---- functions ---- */
 
 static PyObject *py_weight_bytes(PyObject *module, PyObject *args) {
@@ -267,8 +299,8 @@ static int check_pack(const file_blocks *from, const weight *to, Py_ssize_t row,
                       Py_ssize_t size) {
     if (prepared_type(from->type) != to->type)
         return fail(PyExc_ValueError, "these blocks don't become a weight of this type");
-    if (row < 0 || col < 0 || from->n_rows < 0 || from->n_cols < 0 || row + from->n_rows > to->n_out ||
-        col + from->n_cols > to->n_in)
+    if (row < 0 || from->n_rows < 0 || from->n_rows > to->n_out || row > to->n_out - from->n_rows || col < 0 ||
+        from->n_cols < 0 || from->n_cols > to->n_in || col > to->n_in - from->n_cols)
         return fail(PyExc_ValueError, "the blocks don't fit into the weight");
     if (has_blocks(to->type) && (col % BLOCK || from->n_cols % file_block(from->type)))
         return fail(PyExc_ValueError, "a block can't be cut");
@@ -277,9 +309,16 @@ static int check_pack(const file_blocks *from, const weight *to, Py_ssize_t row,
     return 0;
 }
 
+static int overlap(const piece *a, const piece *b) {
+    return a->row < b->row + b->blocks.n_rows && b->row < a->row + a->blocks.n_rows &&
+           a->col < b->col + b->blocks.n_cols && b->col < a->col + a->blocks.n_cols;
+}
+
 /* A mapped weight remembers where its blocks are. Nobody may be multiplying by it meanwhile. */
-static int add_piece(WeightObject *to, const file_blocks *from, Py_buffer *array, Py_ssize_t row, Py_ssize_t col) {
+static int add_piece(WeightObject *to, const piece *added, const Py_buffer *array) {
     size_t n = (size_t)to->w.n_pieces + 1;
+    for (size_t i = 0; i + 1 < n; i++)
+        if (overlap(&to->pieces[i], added)) return fail(PyExc_ValueError, "the weight has some of these blocks");
     pool_lock();
     piece *pieces = PyMem_Realloc(to->pieces, n * sizeof *pieces);
     if (pieces) to->w.pieces = to->pieces = pieces;
@@ -287,7 +326,7 @@ static int add_piece(WeightObject *to, const file_blocks *from, Py_buffer *array
     if (arrays) {
         to->arrays = arrays;
         to->arrays[n - 1] = *array;
-        to->pieces[n - 1] = (piece){*from, row, col};
+        to->pieces[n - 1] = *added;
         to->w.n_pieces++;
     }
     pool_unlock();
@@ -301,7 +340,8 @@ static PyObject *py_pack(PyObject *module, PyObject *args) {
     Py_ssize_t n_rows, n_cols, row, col;
     int threads, failed = 1;
     opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "sOnnOnni", &name, &data, &n_rows, &n_cols, &target, &row, &col, &threads))
+    if (!PyArg_ParseTuple(args, "sOnnOnnO&", &name, &data, &n_rows, &n_cols, &target, &row, &col, parse_threads,
+                          &threads))
         return NULL;
     int type = find_name(name, file_type_names, N_FILE_TYPES);
     const weight *to = as_weight(target);
@@ -312,7 +352,7 @@ static PyObject *py_pack(PyObject *module, PyObject *args) {
         if (to->data) {
             WITHOUT_GIL(failed, pack(&from, to, row, col, threads));
         } else {
-            failed = add_piece((WeightObject *)target, &from, view, row, col);
+            failed = add_piece((WeightObject *)target, &(piece){from, row, col}, view);
             if (!failed) all.n = 0; /* the weight keeps the array */
         }
     }
@@ -322,7 +362,7 @@ static PyObject *py_pack(PyObject *module, PyObject *args) {
 static int open_products(opened *all, PyObject *weights, PyObject *outs, const Py_buffer *x, Py_ssize_t n,
                          const weight **w, float **out) {
     for (Py_ssize_t i = 0; i < n; i++) {
-        if (!(w[i] = as_weight(PyTuple_GetItem(weights, i)))) return -1;
+        if (!(w[i] = as_whole_weight(PyTuple_GetItem(weights, i)))) return -1;
         if (w[i]->n_in != x->shape[1])
             return fail(PyExc_ValueError, "x has %zd columns, a weight %ld", x->shape[1], w[i]->n_in);
         Py_buffer *view = array(all, PyTuple_GetItem(outs, i), "out", FLOAT32, 2, 1);
@@ -341,7 +381,8 @@ static PyObject *py_matmul(PyObject *module, PyObject *args) {
     opened all = {.n = 0};
     const weight *w[MAX_WEIGHTS];
     float *out[MAX_WEIGHTS];
-    if (!PyArg_ParseTuple(args, "OO!O!i", &input, &PyTuple_Type, &weights, &PyTuple_Type, &outs, &threads))
+    if (!PyArg_ParseTuple(args, "OO!O!O&", &input, &PyTuple_Type, &weights, &PyTuple_Type, &outs, parse_threads,
+                          &threads))
         return NULL;
     Py_ssize_t n = PyTuple_Size(weights);
     if (n < 1 || n > MAX_WEIGHTS || PyTuple_Size(outs) != n) {
@@ -356,11 +397,13 @@ static PyObject *py_matmul(PyObject *module, PyObject *args) {
     return finish(&all, failed);
 }
 
-static int check_rows(const Py_buffer *rows, const Py_buffer *out, const weight *w) {
+/* Into a copy, since the array may change while Python is unlocked, or `out` lie in it. */
+static int copy_rows(const Py_buffer *rows, const Py_buffer *out, const weight *w, int64_t *copy) {
     if (out->shape[0] != rows->shape[0] || out->shape[1] != w->n_in)
         return fail(PyExc_ValueError, "out must be [%zd, %ld]", rows->shape[0], w->n_in);
+    if (!copy) return -1;
     for (Py_ssize_t i = 0; i < rows->shape[0]; i++) {
-        int64_t row = ((const int64_t *)rows->buf)[i];
+        int64_t row = copy[i] = ((const int64_t *)rows->buf)[i];
         if (row < 0 || row >= w->n_out) return fail(PyExc_IndexError, "row %lld of %ld", (long long)row, w->n_out);
     }
     return 0;
@@ -372,11 +415,13 @@ static PyObject *py_rows(PyObject *module, PyObject *args) {
     int failed = 1;
     opened all = {.n = 0};
     if (!PyArg_ParseTuple(args, "OOO", &object, &indices, &output)) return NULL;
-    const weight *w = as_weight(object);
+    const weight *w = as_whole_weight(object);
     Py_buffer *rows = w ? array(&all, indices, "rows", INT64, 1, 0) : NULL;
     Py_buffer *out = rows ? array(&all, output, "out", FLOAT32, 2, 1) : NULL;
-    if (out && !check_rows(rows, out, w))
-        WITHOUT_GIL(failed, unpack_rows(w, rows->buf, rows->shape[0], out->buf));
+    int64_t *copy = out ? PyMem_Malloc((size_t)rows->len) : NULL;
+    if (out && !copy_rows(rows, out, w, copy))
+        WITHOUT_GIL(failed, unpack_rows(w, copy, rows->shape[0], out->buf));
+    PyMem_Free(copy);
     return finish(&all, failed);
 }
 
@@ -386,7 +431,7 @@ static PyObject *py_rms_norm(PyObject *module, PyObject *args) {
     float eps;
     int threads, failed = 1;
     opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "OOfOi", &input, &scale_object, &eps, &output, &threads)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOfOO&", &input, &scale_object, &eps, &output, parse_threads, &threads)) return NULL;
     Py_buffer *x = array(&all, input, "x", FLOAT32, 2, 0);
     Py_buffer *scale = x ? array(&all, scale_object, "weight", FLOAT32, 1, 0) : NULL;
     Py_buffer *out = scale ? array(&all, output, "out", FLOAT32, 2, 1) : NULL;
@@ -402,7 +447,7 @@ static PyObject *py_swiglu(PyObject *module, PyObject *args) {
     PyObject *gate_object, *up_object, *output;
     int threads, failed = 1;
     opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "OOOi", &gate_object, &up_object, &output, &threads)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOOO&", &gate_object, &up_object, &output, parse_threads, &threads)) return NULL;
     Py_buffer *gate = array(&all, gate_object, "gate", FLOAT32, -1, 0);
     Py_buffer *up = gate ? array(&all, up_object, "up", FLOAT32, -1, 0) : NULL;
     Py_buffer *out = up ? array(&all, output, "out", FLOAT32, -1, 1) : NULL;
@@ -418,7 +463,7 @@ static PyObject *py_rope(PyObject *module, PyObject *args) {
     PyObject *input, *freqs_object, *output;
     int threads, failed = 1;
     opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "OOOi", &input, &freqs_object, &output, &threads)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOOO&", &input, &freqs_object, &output, parse_threads, &threads)) return NULL;
     Py_buffer *x = array(&all, input, "x", FLOAT32, 3, 0);
     Py_buffer *freqs = x ? array(&all, freqs_object, "freqs", "Zf", 2, 0) : NULL;
     Py_buffer *out = freqs ? array(&all, output, "out", FLOAT32, 3, 1) : NULL;
@@ -441,7 +486,8 @@ static int check_heads(const Py_buffer *q, const Py_buffer *k, const Py_buffer *
     if (n_tokens < 1 || pos < 0 || pos > keys->shape[1] - n_tokens)
         return fail(PyExc_ValueError, "%zd tokens from position %zd on don't fit into a cache of %zd",
                     n_tokens, pos, keys->shape[1]);
-    if (head_dim < 1 || head_dim > MAX_HEAD_DIM || n_kv < 1 || n_heads % n_kv || n_heads / n_kv > MAX_SHARED)
+    if (head_dim < 1 || head_dim > MAX_HEAD_DIM || n_kv < 1 || n_heads < 1 || n_heads % n_kv ||
+        n_heads / n_kv > MAX_SHARED)
         return fail(PyExc_ValueError, "heads of width %zd, %zd to %zd, are not supported", head_dim, n_heads,
                     n_kv);
     return 0;
@@ -460,8 +506,8 @@ static PyObject *py_attention(PyObject *module, PyObject *args) {
     Py_ssize_t pos;
     int threads, failed = 1;
     opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "OOOOOnOi", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4],
-                          &pos, &objects[5], &threads))
+    if (!PyArg_ParseTuple(args, "OOOOOnOO&", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4],
+                          &pos, &objects[5], parse_threads, &threads))
         return NULL;
     Py_buffer *q = array(&all, objects[0], "q", FLOAT32, 3, 0);
     Py_buffer *k = q ? array(&all, objects[1], "k", FLOAT32, 3, 0) : NULL;
@@ -479,12 +525,12 @@ static PyObject *py_attention(PyObject *module, PyObject *args) {
 
 /* from: [n_rows, n_cols] of numbers; out: as many bytes as they have in the other type. */
 static int check_cast(const Py_buffer *from, int to, const Py_buffer *out) {
-    Py_ssize_t n_rows = from->shape[0], n_cols = from->shape[1];
+    Py_ssize_t n_cols = from->shape[1];
     if (to == FILE_BF16) return fail(PyExc_ValueError, "nothing is cast to bf16");
     if (to >= FILE_Q4_0 && n_cols % BLOCK)
         return fail(PyExc_ValueError, "rows of blocks hold a multiple of %d weights, not %zd", BLOCK, n_cols);
-    if (out->len != n_rows * file_row_bytes(to, n_cols) || (uintptr_t)out->buf % sizeof(float))
-        return fail(PyExc_ValueError, "out must be aligned and have %zd bytes", n_rows * file_row_bytes(to, n_cols));
+    if (out->len != file_row_bytes(to, count(from)) || (uintptr_t)out->buf % sizeof(float))
+        return fail(PyExc_ValueError, "out must be aligned and have %ld bytes", file_row_bytes(to, count(from)));
     return 0;
 }
 
@@ -501,8 +547,9 @@ static PyObject *py_cast(PyObject *module, PyObject *args) {
     Py_buffer *out = x ? array(&all, target, "out", BYTES, 1, 1) : NULL;
     if (out && !check_cast(x, to, out)) {
         file_blocks from = {type, x->shape[0], x->shape[1], x->buf};
+        const kernels *k = active_kernels(); /* another thread may choose others meanwhile */
         Py_BEGIN_ALLOW_THREADS;
-        result = active_kernels()->cast(&from, to, out->buf);
+        result = k->cast(&from, to, out->buf);
         Py_END_ALLOW_THREADS;
         if (result) fail(PyExc_OverflowError, "NaN or numbers too large for %s", to_name);
     }
@@ -515,7 +562,7 @@ static PyObject *py_read_all(PyObject *module, PyObject *args) {
     int threads;
     uint64_t sum;
     opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "Oi", &object, &threads)) return NULL;
+    if (!PyArg_ParseTuple(args, "OO&", &object, parse_threads, &threads)) return NULL;
     Py_buffer *data = array(&all, object, "data", BYTES, 1, 0);
     if (!data) return NULL;
     WITHOUT_GIL(sum, read_all(data->buf, (size_t)data->len, threads));
@@ -525,10 +572,9 @@ static PyObject *py_read_all(PyObject *module, PyObject *args) {
 
 static PyObject *py_multiply_all(PyObject *module, PyObject *args) {
     (void)module;
-    long rounds;
-    int threads;
+    int rounds, threads;
     double products;
-    if (!PyArg_ParseTuple(args, "li", &rounds, &threads)) return NULL;
+    if (!PyArg_ParseTuple(args, "iO&", &rounds, parse_threads, &threads)) return NULL;
     WITHOUT_GIL(products, multiply_all(rounds, threads));
     return PyFloat_FromDouble(products);
 }

@@ -23,8 +23,9 @@ static void *reserve(buffer *b, size_t size) {
     size = (size + size / 4 + 4095) / 4096 * 4096;
     void *grown = NULL;
     if (posix_memalign(&grown, 4096, size)) return NULL;
-    free(b->data);
+    void *old = b->data;
     b->data = grown, b->size = size;
+    free(old); /* last: a child that is forked now may use what it finds */
     return grown;
 }
 
@@ -419,11 +420,11 @@ typedef struct {
 
 static void read_some(void *job, long first, long last, int worker) {
     reading *r = job;
-    const uint64_t *p = (const uint64_t *)r->data;
-    uint64_t sums[8] = {0};
-    for (long i = first * 8; i < last * 8; i += 8) {
-        __builtin_prefetch(p + i + 512);
-        for (int j = 0; j < 8; j++) sums[j] += p[i + j];
+    uint64_t sums[8] = {0}, line[8];
+    for (const uint8_t *p = r->data + first * CACHE_LINE; p < r->data + last * CACHE_LINE; p += CACHE_LINE) {
+        __builtin_prefetch(p + 4096);
+        memcpy(line, p, sizeof line);
+        for (int j = 0; j < 8; j++) sums[j] += line[j];
     }
     for (int j = 0; j < 8; j++) r->sums[worker][j] += sums[j];
 }

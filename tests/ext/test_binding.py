@@ -12,7 +12,7 @@ pytest.importorskip("tinyllama._native", reason="the C backend is not built")
 
 from tinyllama import _native, backends
 from tinyllama.backends import native
-from tinyllama.quant import Tensor
+from tinyllama.quant import Tensor, quantize
 
 X = np.ones((2, 64), np.float32)
 
@@ -24,6 +24,11 @@ def weight(n_out=8, n_in=64, type="q4_0"):
 
 def out(*shape):
     return np.empty(shape, np.float32)
+
+
+def packed(n_rows, n_cols):
+    """The bytes of q4_0 blocks."""
+    return quantize(np.ones((n_rows, n_cols), np.float32), "q4_0").reshape(-1).view(np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +67,61 @@ def test_matmul_refuses_an_output_that_is_read_only():
         _native.matmul(X, (weight(),), (fixed,), 1)
 
 
+@pytest.mark.parametrize("threads", [0, -1, -(2**31)])
+def test_less_than_one_thread_is_refused(threads):
+    x, w = np.ones((3, 512), np.float32), weight(512, 512)  # enough work to be shared
+    heads, cache = np.ones((3, 8, 64), np.float32), np.zeros((8, 512, 64), np.float16)
+    calls = [
+        lambda: _native.matmul(x, (w,), (out(3, 512),), threads),
+        lambda: _native.pack("q4_0", packed(512, 512), 512, 512, w, 0, 0, threads),
+        lambda: _native.rms_norm(x, x[0], 1e-6, out(3, 512), threads),
+        lambda: _native.swiglu(x, x, out(3, 512), threads),
+        lambda: _native.rope(heads, np.ones((3, 32), np.complex64), heads, threads),
+        lambda: _native.attention(heads, heads, heads, cache, cache.copy(), 500, out(3, 512), threads),
+        lambda: _native.read_all(np.zeros(1 << 20, np.uint8), threads),
+        lambda: _native.multiply_all(10, threads),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="at least one thread"):
+            call()
+
+
+def test_more_threads_than_there_can_be_are_as_many_as_there_can_be():
+    w, x = weight(8, 64), X.copy()
+    _native.matmul(x, (w,), (first := out(2, 8),), 1)
+    _native.matmul(x, (w,), (second := out(2, 8),), 2**31)
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.empty(256 // 8, object), np.empty(64, np.float32), np.empty(256, np.int8)]
+)
+def test_bytes_are_written_into_bytes_alone(wrong):
+    """Into an array of objects they would become pointers."""
+    with pytest.raises(TypeError):
+        _native.cast("f32", X[:1], "f32", wrong)
+    memory = np.empty(4096 // wrong.itemsize, wrong.dtype)
+    with pytest.raises(TypeError):
+        _native.Weight("q4_0", 8, 64, 1.0, memory)
+    with pytest.raises(TypeError):
+        _native.pack("q4_0", memory, 8, 64, weight(), 0, 0, 1)
+
+
+def test_a_type_is_its_size_too():
+    """On some systems a long, 'l', has four bytes."""
+    _testbuffer = pytest.importorskip("_testbuffer", reason="this Python comes without its own tests")
+    longs = _testbuffer.ndarray([1, 2], shape=[2], format="<l")
+    assert memoryview(longs).itemsize == 4
+    with pytest.raises(TypeError, match="of 4 bytes"):
+        _native.rows(weight(), longs, out(2, 64))
+
+
+def test_an_array_without_dimensions_is_one_number():
+    number = np.array(3, np.float32)
+    _native.swiglu(number, number, number, 1)
+    np.testing.assert_allclose(number, 9 / (1 + np.exp(-3)), rtol=1e-6)
+
+
 def test_matmul_refuses_what_is_no_weight():
     with pytest.raises(TypeError):
         _native.matmul(X, (X,), (out(2, 2),), 1)
@@ -92,16 +152,57 @@ def test_a_weight_keeps_its_memory_alive():
     np.testing.assert_array_equal(product, native.matmul(X, weight(), threads=1))
 
 
-@pytest.mark.parametrize("row, col", [(-1, 0), (1, 0), (0, 32), (0, 7), (2**62, 0), (0, 2**62)])
-def test_pack_refuses_blocks_beside_the_weight(row, col):
-    blocks = Tensor.from_array("", np.ones((8, 64), np.float32), "q4_0").parts[0].reshape(-1).view(np.uint8)
+LARGEST = 2**63 - 1
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(
+    "row, col",
+    [(-1, 0), (1, 0), (0, 32), (0, 7), (2**62, 0), (0, 2**62), (LARGEST - 3, 0), (0, LARGEST - 31)],
+)
+def test_pack_refuses_blocks_beside_the_weight(row, col, mapped):
+    to = _native.Weight("q4_0", 8, 64, 1.0, None) if mapped else weight()
     with pytest.raises(ValueError):
-        _native.pack("q4_0", blocks, 8, 64, weight(), row, col, 1)
+        _native.pack("q4_0", packed(8, 64), 8, 64, to, row, col, 1)
+
+
+@pytest.mark.parametrize(
+    "n_rows, n_cols", [(LARGEST, 64), (8, LARGEST - 31), (-8, 64), (8, -64), (0, 64), (8, 0)]
+)
+def test_pack_refuses_another_number_of_blocks_than_there_are(n_rows, n_cols):
+    with pytest.raises(ValueError):
+        _native.pack("q4_0", packed(8, 64), n_rows, n_cols, weight(), 0, 0, 1)
+
+
+def test_a_mapped_weight_is_used_when_it_has_each_of_its_blocks_once():
+    whole, half = _native.Weight("q4_0", 8, 64, 1.0, None), packed(4, 64)
+    uses = (
+        lambda: _native.matmul(X, (whole,), (out(2, 8),), 1),
+        lambda: _native.rows(whole, np.array([0]), out(1, 64)),
+    )
+    for row in (0, 4):
+        for use in uses:
+            with pytest.raises(ValueError, match="missing"):
+                use()
+        _native.pack("q4_0", half, 4, 64, whole, row, 0, 1)
+        with pytest.raises(ValueError, match="has some of these"):
+            _native.pack("q4_0", half, 4, 64, whole, max(row - 1, 0), 0, 1)
+    for use in uses:
+        use()
 
 
 def test_pack_refuses_too_few_bytes():
     with pytest.raises(ValueError, match="not the size"):
         _native.pack("q4_0", np.zeros(7, np.uint8), 8, 64, weight(), 0, 0, 1)
+
+
+def test_rows_that_are_overwritten_while_they_are_looked_up_stay_what_they_were():
+    table = np.arange(8 * 64, dtype=np.float32).reshape(8, 64) * 1e30
+    w = native.prepare(Tensor.from_array("", table, "f32"), True, arena=native.Arena(), threads=1)
+    rows = np.full(4 * 32, 3)
+    both = rows.view(np.float32).reshape(4, 64)
+    _native.rows(w, rows[:4], both)
+    np.testing.assert_array_equal(both, table[[3, 3, 3, 3]])
 
 
 @pytest.mark.parametrize("row", [-1, 8, 2**62])
@@ -123,6 +224,7 @@ def test_rows_refuses_a_token_that_is_not_there(row):
         ({"values": np.zeros((2, 7, 32), np.float16)}, ValueError),
         ({"out": np.zeros((2, 64), np.float32)}, ValueError),
         ({"q": np.zeros((2, 3, 32), np.float32), "out": np.zeros((2, 96), np.float32)}, ValueError),
+        ({"q": np.zeros((2, 0, 32), np.float32), "out": np.zeros((2, 0), np.float32)}, ValueError),
     ],
 )
 def test_attention_refuses_what_does_not_fit(change, error):
