@@ -56,6 +56,11 @@ INLINE __m512i bf16_from_halves(const uint16_t *x, long n) {
     return (__m512i)_mm512_cvtne2ps_pbh(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)), low);
 }
 
+/* x, and for any NaN one that doesn't become a number where `pair` rounds it up. */
+INLINE __m512 plain_nan(__m512 x) {
+    return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_ps(NAN));
+}
+
 /* Two numbers of each lane, rounded to bf16, as its low and high half. */
 INLINE __m512i pair(__m512 low, __m512 high) {
     const __m512i half = _mm512_set1_epi32(0x8000); /* of the last place that stays */
@@ -111,8 +116,8 @@ INLINE void two_pairs(__m512i q, __m512 d, __m512 c, uint8_t *to) {
 INLINE void numbers_of_block(const weight_type type, const weight *w, const uint8_t *block, uint8_t *to) {
     const __m512 factor = _mm512_set1_ps(w->factor), shift = _mm512_set1_ps((float)(0x8000 + zero_of(type)));
     for (int half = 0; half < 2; half++, to += TILE_BYTES) {
-        __m512 d = _mm512_mul_ps(load_scales(block + 32 * half), factor), m = _mm512_setzero_ps();
-        if (has_minimum(type)) m = _mm512_mul_ps(load_scales(block + w->m + 32 * half), factor);
+        __m512 d = plain_nan(_mm512_mul_ps(load_scales(block + 32 * half), factor)), m = _mm512_setzero_ps();
+        if (has_minimum(type)) m = plain_nan(_mm512_mul_ps(load_scales(block + w->m + 32 * half), factor));
         const __m512 c = _mm512_fnmadd_ps(d, shift, m); /* m - (2^15 + zero) d */
         UNROLL
         for (int k = 0; k < 4; k++) {

@@ -96,7 +96,7 @@ static void load_values(const attention_piece *p, long first, long n) {
             long have = at < n ? head_dim - k : 0, next = at + 1 < n ? head_dim - k : 0;
             __m512 even = load_halves(values + (have > 0 ? at * head_dim + k : 0), have);
             __m512 odd = load_halves(values + (next > 0 ? (at + 1) * head_dim + k : 0), next);
-            _mm512_store_si512(to, pair(even, odd));
+            _mm512_store_si512(to, pair(plain_nan(even), plain_nan(odd)));
         }
 }
 

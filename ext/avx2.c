@@ -79,18 +79,21 @@ static void to_f16(const float *x, long n, uint16_t *out) {
 static void quantize(const float *x, long n_blocks, input_block *out) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     for (; n_blocks-- > 0; x += BLOCK, out++) {
-        __m256 v[4], top = _mm256_setzero_ps();
+        __m256 v[4];
+        __m256i top = _mm256_setzero_si256(); /* as integers: NaN's bits are larger than any number's */
         for (int i = 0; i < 4; i++) {
             v[i] = _mm256_loadu_ps(x + 8 * i);
-            top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v[i]));
+            top = _mm256_max_epi32(top, _mm256_castps_si256(_mm256_andnot_ps(sign, v[i])));
         }
-        __m128 four = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-        four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-        float largest = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
-        __m256 inverse = _mm256_set1_ps(largest > 0 ? 127 / largest : 0);
+        __m128i four = _mm_max_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+        four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+        four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+        float largest = _mm_cvtss_f32(_mm_castsi128_ps(four));
+        __m256 inverse = _mm256_set1_ps(finite_inverse(127, largest));
+        __m256 some = _mm256_cmp_ps(inverse, _mm256_setzero_ps(), _CMP_GT_OQ);
         __m256i q[4], sum = _mm256_setzero_si256();
         for (int i = 0; i < 4; i++) { /* rounds ties to even */
-            q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+            q[i] = _mm256_cvtps_epi32(_mm256_and_ps(_mm256_mul_ps(v[i], inverse), some));
             sum = _mm256_add_epi32(sum, q[i]);
         }
         __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));

@@ -70,10 +70,15 @@ static void to_f16(const float *x, long n, uint16_t *out) {
 static void quantize(const float *x, long n_blocks, input_block *out) {
     for (; n_blocks-- > 0; x += BLOCK, out++) {
         __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
-        float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
-        __m512 inverse = _mm512_set1_ps(largest > 0 ? 127 / largest : 0);
-        __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)); /* rounds ties to even */
-        __m512i r = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
+        __m512i left = _mm512_castps_si512(_mm512_abs_ps(low)), right = _mm512_castps_si512(_mm512_abs_ps(high));
+        int32_t bits = _mm512_reduce_max_epi32(_mm512_max_epi32(left, right)); /* NaN's are larger than any number's */
+        float largest;
+        memcpy(&largest, &bits, sizeof largest);
+        float inverse = finite_inverse(127, largest);
+        __m512 factor = _mm512_set1_ps(inverse);
+        __mmask16 some = inverse > 0 ? 0xffff : 0;
+        __m512i p = _mm512_maskz_cvtps_epi32(some, _mm512_mul_ps(low, factor)); /* rounds ties to even */
+        __m512i r = _mm512_maskz_cvtps_epi32(some, _mm512_mul_ps(high, factor));
         _mm_storeu_si128((__m128i *)out->q, _mm512_cvtepi32_epi8(p));
         _mm_storeu_si128((__m128i *)(out->q + 16), _mm512_cvtepi32_epi8(r));
         out->scale = largest / 127;

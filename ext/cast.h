@@ -4,8 +4,6 @@
  * LANES blocks at a time, one a lane, so that nothing is ever added or compared across lanes: element j of all
  * of them lies side by side in x[j]. The loops over lanes are plain C, which a compiler turns into vectors of
  * whatever instruction set the including file is for. */
-#include <float.h>
-
 #include "kernels.h"
 
 enum { GROUP = LANES * BLOCK }; /* numbers that are cast at a time */

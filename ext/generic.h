@@ -41,7 +41,7 @@ static inline vec v_load_f16_part(const uint16_t *p, long n) {
 
 /* e^x to 2 units in the last place: 2^n * e^r with n = round(x / ln 2), |r| <= ln 2 / 2. */
 static inline vec v_exp(vec x) {
-    x = v_min(v_max(x, v_set1(-87.0f)), v_set1(88.0f));
+    x = v_min(v_set1(88.0f), v_max(v_set1(-87.0f), x)); /* in this order NaN stays NaN */
     vec magic = v_set1(0x1.8p23f); /* adding it leaves the nearest integer in the lowest bits */
     vec n = v_sub(v_fma(x, v_set1(1.44269504f), magic), magic);
     vec r = v_fma(n, v_set1(-0.693359375f), x);
@@ -90,10 +90,13 @@ static void rope_one(const float *x, const float *freqs, long n_heads, long head
 }
 
 static void refine(const float *x, const input_block *of, input_block *out) {
-    float inverse = of->scale > 0 ? REST / of->scale : 0;
+    float inverse = finite_inverse(REST, of->scale);
     int32_t sum = 0;
     for (int j = 0; j < BLOCK; j++) {
-        float shifted = (x[j] - of->scale * (float)of->q[j]) * inverse + 0x1.8p23f; /* rounds as v_exp does */
+        float rest = (x[j] - of->scale * (float)of->q[j]) * inverse;
+        rest = rest > -127 ? rest : -127; /* or NaN, where the scale isn't finite */
+        rest = rest < 127 ? rest : 127;
+        float shifted = rest + 0x1.8p23f; /* rounds as v_exp does */
         int32_t rounded = (int32_t)(shifted - 0x1.8p23f);
         out->q[j] = (int8_t)rounded;
         sum += rounded;

@@ -5,6 +5,7 @@
 #ifndef TINYLLAMA_KERNELS_H
 #define TINYLLAMA_KERNELS_H
 
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -177,6 +178,13 @@ typedef struct {
 } input_block;
 
 static const float REST = 254; /* what rounding leaves is at most half a unit of q: 127 / 254 */
+
+/* top / x for x >= 0, what numbers up to x are multiplied by to become steps up to top. 0 where that is infinite: the
+ * numbers are as good as zeros. 0 also where x isn't finite: steps are zeros, and x as their scale makes NaN of them. */
+INLINE float finite_inverse(float top, float x) {
+    float inverse = top / x;
+    return inverse <= FLT_MAX ? inverse : 0;
+}
 
 /* ---- one instruction set's kernels ---- */
 

@@ -63,7 +63,7 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
             v[i] = vld1q_f32(x + 4 * i);
             top = vmaxq_f32(top, vabsq_f32(v[i]));
         }
-        float largest = vmaxvq_f32(top), inverse = largest > 0 ? 127 / largest : 0;
+        float largest = vmaxvq_f32(top), inverse = finite_inverse(127, largest); /* NaN is the largest, and becomes 0 */
         int16x8_t words[4], sum = vdupq_n_s16(0);
         for (int i = 0; i < 4; i++) { /* rounds ties to even */
             int32x4_t even = vcvtnq_s32_f32(vmulq_n_f32(v[2 * i], inverse));

@@ -70,10 +70,10 @@ static void requantize(const uint8_t *row, long i, uint8_t *block) {
     memcpy(sizes, x, sizeof sizes);
     for (int j = 0; j < BLOCK; j++) size = (sizes[j] & INT32_MAX) > size ? sizes[j] & INT32_MAX : size;
     memcpy(&largest, &size, sizeof largest);
-    float scale = largest / 127, inverse = scale > 0 ? 2 / scale : 0;
+    float scale = largest / 127, inverse = finite_inverse(2, scale);
     write_u16(block, f16_from_f32(scale));
     for (int j = 0; j < BLOCK; j++) { /* twice the value, truncated, tells halves, which round away from 0 */
-        int twice = (int)(x[j] * inverse);
+        int twice = inverse > 0 ? (int)(x[j] * inverse) : 0;
         block[2 + j] = (uint8_t)((twice + (twice > 0)) >> 1);
     }
 }
@@ -252,8 +252,8 @@ void pack_rows(const file_blocks *from, const weight *to, long row, long col, lo
             continue;
         }
         for (long r = first; r < end; r++)
-            memcpy(to->data + (row + r) * to->row_bytes + col * file_types[from->type].bytes,
-                   from->data + r * row_bytes, (size_t)row_bytes);
+            memmove(to->data + (row + r) * to->row_bytes + col * file_types[from->type].bytes,
+                    from->data + r * row_bytes, (size_t)row_bytes);
     }
 }
 

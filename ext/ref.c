@@ -21,7 +21,7 @@ static inline vec v_div(vec a, vec b) { return a / b; }
 static inline vec v_fma(vec a, vec b, vec c) { return a * b + c; }
 static inline vec v_max(vec a, vec b) { return a > b ? a : b; }
 static inline vec v_min(vec a, vec b) { return a < b ? a : b; }
-static inline vec v_times_power(vec x, vec n) { return ldexpf(x, (int)n); }
+static inline vec v_times_power(vec x, vec n) { return n != n ? n : ldexpf(x, (int)n); }
 static inline float v_sum(vec x) { return x; }
 static inline void v_sum4(const vec x[4], float *out) { memcpy(out, x, 4 * sizeof *out); }
 static inline void v_transpose(const float *rows, long row_stride, float *out, long out_stride) {
@@ -41,12 +41,15 @@ static void to_f16(const float *x, long n, uint16_t *out) {
 static void quantize(const float *x, long n_blocks, input_block *out) {
     for (; n_blocks-- > 0; x += BLOCK, out++) {
         float largest = 0;
-        for (int j = 0; j < BLOCK; j++) largest = fmaxf(largest, fabsf(x[j]));
-        float inverse = largest > 0 ? 127 / largest : 0;
+        for (int j = 0; j < BLOCK; j++) { /* NaN is larger than any */
+            float here = fabsf(x[j]);
+            largest = here > largest || here != here ? here : largest;
+        }
+        float inverse = finite_inverse(127, largest);
         out->scale = largest / 127;
         out->sum = 0;
         for (int j = 0; j < BLOCK; j++) {
-            out->q[j] = (int8_t)rintf(x[j] * inverse);
+            out->q[j] = inverse > 0 ? (int8_t)rintf(x[j] * inverse) : 0;
             out->sum += out->q[j];
         }
     }

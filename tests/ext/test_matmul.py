@@ -166,6 +166,50 @@ def test_blocks_of_zeros_and_of_tiny_or_large_weights(type, scale, level):
         np.testing.assert_allclose(matmul(x, tensor), expected, rtol=0, atol=0.05 * np.abs(expected).max())
 
 
+#: NaN as processors make it, of all ones, with the sign and signalling; infinity.
+NOT_FINITE = [
+    np.array(bits, np.uint16).view(np.float16) for bits in (0x7E00, 0x7FFF, 0xFFFF, 0x7C01, 0x7C00, 0xFC00)
+]
+
+
+@pytest.mark.parametrize("field", ["d", "m"])
+@pytest.mark.parametrize("type", [*BLOCKS, "q6_k"])
+def test_a_scale_that_is_not_finite_shows_in_every_product_with_its_row(type, field, level):
+    if field not in TYPES[type].empty(1, 256).dtype.names:
+        pytest.skip(f"{type} has no {field}")
+    for number in NOT_FINITE:
+        tensor = random_q6_k(40, 512) if type == "q6_k" else Tensor.from_array("", normal(40, 512), type)
+        tensor.parts[0][field][33, 1] = number
+        others = np.arange(40) != 33
+        for n_tokens in (1, 3, 12, 16, 40):
+            for weight in (prepared(tensor), left_in_file(tensor)):
+                got = native.matmul(normal(n_tokens, 512), weight, threads=1)
+                assert not np.isfinite(got[:, 33]).any() and np.isfinite(got[:, others]).all()
+
+
+@pytest.mark.parametrize("type", ["f16", "q4_0", "q5_1", "q8_0"])
+@pytest.mark.parametrize("number", [np.nan, -np.nan, np.inf, -np.inf])
+def test_an_input_that_is_not_finite_shows_in_its_tokens_products(number, type, level):
+    tensor = Tensor.from_array("", normal(40, 192), type)
+    for n_tokens in (1, 3, 12, 16, 40):
+        for col in range(64, 96, 5):
+            x = normal(n_tokens, 192, seed=1)
+            x[n_tokens // 2, col] = number
+            others, got = np.arange(n_tokens) != n_tokens // 2, matmul(x, tensor)
+            assert not np.isfinite(got[n_tokens // 2]).any() and np.isfinite(got[others]).all()
+
+
+@pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-38, 1e-37, 1e-36, 1e-34, 1e30, 8e36])
+def test_inputs_at_the_ends_of_their_range_are_multiplied_like_others(scale, level):
+    """The inverse of a small block's scale is infinite, and so is 127 times a large one's."""
+    tensor, x = Tensor.from_array("", normal(40, 64) / 1000, "q4_0"), normal(6, 64, seed=1)
+    x *= 40 / np.abs(x).max()
+    for n_tokens in (1, 6):
+        tiny = np.float32(scale) * x[:n_tokens]
+        got, expected = matmul(tiny, tensor), ops.matmul(tiny, tensor)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=max(2e-2 * np.abs(expected).max(), 1e-38))
+
+
 @pytest.mark.parametrize("split", [0, 1])
 @pytest.mark.parametrize("type", ["f16", "q4_0", "q4_0_2023", "q4_1_2023", "q4_0_2023_planar"])
 def test_a_weight_in_parts_is_put_together(type, split, level):

@@ -91,6 +91,26 @@ def test_attention_survives_scores_that_rise_and_fall_steeply(level):
     np.testing.assert_allclose(got, expected, rtol=0, atol=5 * HALF)
 
 
+@pytest.mark.parametrize("n_tokens", [1, 2, 40])
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_nan_in_attention_shows_in_its_outputs(bits, which, n_tokens, level):
+    """At every position that sees it, of every head that shares it."""
+    config = Config(4 * 32, 1, 4, vocab_size=8, hidden_dim=8, n_kv_heads=2)
+    arrays = {name: normal(n_tokens, 4 if name == "q" else 2, 32, seed=ord(name)) for name in "qkv"}
+    arrays[which][n_tokens // 2, -1, 5] = np.array(bits, np.uint32).view(np.float32)
+    cache = native.new_cache(config, 64)
+    before = [normal(20, n_heads, 32) for n_heads in (4, 2, 2)]
+    native.attention(*before, cache, 0, 0, threads=1)
+    got = native.attention(*arrays.values(), cache, 0, 20, threads=1).reshape(n_tokens, 4, 32)
+    heads, features = (
+        (slice(3, 4) if which == "q" else slice(2, 4)),
+        slice(5, 6) if which == "v" else slice(None),
+    )
+    seen = slice(n_tokens // 2, n_tokens // 2 + 1 if which == "q" else None)
+    assert np.isnan(got[seen, heads, features]).all()
+
+
 @pytest.mark.parametrize("calls", [[200], [600, 1, 1]])
 def test_any_number_of_threads_gives_the_same_bits(calls, level):
     config = Config(192, 1, 6, vocab_size=8, hidden_dim=8, n_kv_heads=3)
