@@ -402,7 +402,7 @@ def test_a_message_of_several_lines_becomes_one(run, monkeypatch):
         raise TinyllamaError("a file\n named so\n")
 
     monkeypatch.setattr(commands, "load", fail)
-    assert run("generate", "-p", "Once")[2] == "tinyllama: a file named so\n"
+    assert run("generate", "-p", "Once")[2] == "tinyllama: a file\\n named so\\n\n"
 
 
 def test_tinyllama_debug_shows_where_an_error_comes_from(run, monkeypatch):

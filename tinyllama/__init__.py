@@ -3,6 +3,7 @@
 The modules in reading order:
 
     errors      the one exception type for what a user can cause
+    files       files from strangers, opened and read with care
     config      hyper-parameters, the published sizes, the names of axes and tensors
     vocabulary  what a tokenizer is made from
     tokenizer   text <-> token ids

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from . import __version__
-from .errors import TinyllamaError
+from .errors import TinyllamaError, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     with _ended_tidily(), warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+        warnings.showwarning = lambda message, *_: _say(printable(f"warning: {message}"))
         return _run(args)
 
 
@@ -96,7 +96,7 @@ def _fail(error: Exception) -> int:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif isinstance(error, MemoryError):
         text = f"there is not enough memory: {text or 'the system gave none'}"
-    _say("tinyllama: " + " ".join(text.split()))
+    _say(printable(f"tinyllama: {' '.join(text.split())}"))
     return 1
 
 

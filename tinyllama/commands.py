@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,8 @@ from .errors import TinyllamaError
 from .generation import STOP_REASONS, Generation, Settings
 from .llama import Llama, load, memory_needed
 from .resources import human, peak_memory, require_memory
+
+LARGEST_TEXT = 50_000_000  # bytes; a novel has one million
 
 #: What a text begins with if nobody says.
 PROMPTS = (
@@ -140,9 +142,22 @@ def _announce(run: Generation) -> None:
 
 
 def _print_text(prompt: str, run: Generation) -> None:
-    print(prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), end="", flush=True)
+    """To a terminal without what would steer it; into a file or a pipe to the letter."""
+    show = harmless if sys.stdout.isatty() else str
+    print(show(prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")), end="", flush=True)
     for piece in run:
-        print(piece, end="", flush=True)
+        print(show(piece), end="", flush=True)
+
+
+def harmless(text: str) -> str:
+    """Control characters but tab and newline as pictures: a terminal obeys what follows an Escape, and a
+    vocabulary is a stranger's."""
+    return text.translate(_PICTURES)
+
+
+#: Unicode's pictures of the first 32 and of Delete; of U+0080 to U+009F there are none.
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
+_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def _print_timings(run: Generation) -> None:
@@ -265,7 +280,10 @@ def _read_text(path: str) -> str:
     What isn't UTF-8 stays in it as surrogates, as in arguments: the tokenizer makes the same bytes of them.
     Raises TinyllamaError if there is no text.
     """
-    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+        data = file.read(LARGEST_TEXT + 1)
+    if len(data) > LARGEST_TEXT:
+        raise TinyllamaError(f"{path}: more than {human(LARGEST_TEXT)} of text")
     text = data.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
     if not text:
         raise TinyllamaError(f"{'stdin' if path == '-' else path}: there is no text in it")

@@ -29,6 +29,31 @@ def hidden_dim_of(dim: int, multiple_of: int, multiplier: float = 1.0) -> int:
     return (hidden_dim + multiple_of - 1) // multiple_of * multiple_of
 
 
+def _whole(params: dict, name: str, default: int | None = None) -> int:
+    value = default if params.get(name) is None else params[name]
+    if value is None:
+        raise TinyllamaError(f"{name} is missing")
+    if type(value) is not int:
+        raise TinyllamaError(f"{name} must be a whole number, not {_shown(value)}")
+    return value
+
+
+def _number(params: dict, name: str, default: float) -> float:
+    """JSON knows no difference between 1 and 1.0; it may be too large for a float."""
+    value = default if params.get(name) is None else params[name]
+    if type(value) not in (int, float) or abs(value) > 1e30:
+        raise TinyllamaError(f"{name} must be a number, not {_shown(value)}")
+    return float(value)
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:40] if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+
+
+#: Far beyond any LLaMA; a file that says more is damaged, and what is computed from these stays computable.
+LARGEST = {"dim": 2**17, "hidden_dim": 2**20, "n_layers": 2**11, "vocab_size": 2**20}
+
+
 @dataclass(frozen=True)
 class Config:
     """The hyper-parameters of params.json (LLaMA, arXiv:2302.13971, table 2) and what follows from them."""
@@ -48,6 +73,10 @@ class Config:
         for name, number in vars(self).items():
             if not 0 < number < math.inf:
                 raise TinyllamaError(f"{name} must be a positive number, not {number}")
+            if number > LARGEST.get(name, number):
+                raise TinyllamaError(f"{name} is {number}: more than {LARGEST[name]} can't be right")
+        if self.norm_eps >= 1:
+            raise TinyllamaError(f"norm_eps is {self.norm_eps:g}: it must be far below 1")
         if self.dim % self.n_heads or self.head_dim % 2:
             raise TinyllamaError(f"dim {self.dim} doesn't divide into {self.n_heads} heads of an even width")
         if self.n_heads % self.n_kv_heads:
@@ -55,18 +84,26 @@ class Config:
 
     @classmethod
     def from_params(cls, params: dict, vocab_size: int) -> "Config":
-        """Read Meta's params.json, as a dict. Its own vocab_size is -1: the tokenizer's is passed in."""
-        dim, multiple_of = int(params["dim"]), int(params.get("multiple_of", 256))
+        """Read Meta's params.json, as a dict. Its own vocab_size is -1: the tokenizer's is passed in.
+
+        Raises TinyllamaError, naming the key, where a value is missing or of another kind.
+        """
+        dim, multiple_of = _whole(params, "dim"), _whole(params, "multiple_of", 256)
+        n_heads, multiplier = _whole(params, "n_heads"), _number(params, "ffn_dim_multiplier", 1.0)
+        if not 0 < dim <= LARGEST["dim"] or not 0 < multiple_of <= LARGEST["hidden_dim"]:
+            raise TinyllamaError(f"dim {dim} and multiple_of {multiple_of} can't be right")
+        if not 0 < multiplier <= LARGEST["hidden_dim"]:
+            raise TinyllamaError(f"ffn_dim_multiplier can't be {multiplier}")
         return cls(
             dim=dim,
-            n_layers=int(params["n_layers"]),
-            n_heads=int(params["n_heads"]),
+            n_layers=_whole(params, "n_layers"),
+            n_heads=n_heads,
             vocab_size=vocab_size,
-            hidden_dim=hidden_dim_of(dim, multiple_of, float(params.get("ffn_dim_multiplier") or 1)),
-            n_kv_heads=int(params.get("n_kv_heads") or params["n_heads"]),
+            hidden_dim=hidden_dim_of(dim, multiple_of, multiplier),
+            n_kv_heads=_whole(params, "n_kv_heads", n_heads),
             multiple_of=multiple_of,
-            norm_eps=float(params.get("norm_eps", 1e-6)),
-            rope_theta=float(params.get("rope_theta", 10000.0)),
+            norm_eps=_number(params, "norm_eps", 1e-6),
+            rope_theta=_number(params, "rope_theta", 10000.0),
         )
 
     @property

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from .backends import get_backend
+from .errors import printable
 from .formats import Checkpoint, open_checkpoint
 from .llama import default_ctx_size, find, memory_needed
 from .quant import Tensor
@@ -137,9 +138,14 @@ def _levels(backend: str) -> str:
 def _head(model: dict) -> list[str]:
     name = model["metadata"].get("general.name")
     size = human(sum(file["n_bytes"] for file in model["files"]))
-    lines = [f"{model['path']}: {model['format']}, {size}" + (f", {name}" if name else "")]
+    lines = [
+        printable(f"{model['path']}: {model['format']}, {size}" + (f", {str(name)[:80]}" if name else ""))
+    ]
     if len(model["files"]) > 1:
-        lines += [f"  part {Path(file['path']).name}: {human(file['n_bytes'])}" for file in model["files"]]
+        lines += [
+            printable(f"  part {Path(file['path']).name}: {human(file['n_bytes'])}")
+            for file in model["files"]
+        ]
     return lines
 
 
@@ -148,10 +154,10 @@ def _tokenizer_rows(tokenizer: dict) -> Iterator[tuple[str, str]]:
     yield "size", f"{tokenizer['size']}"
     for name, token in tokenizer["special"].items():
         first = ", put before every prompt" if name == "bos" and tokenizer["add_bos"] else ""
-        yield name, f"{token['id']} {token['piece']}{first}"
+        yield name, f"{token['id']} {token['piece'][:80]}{first}"
     yield (
         "ends a text",
-        ", ".join(f"{token['id']} {token['piece']}" for token in tokenizer["ends"]) or "nothing",
+        ", ".join(f"{token['id']} {token['piece'][:80]}" for token in tokenizer["ends"][:20]) or "nothing",
     )
 
 
@@ -196,7 +202,7 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 def _columns(rows: Iterable[tuple], align: str) -> list[str]:
     """Rows as lines of aligned columns, indented by two; `align` has a "<" or ">" for each column."""
-    table = [[str(cell) for cell in row] for row in rows]
+    table = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for row in table:

@@ -1,5 +1,6 @@
 """The one place where a file, a tokenizer, a backend and the model meet."""
 
+import glob
 import math
 import operator
 import sys
@@ -330,7 +331,7 @@ def _identity(path: Path) -> tuple:
     """Changes when a file of a model does, so that a new file under an old name is loaded anew."""
     path = path.resolve()
     folder = path if path.is_dir() else path.parent
-    files = [*folder.glob("*" if path.is_dir() else f"{path.name}*"), folder / "params.json"]
+    files = [*folder.glob("*" if path.is_dir() else f"{glob.escape(path.name)}*"), folder / "params.json"]
     files += [folder / "tokenizer.model", folder.parent / "tokenizer.model"]
     stats = [(str(file), file.stat()) for file in sorted(set(files)) if file.exists()]
     return (str(path), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))

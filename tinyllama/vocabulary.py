@@ -1,10 +1,14 @@
 """What a tokenizer is made from: pieces of text with their numbers, and where they come from."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from .config import LARGEST
 from .errors import TinyllamaError
+from .files import read_file
 
+LARGEST_MODEL = 1 << 25  # bytes of a tokenizer.model; LLaMA's has half a million
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
@@ -68,18 +72,18 @@ def _read_proto(path: Path):
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    data, proto = read_file(path, LARGEST_MODEL), sentencepiece_model_pb2.ModelProto()
+    # Each piece begins with the byte 10, so that these are more than there are pieces.
+    if data.count(b"\n") > 2 * LARGEST["vocab_size"]:
+        raise TinyllamaError(f"{path}: no SentencePiece model, or one of absurdly many pieces")
     try:
-        with open(path, "rb") as file:
-            data = file.read(1 << 28)
         proto.ParseFromString(data)
-    except OSError as error:
-        raise TinyllamaError(f"{path}: {error.strerror}") from None
     except DecodeError:
         is_page = data.lstrip()[:1] == b"<"
         what = "a web page" if is_page else "damaged, or something else"
         raise TinyllamaError(f"{path}: no SentencePiece model but {what}") from None
-    if not proto.pieces or not proto.HasField("trainer_spec"):
+    # They follow the pieces in this order.
+    if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
         raise TinyllamaError(f"{path}: no SentencePiece model, or only its beginning")
     return proto
 
@@ -89,11 +93,16 @@ def check(vocabulary: Vocabulary) -> None:
     n_pieces = len(vocabulary.pieces)
     if not n_pieces:
         raise TinyllamaError("the vocabulary is empty")
+    if n_pieces > LARGEST["vocab_size"]:
+        raise TinyllamaError(f"a vocabulary of {n_pieces} pieces can't be right")
     for field in ("types", "scores") if vocabulary.kind == "sentencepiece" else ("types",):
         if len(getattr(vocabulary, field)) != n_pieces:
             raise TinyllamaError(
                 f"a vocabulary of {n_pieces} pieces, but {len(getattr(vocabulary, field))} {field}"
             )
+    for token_id, score in enumerate(vocabulary.scores):
+        if not math.isfinite(score):
+            raise TinyllamaError(f"the score of token {token_id} is {score}")
     if not NORMAL <= min(vocabulary.types) <= max(vocabulary.types) <= BYTE:
         raise TinyllamaError("the types of a vocabulary's pieces must be 1 to 6")
     if len(set(vocabulary.pieces)) < n_pieces:

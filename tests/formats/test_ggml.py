@@ -278,7 +278,7 @@ def test_the_error_says_what_is_wrong(folder, damage, words):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    checkpoints.refused(lambda: ggml.read(tmp_path / "no.bin"), str(tmp_path / "no.bin"), "no such file")
+    checkpoints.refused(lambda: ggml.read(tmp_path / "no.bin"), str(tmp_path / "no.bin"), "No such file")
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,6 +1,7 @@
 """Model files, one module a format:
 
     parts          a checkpoint cut into parts, and what its formats share
+    unpickle       the pickle inside a .pth file, without running it
     pth            the bytes of a .pth file
     meta           Meta's checkpoint: a folder of them
     ggml           March 2023's file

@@ -49,7 +49,11 @@ LATER_MAGICS = {
 FTYPES = {"f32": 0, "f16": 1, "q4_0_2023": 2, "q4_0_2023_planar": 2, "q4_1_2023": 3}
 Q4_0_LAYOUTS = {"blocks": "q4_0_2023", "planar": "q4_0_2023_planar"}
 LARGEST_SCALE = 65504.0  # weights were float16 before
+LONGEST_TOKEN = 1 << 16  # bytes, far beyond any
+LARGEST_VOCABULARY = 1 << 26
+LENGTH = struct.Struct("<i")
 FIRST_PIECE = 3 + 256  # unknown, bos, eos and the bytes come first
+LOOKED_AT = 1 << 16  # scales that tell the layout
 LAST = -1e9  # a score below that of any merge
 
 
@@ -156,6 +160,9 @@ def read_part(path: str | Path, layout: str | None = None) -> tuple[Header, Part
         raise TinyllamaError(f"{path} is cut short: it ends after {len(entries)} of {n_tensors} tensors")
     part = Part(cursor.path, cursor.buffer, entries)
     check(part, header.config, count_parts(part, header.config))
+    for entry in entries.values():
+        if len(entry.shape) == 2 and FTYPES[entry.type] != header.ftype:
+            raise TinyllamaError(f"{path} is damaged: {entry.name} isn't of the type that the header names")
     if any(entry.type == "q4_0_2023" for entry in entries.values()):
         part = _with_layout(part, layout or _find_layout(part))
     return header, part
@@ -176,13 +183,24 @@ def _read_header(cursor: _Cursor) -> Header:
         raise TinyllamaError(
             f"{path} is cut short: no room for {config.vocab_size:,} tokens, {config.n_layers} layers"
         )
-    vocabulary = [_read_token(cursor, token) for token in range(config.vocab_size)]
-    return Header(config, ftype, vocabulary, cursor.offset)
+    return Header(config, ftype, _read_tokens(cursor, config.vocab_size), cursor.offset)
 
 
-def _read_token(cursor: _Cursor, token: int) -> bytes:
-    what = f"the text of token {token}"
-    return cursor.take(*cursor.ints(1, what), what)
+def _read_tokens(cursor: _Cursor, count: int) -> list[bytes]:
+    """The texts of all tokens, in one tight loop: there may be a million."""
+    data, at, end, texts = cursor.buffer, cursor.offset, len(cursor.buffer), []
+    for token in range(count):
+        (length,) = LENGTH.unpack_from(data, at) if at + 4 <= end else (-1,)
+        if not 0 <= length <= min(LONGEST_TOKEN, end - at - 4):
+            raise TinyllamaError(
+                f"{cursor.path} is cut short or damaged: token {token} at byte {at:,} has {length:,} bytes"
+            )
+        texts.append(data[at + 4 : at + 4 + length])
+        at += 4 + length
+        if at > LARGEST_VOCABULARY:
+            raise TinyllamaError(f"{cursor.path} is damaged: its vocabulary goes on after byte {at:,}")
+    cursor.offset = at
+    return texts
 
 
 def _config(path: Path, vocab_size, dim, multiple_of, n_heads, n_layers, head_dim) -> Config:
@@ -190,13 +208,13 @@ def _config(path: Path, vocab_size, dim, multiple_of, n_heads, n_layers, head_di
     sane = min(vocab_size, dim, multiple_of, n_heads, n_layers) > 0 and head_dim == dim // n_heads
     if not sane:
         raise TinyllamaError(f"{path} is damaged: its hyper-parameters contradict each other")
-    hidden_dim = hidden_dim_of(dim, multiple_of)
     try:
+        hidden_dim = hidden_dim_of(dim, multiple_of)
         norm_eps, rope_theta = _not_in_the_file(path, dim, n_layers)
         return Config(
             dim, n_layers, n_heads, vocab_size, hidden_dim, n_heads, multiple_of, norm_eps, rope_theta
         )
-    except (TinyllamaError, TypeError, ValueError) as error:
+    except TinyllamaError as error:
         raise TinyllamaError(f"{path}: {error}") from None
 
 
@@ -205,7 +223,11 @@ def _not_in_the_file(path: Path, dim: int, n_layers: int) -> tuple[float, float]
     if (path.parent / "params.json").is_file():
         params = read_params(path.parent)
         if (params.get("dim"), params.get("n_layers")) == (dim, n_layers):
-            return float(params.get("norm_eps", 1e-6)), float(params.get("rope_theta", 10000.0))
+            try:
+                config = Config.from_params(params, 1)
+            except TinyllamaError as error:
+                raise TinyllamaError(f"{path.parent / 'params.json'}: {error}") from None
+            return config.norm_eps, config.rope_theta
     return published_norm_eps(dim), 10000.0
 
 
@@ -239,7 +261,8 @@ def _find_layout(part: Part) -> str:
     quantized = [entry for entry in part.entries.values() if entry.type == "q4_0_2023"]
     name = max(quantized, key=lambda entry: entry.shape[-1]).name  # rows of one block are the same in both
     for layout in Q4_0_LAYOUTS:
-        d = _with_layout(part, layout).blocks(name)["d"][:256]
+        d = _with_layout(part, layout).blocks(name)["d"]
+        d = d[: max(1, LOOKED_AT // d.shape[1])]
         if np.all(np.isfinite(d)) and np.all(d <= LARGEST_SCALE) and not np.any(np.signbit(d)):
             return layout
     raise TinyllamaError(f"{part.path} is damaged: the scales of {name} are absurd in either layout of q4_0")

@@ -22,10 +22,24 @@ from pathlib import Path
 from ..blocks import TYPES, BlockType
 from ..config import Config, tensor_names
 from ..errors import TinyllamaError
+from ..files import open_file
 from ..quant import Tensor
 from ..vocabulary import CONTROL, Vocabulary, vocabulary_from_model
 from . import Checkpoint
-from .gguf_metadata import F32, I32, STRING, U32, Cursor, Metadata, pack_metadata, pack_string, read_metadata
+from .gguf_metadata import (
+    F32,
+    I32,
+    MOST_KEYS,
+    MOST_TENSORS,
+    STRING,
+    U32,
+    Cursor,
+    Metadata,
+    pack_metadata,
+    pack_string,
+    read_metadata,
+    shown,
+)
 from .parts import map_file
 
 MAGIC = b"GGUF"
@@ -52,11 +66,11 @@ ROPE_FREQS = "rope_freqs.weight"  # of Llama 3.1: a divisor for each RoPE freque
 
 def is_gguf(path: str | Path) -> bool:
     """Whether a file starts with GGUF's magic. Raises TinyllamaError where it can't be read."""
-    try:
-        with open(path, "rb") as file:
+    with open_file(path) as file:
+        try:
             return file.read(len(MAGIC)) == MAGIC
-    except OSError as error:
-        raise TinyllamaError(f"{path}: {error.strerror}") from None
+        except OSError as error:
+            raise TinyllamaError(f"{path}: {error.strerror}") from None
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -96,7 +110,7 @@ def _read_header(cursor: Cursor) -> tuple[int, int]:
     if version not in (2, 3):
         raise TinyllamaError(f"version {version} of GGUF isn't supported, only 2 and 3")
     n_tensors, n_keys = cursor.numbers("QQ", "the header")
-    if 32 * n_tensors + 13 * n_keys > cursor.size:
+    if 32 * n_tensors + 13 * n_keys > cursor.size or n_tensors > MOST_TENSORS or n_keys > MOST_KEYS:
         raise TinyllamaError(
             f"{n_tensors} tensors and {n_keys} key-values can't be in a file of {cursor.size} bytes"
         )
@@ -107,7 +121,7 @@ def _read_infos(cursor: Cursor, n_tensors: int) -> dict[str, tuple[tuple[int, ..
     """GGUF's name of each tensor -> (shape outermost first, type id, offset into the data)."""
     infos = {}
     for index in range(n_tensors):
-        name = cursor.string(f"the name of tensor {index} of {n_tensors}")
+        name = cursor.name(f"the name of tensor {index} of {n_tensors}")
         if name in infos:
             raise TinyllamaError(f"the tensor {name} is there twice")
         (n_axes,) = cursor.numbers("I", f"the tensor {name}")
@@ -150,6 +164,10 @@ def _config(metadata: Metadata, vocab_size: int, n_tensors: int) -> Config:
         rope_theta=metadata.number("llama.rope.freq_base", 10000.0),
         max_seq_len=metadata.count("llama.context_length"),
     )
+    if metadata.count("llama.vocab_size", vocab_size) != vocab_size:
+        raise TinyllamaError(
+            f"llama.vocab_size is {metadata['llama.vocab_size']}, but it has {vocab_size} tokens"
+        )
     for key in ("llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"):
         if metadata.count(key, config.head_dim) != config.head_dim:
             raise TinyllamaError(f"{key} is {metadata[key]}, not the width of a head, {config.head_dim}")
@@ -175,8 +193,8 @@ def _vocabulary(metadata: Metadata) -> Vocabulary:
         eos_id=eos_id,
         unk_id=_token_id(metadata, "unknown", 0 if is_spm else None),
         stop_ids=_stop_ids(metadata, arrays["pieces"], arrays["types"], eos_id),
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", is_spm or pre == "llama-bpe")),
-        add_space_prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", is_spm)),
+        add_bos=metadata.flag("tokenizer.ggml.add_bos_token", is_spm or pre == "llama-bpe"),
+        add_space_prefix=metadata.flag("tokenizer.ggml.add_space_prefix", is_spm),
     )
 
 
@@ -190,7 +208,9 @@ def _take_array(metadata: Metadata, key: str, kind: int) -> tuple:
 def _token_id(metadata: Metadata, name: str, default: int | None) -> int | None:
     value = metadata.get(f"tokenizer.ggml.{name}_token_id", default)
     if value is not None and type(value) is not int:
-        raise TinyllamaError(f"the key tokenizer.ggml.{name}_token_id must be a whole number, not {value!r}")
+        raise TinyllamaError(
+            f"the key tokenizer.ggml.{name}_token_id must be a whole number, not {shown(value)}"
+        )
     return value
 
 
@@ -226,8 +246,12 @@ def _tensors(cursor: Cursor, infos: dict, config: Config, data_start: int) -> di
     tensors = {}
     for gguf_name, (shape, type_id, offset) in infos.items():
         name, kind = meta_names.get(gguf_name, gguf_name), _block_type(gguf_name, type_id, shape)
-        cursor.offset = data_start + offset
-        start = cursor.skip(kind.nbytes(shape), f"the tensor {gguf_name}")
+        start, n_bytes = data_start + offset, kind.nbytes(shape)
+        if start + n_bytes > cursor.size:
+            raise TinyllamaError(
+                f"truncated or damaged: the tensor {gguf_name} at offset {start} takes {n_bytes} bytes, "
+                f"but the file ends at {cursor.size}"
+            )
         tensors[name] = Tensor(name, kind.name, shape, (kind.view(cursor.data, shape, start),))
     return tensors
 
@@ -244,7 +268,7 @@ def _block_type(name: str, type_id: int, shape: tuple[int, ...]) -> BlockType:
 
 
 def _check_layout(infos: dict, tensors: dict[str, Tensor], start: int, alignment: int, size: int) -> None:
-    """Tensors must lie aligned, apart from each other, and up to the end of the file."""
+    """Tensors must lie aligned, one right behind the other, and up to the end of the file."""
     offsets = [offset for _, _, offset in infos.values()]
     sizes = [tensor.nbytes for tensor in tensors.values()]
     end = 0
@@ -253,6 +277,11 @@ def _check_layout(infos: dict, tensors: dict[str, Tensor], start: int, alignment
             raise TinyllamaError(f"the tensor {name} at offset {start + offset} isn't aligned to {alignment}")
         if offset < end:
             raise TinyllamaError(f"the tensor {name} at offset {start + offset} overlaps the one before it")
+        if offset > _align(end, alignment):
+            raise TinyllamaError(
+                f"damaged: the tensor {name} should begin at {start + _align(end, alignment)}, "
+                f"not at {start + offset}"
+            )
         end = offset + n_bytes
     if size > start + _align(end, alignment):
         raise TinyllamaError(f"{size - start - end} bytes too many after the last tensor, at {start + end}")

@@ -14,6 +14,13 @@ from ..errors import TinyllamaError
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 
+# Several times what any model has; a file that claims more is damaged, or wants the reader's memory.
+LARGEST_HEADER = 1 << 26  # bytes before the data
+LONGEST_STRING = 1 << 20  # bytes; a template of a chat has thousands
+LONGEST_NAME = 1 << 8  # bytes of a key's or tensor's name; ggml's have at most 64
+MOST_ELEMENTS = 3 << 20  # of all arrays together
+MOST_KEYS = MOST_TENSORS = 1 << 14
+
 #: Type -> format code of the struct module.
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -38,25 +45,32 @@ class Metadata(dict):
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive number. Raises TinyllamaError if it isn't one, or is missing and has no default."""
-        value = self.get(key, default)
-        if value is None:
-            raise TinyllamaError(f"the key {key} is missing")
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise TinyllamaError(f"the key {key} must be a positive number, not {str(value)[:40]!r}")
-        return value
+        return self._positive(key, default, float, "number")
 
     def count(self, key: str, default: int | None = None) -> int:
         """A positive whole number; raises as `number` does."""
-        value = self.number(key, default)
-        if not isinstance(value, int):
-            raise TinyllamaError(f"the key {key} must be a whole number, not {value}")
+        return self._positive(key, default, int, "whole number")
+
+    def _positive(self, key: str, default, kind: type, what: str):
+        value = self.get(key, default)
+        if value is None:
+            raise TinyllamaError(f"the key {key} is missing")
+        if type(value) is not kind or not 0 < value < math.inf:
+            raise TinyllamaError(f"the key {key} must be a positive {what}, not {shown(value)}")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Yes or no. Raises TinyllamaError if it is something else."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise TinyllamaError(f"the key {key} must be true or false, not {shown(value)}")
         return value
 
     def text(self, key: str, default: str = "") -> str:
         """A string. Raises TinyllamaError if it is something else."""
         value = self.get(key, default)
         if not isinstance(value, str):
-            raise TinyllamaError(f"the key {key} must be a string, not {str(value)[:40]!r}")
+            raise TinyllamaError(f"the key {key} must be a string, not {shown(value)}")
         return value
 
     def alignment(self) -> int:
@@ -67,6 +81,11 @@ class Metadata(dict):
         return alignment
 
 
+def shown(value: object) -> str:
+    """A value for an error message."""
+    return f"an array of {len(value)}" if isinstance(value, list) else repr(value)[:40]
+
+
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -74,7 +93,7 @@ class Cursor:
     """Takes values from a mapped file one after the other and never reads past its end."""
 
     def __init__(self, data: mmap.mmap):
-        self.data, self.size, self.offset = data, len(data), 0
+        self.data, self.size, self.offset, self._n_elements = data, len(data), 0, 0
 
     def skip(self, n_bytes: int, what: str) -> int:
         """Where the next n_bytes start. Raises TinyllamaError if the file hasn't that many."""
@@ -83,6 +102,10 @@ class Cursor:
             raise TinyllamaError(
                 f"truncated or damaged: {what} at offset {start} takes {n_bytes} bytes, "
                 f"but the file ends at {self.size}"
+            )
+        if start + n_bytes > LARGEST_HEADER:
+            raise TinyllamaError(
+                f"damaged: with {what} at offset {start} its header takes {start + n_bytes} bytes"
             )
         self.offset = start + n_bytes
         return start
@@ -93,6 +116,7 @@ class Cursor:
 
     def array(self, code: str, count: int, what: str) -> list:
         """Many values of one format code."""
+        self._count(count, what)
         start = self.skip(count * struct.calcsize("<" + code), what)
         return list(struct.unpack_from(f"<{count}{code}", self.data, start))
 
@@ -100,16 +124,20 @@ class Cursor:
         """One string."""
         return self.strings(1, what)[0]
 
-    def strings(self, count: int, what: str) -> list[str]:
+    def name(self, what: str) -> str:
+        """A short string."""
+        return self.strings(1, what, LONGEST_NAME)[0]
+
+    def strings(self, count: int, what: str, longest: int = LONGEST_STRING) -> list[str]:
         """Many strings, in one tight loop because vocabularies are long: 100,000 take 0.04 s."""
-        start = self.skip(8 * count, what)
-        data, last, unpack, strings = self.data, self.size - 8, struct.Struct("<Q").unpack_from, []
+        self._count(count, what)
+        start, size = self.skip(8 * count, what), min(self.size, LARGEST_HEADER)
+        data, last, unpack, strings = self.data, size - 8, struct.Struct("<Q").unpack_from, []
         try:
             for _ in range(count):
                 end = start + 8 + (unpack(data, start)[0] if start <= last else 8)
-                if end > last + 8:
-                    self.offset = start
-                    self.skip(end - start, f"string {len(strings)} of {what}")
+                if end > size or end - start - 8 > longest:
+                    self._refuse_string(start, end, f"string {len(strings)} of {what}")
                 strings.append(data[start + 8 : end].decode())
                 start = end
         except UnicodeDecodeError:
@@ -117,15 +145,28 @@ class Cursor:
         self.offset = start
         return strings
 
+    def _count(self, count: int, what: str) -> None:
+        self._n_elements += count
+        if self._n_elements > MOST_ELEMENTS:
+            raise TinyllamaError(
+                f"truncated or damaged: {what} at offset {self.offset} has {count} elements, "
+                f"and more than {MOST_ELEMENTS} can't be right"
+            )
+
+    def _refuse_string(self, start: int, end: int, what: str) -> None:
+        self.offset = start
+        self.skip(end - start, what)
+        raise TinyllamaError(f"damaged: {what} at offset {start} has {end - start - 8} bytes")
+
 
 def read_metadata(cursor: Cursor, n_keys: int) -> Metadata:
     """Read n_keys key-values. Raises TinyllamaError naming the key that is wrong."""
     metadata = Metadata()
     for index in range(n_keys):
-        key = cursor.string(f"key {index} of {n_keys}")
+        key = cursor.name(f"key {index} of {n_keys}")
         if key in metadata:
             raise TinyllamaError(f"the key {key} is there twice")
-        (kind,) = cursor.numbers("I", f"the type of {key}")
+        (kind,) = cursor.numbers("I", f"the type of the key {key}")
         metadata.set(key, *_read_value(cursor, key, kind))
     return metadata
 

@@ -16,10 +16,13 @@ from pathlib import Path
 
 from ..config import Config
 from ..errors import TinyllamaError
+from ..files import read_file
 from ..vocabulary import Vocabulary
 from . import Checkpoint
 from .parts import Part, count_parts, cut, merge, split_axis
 from .pth import read_part, save
+
+LARGEST_JSON = 1 << 16  # bytes of params.json, or of checklist.chk; they have a hundred
 
 
 def read(folder: str | Path) -> Checkpoint:
@@ -46,17 +49,29 @@ def read(folder: str | Path) -> Checkpoint:
 def read_params(folder: Path) -> dict:
     """params.json of a folder."""
     path = folder / "params.json"
+    if not path.exists():
+        raise TinyllamaError(f"{path} is missing")
     try:
-        params = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise TinyllamaError(f"{path} is missing") from None
-    except (ValueError, RecursionError):
-        raise TinyllamaError(f"{path} isn't JSON") from None
-    except OSError as error:
-        raise TinyllamaError(f"{path}: {error.strerror}") from None
+        params = json.loads(read_file(path, LARGEST_JSON), object_pairs_hook=_without_twins)
+    except (ValueError, RecursionError) as error:
+        twin = f": {error}" if isinstance(error, _TwinError) else ""
+        raise TinyllamaError(f"{path} isn't JSON{twin}") from None
     if not isinstance(params, dict):
         raise TinyllamaError(f"{path} holds no hyper-parameters")
     return params
+
+
+class _TwinError(ValueError):
+    """A key that is there twice: readers would disagree on its value."""
+
+
+def _without_twins(pairs: list[tuple[str, object]]) -> dict:
+    found = {}
+    for key, value in pairs:
+        if key in found:
+            raise _TwinError(f"the key {key} is there twice")
+        found[key] = value
+    return found
 
 
 def find_tokenizer(folder: Path) -> Path | None:
@@ -70,10 +85,9 @@ def read_checklist(folder: Path) -> dict[str, str]:
     path = folder / "checklist.chk"
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="ascii", errors="replace")
-    return {
-        name: md5.lower() for md5, name in re.findall(r"^([0-9a-fA-F]{32})[ *]+(\S+)\s*$", text, re.MULTILINE)
-    }
+    lines = read_file(path, LARGEST_JSON).decode("ascii", errors="replace").splitlines()
+    found = (re.fullmatch(r"([0-9a-fA-F]{32}) [ *]?(\S+)\s*", line) for line in lines)
+    return {match[2]: match[1].lower() for match in found if match}
 
 
 def _config(folder: Path, params: dict, part: Part) -> Config:
@@ -82,14 +96,10 @@ def _config(folder: Path, params: dict, part: Part) -> Config:
         raise TinyllamaError(f"{part.path} lacks the tensor {name}: it holds no LLaMA")
     vocab_size = part.entries[name].shape[0]
     if params.get("vocab_size", -1) not in (-1, vocab_size):
-        raise TinyllamaError(
-            f"{path}: vocab_size is {params['vocab_size']}, but {part.path} embeds {vocab_size}"
-        )
+        raise TinyllamaError(f"{path}: vocab_size isn't the {vocab_size} that {part.path} embeds")
     try:
         config = Config.from_params(params, vocab_size)
-    except KeyError as error:
-        raise TinyllamaError(f"{path} lacks {error}") from None
-    except (TypeError, ValueError, OverflowError, ZeroDivisionError, TinyllamaError) as error:
+    except TinyllamaError as error:
         raise TinyllamaError(f"{path}: {error}") from None
     if config.n_layers > len(part.entries):
         raise TinyllamaError(

@@ -23,8 +23,10 @@ import numpy as np
 from ..blocks import TYPES
 from ..config import Config
 from ..errors import TinyllamaError
+from ..files import open_file
 from ..quant import Tensor
 
+MOST_PARTS = 100  # consolidated.00.pth to .99; Meta cut into 8
 CUT_BY_COLUMNS = ("tok_embeddings.weight", "attention.wo.weight", "feed_forward.w2.weight")
 
 
@@ -58,10 +60,8 @@ class Part:
 def map_file(path: Path) -> mmap.mmap:
     """A file as bytes that are read only when they are looked at."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise TinyllamaError(f"{path}: no such file") from None
     except ValueError:
         raise TinyllamaError(f"{path} is empty") from None
     except OSError as error:
@@ -99,6 +99,8 @@ def count_parts(part: Part, config: Config) -> int:
         raise TinyllamaError(
             f"{part.path}: tok_embeddings.weight is {list(shape)}, no share of dim {config.dim}"
         )
+    if config.dim // shape[1] > MOST_PARTS:
+        raise TinyllamaError(f"{part.path} would be one of {config.dim // shape[1]} parts: it is damaged")
     return config.dim // shape[1]
 
 

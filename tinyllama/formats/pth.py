@@ -7,29 +7,22 @@ It is a zip archive whose members are stored, not compressed:
     consolidated/data/1        ...
     consolidated/version       and other small things that nobody needs
 
-(The folder's name differs from file to file.) data.pkl is a program for Python's pickle machine. For
-each tensor it pushes a persistent id
-
-    ("storage", torch.HalfStorage, "0", "cpu", number of elements)
-
-and calls torch._utils._rebuild_tensor_v2(storage, offset, shape, stride, ...), counted in elements.
-A pickle could call anything at all, so ours answers to the few names that a checkpoint needs, with
-functions that only take notes, and refuses every other name. What remains is to find where the bytes of
-`data/0` begin: a member has a local header of 30 bytes, then its name and an extra field (torch pads
-with it, so that storages begin at multiples of 64), and then the weights. They are mapped, not read.
+(The folder's name differs from file to file.) data.pkl is a program for Python's pickle machine; unpickle.py
+runs it on one that only takes notes. What remains is to find where the bytes of `data/0` begin: a member has
+a local header of 30 bytes, then its name and an extra field (torch pads with it, so that storages begin at
+multiples of 64), and then the weights. They are mapped, not read.
 
 Tensors named `*freqs` are tables of RoPE, which everybody computes afresh.
 """
 
-import pickle
 import re
 import struct
 import zipfile
-from collections import OrderedDict
-from io import BytesIO
+from io import FileIO
+from itertools import pairwise
 from mmap import mmap
 from pathlib import Path
-from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -38,8 +31,13 @@ from ..errors import TinyllamaError
 from ..quant import Tensor
 from ..resources import written_beside
 from .parts import Entry, Part, map_file, what_it_is
+from .unpickle import SavedTensor, read_tensors
 
-LARGEST_PICKLE = 64 << 20  # bytes; 65B's is 0.2 MB
+LARGEST_PICKLE = 1 << 19  # bytes; 65B's is 0.2 MB
+LARGEST_DIRECTORY = 1 << 21  # bytes; 65B's is 0.1 MB
+
+#: What may follow a member: the next one, the directory, what ends a member of unknown size, zip64's end.
+NEXT = (b"PK\x03\x04", b"PK\x01\x02", b"PK\x07\x08", b"PK\x06\x06")
 
 
 def read_part(path: Path) -> Part:
@@ -50,10 +48,21 @@ def read_part(path: Path) -> Part:
     buffer = map_file(path)
     _check_ends(path, buffer)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Opened(path) as file, zipfile.ZipFile(file) as archive:
             return _read_archive(path, buffer, archive)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError, KeyError) as error:
         raise TinyllamaError(f"{path} is damaged: {error}") from None
+    except OSError as error:
+        raise TinyllamaError(f"{path}: {error.strerror}") from None
+
+
+class _Opened(FileIO):
+    """Reads no more at a time than a directory may have, whatever a file says that its own has."""
+
+    def read(self, size: int = -1) -> bytes:
+        if size > LARGEST_DIRECTORY:
+            raise zipfile.BadZipFile(f"its zip directory has {size:,} bytes")
+        return super().read(size if size >= 0 else LARGEST_DIRECTORY)
 
 
 def _check_ends(path: Path, buffer: mmap) -> None:
@@ -68,27 +77,48 @@ def _check_ends(path: Path, buffer: mmap) -> None:
 
 
 def _read_archive(path: Path, buffer: mmap, archive: zipfile.ZipFile) -> Part:
-    members = {info.filename: info for info in archive.infolist()}
+    members = _members(path, archive)
     pickled = next((info for name, info in members.items() if re.fullmatch(r"[^/]+/data\.pkl", name)), None)
     if pickled is None:
         raise TinyllamaError(f"{path} is a zip archive without data.pkl, no checkpoint")
     root = pickled.filename.removesuffix("data.pkl")
     if f"{root}byteorder" in members and _bytes(path, buffer, members[f"{root}byteorder"]) != b"little":
         raise TinyllamaError(f"{path} was saved on a big-endian machine: save it again on another")
-    if pickled.file_size > LARGEST_PICKLE:
-        raise TinyllamaError(f"{path} is damaged: its data.pkl has {pickled.file_size:,} bytes")
     entries = {}
-    for name, tensor in _unpickle(path, _bytes(path, buffer, pickled)).items():
+    for name, tensor in _tensors(path, _bytes(path, buffer, pickled)).items():
         if not name.endswith("freqs"):
             entries[name] = _entry(
                 path, buffer, name, tensor, members.get(f"{root}data/{tensor.storage.key}")
             )
+    _check_apart(path, entries)
     return Part(path, buffer, entries)
 
 
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    members = {info.filename: info for info in archive.infolist()}
+    if len(members) < len(archive.infolist()):
+        raise TinyllamaError(f"{path} is damaged: its zip directory names a member twice")
+    return members
+
+
+def _tensors(path: Path, data: bytes) -> dict[str, SavedTensor]:
+    try:
+        return read_tensors(data)
+    except TinyllamaError as error:
+        raise TinyllamaError(f"{path} {error}") from None
+
+
 def _bytes(path: Path, buffer: mmap, info: zipfile.ZipInfo) -> bytes:
+    """A small member. Its CRC is 0 where torch.save was told to compute none."""
     offset = _data_offset(path, buffer, info)
-    return buffer[offset : offset + info.file_size]
+    if info.file_size > LARGEST_PICKLE:
+        raise TinyllamaError(f"{path} is damaged: {info.filename} has {info.file_size:,} bytes")
+    data = buffer[offset : offset + info.file_size]
+    if info.CRC not in (0, crc32(data)):
+        raise TinyllamaError(
+            f"{path} is damaged: {info.filename} at byte {offset:,} doesn't match its checksum"
+        )
+    return data
 
 
 def _data_offset(path: Path, buffer: mmap, info: zipfile.ZipInfo) -> int:
@@ -97,112 +127,62 @@ def _data_offset(path: Path, buffer: mmap, info: zipfile.ZipInfo) -> int:
         raise TinyllamaError(
             f"{path}: {info.filename} is compressed or encrypted: save it again with torch.save"
         )
-    header = info.header_offset
-    if buffer[header : header + 4] != b"PK\x03\x04":
+    header, name = info.header_offset, info.orig_filename.encode("utf-8")
+    n_name, n_extra = struct.unpack("<HH", buffer[header + 26 : header + 30].ljust(4, b"\0"))
+    if (
+        header < 0
+        or buffer[header : header + 4] != b"PK\x03\x04"
+        or buffer[header + 30 : header + 30 + n_name] != name
+    ):
         raise TinyllamaError(f"{path} is damaged: {info.filename} isn't where the zip directory says")
-    offset = header + 30 + sum(struct.unpack_from("<HH", buffer, header + 26))
-    if offset + info.file_size > len(buffer):
+    offset = header + 30 + n_name + n_extra
+    end = offset + info.file_size
+    if end > len(buffer):
         raise TinyllamaError(f"{path} is cut short within {info.filename}")
+    if buffer[end : end + 4] not in NEXT:
+        raise TinyllamaError(
+            f"{path} is damaged: {info.filename} doesn't end at byte {end:,}, where it should"
+        )
     return offset
 
 
-def _entry(path: Path, buffer: mmap, name: str, tensor: "_Tensor", info: zipfile.ZipInfo | None) -> Entry:
+def _entry(path: Path, buffer: mmap, name: str, tensor: SavedTensor, info: zipfile.ZipInfo | None) -> Entry:
     """Where the weights of a tensor lie in the file, once everything said about them holds."""
     storage, start, shape, stride = tensor
     where = f"{path}: the tensor {name}"
     if storage.type not in _TYPES:
-        raise TinyllamaError(
-            f"{where} is a {_one_line(storage.type)}; float16, bfloat16 and float32 can be read"
-        )
-    if not _is_shape(shape) or not _is_shape((start,), smallest=0):
-        raise TinyllamaError(
-            f"{where} has the shape {_one_line(shape)}; one or two positive axes can be read"
-        )
+        raise TinyllamaError(f"{where} is a {storage.type[:80]}; float16, bfloat16 and float32 can be read")
+    if len(shape) not in (1, 2) or 0 in shape:
+        raise TinyllamaError(f"{where} has the shape {list(shape)}; one or two positive axes can be read")
     if stride != (*shape[1:], 1):
         raise TinyllamaError(f"{where} isn't contiguous: save it again after .contiguous()")
     if info is None:
         raise TinyllamaError(f"{path} lacks the weights of {name}")
     itemsize = TYPES[_TYPES[storage.type]].block_bytes
     entry = Entry(name, _TYPES[storage.type], shape, _data_offset(path, buffer, info) + start * itemsize)
+    if storage.n_elements * itemsize != info.file_size:
+        raise TinyllamaError(
+            f"{path} is damaged: {info.filename} isn't {storage.n_elements:,} {storage.type}"
+        )
     if start * itemsize + entry.nbytes > info.file_size:
         raise TinyllamaError(f"{where} needs more bytes than {info.filename} holds")
     return entry
 
 
-def _is_shape(shape, smallest: int = 1) -> bool:
-    is_tuple = isinstance(shape, tuple) and len(shape) in (1, 2)
-    return is_tuple and all(type(n) is int and smallest <= n < 1 << 48 for n in shape)
+def _check_apart(path: Path, entries: dict[str, Entry]) -> None:
+    """Two tensors may be one and the same, as tied embeddings are, but not overlap otherwise."""
+    in_order = sorted(entries.values(), key=lambda entry: entry.offset)
+    for one, other in pairwise(in_order):
+        is_same = (one.offset, one.shape, one.type) == (other.offset, other.shape, other.type)
+        if other.offset < one.offset + one.nbytes and not is_same:
+            raise TinyllamaError(f"{path} is damaged: {other.name} overlaps {one.name}")
 
-
-# --- the pickle -----------------------------------------------------------------------------------
 
 _TYPES = {"HalfStorage": "f16", "BFloat16Storage": "bf16", "FloatStorage": "f32"}
 
 
-class _Storage(NamedTuple):
-    type: str
-    key: str
-
-
-class _Tensor(NamedTuple):
-    storage: _Storage
-    start: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-def _rebuild_tensor(storage, start, shape, stride, *_):
-    return _Tensor(storage, start, shape, stride)
-
-
-def _rebuild_parameter(tensor, *_):
-    return tensor
-
-
-class _Unpickler(pickle.Unpickler):
-    """Python's pickle machine with nothing to call but the functions above."""
-
-    def find_class(self, module, name):
-        known = {
-            "collections.OrderedDict": OrderedDict,
-            "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-            "torch._utils._rebuild_parameter": _rebuild_parameter,
-        }
-        if f"{module}.{name}" in known:
-            return known[f"{module}.{name}"]
-        if module == "torch" and re.fullmatch(r"[A-Z]\w*Storage", name):
-            return name
-        raise TinyllamaError(f"wants to run {_one_line(f'{module}.{name}')}")
-
-    def persistent_load(self, saved_id):
-        _, type, key, *_ = saved_id
-        return _Storage(str(type), str(key))
-
-
 def _one_line(what: object) -> str:
     return " ".join(str(what).split())[:80]
-
-
-def _unpickle(path: Path, data: bytes) -> dict[str, _Tensor]:
-    """Tensors by name. Whatever a crafted pickle does to the machine, it ends here."""
-    try:
-        tensors = _Unpickler(BytesIO(data)).load()
-    except TinyllamaError as error:
-        raise TinyllamaError(
-            f"{path} {error}: that is no checkpoint, don't open it elsewhere either"
-        ) from None
-    except Exception as error:
-        raise TinyllamaError(f"{path} is damaged: its data.pkl can't be read ({_one_line(error)})") from None
-    is_checkpoint = isinstance(tensors, dict) and all(
-        isinstance(name, str)
-        and name.isprintable()
-        and isinstance(tensor, _Tensor)
-        and isinstance(tensor.storage, _Storage)
-        for name, tensor in tensors.items()
-    )
-    if not is_checkpoint or not tensors:
-        raise TinyllamaError(f"{path} is a torch file but no checkpoint: it holds no dict of tensors")
-    return tensors
 
 
 # --- writing ---------------------------------------------------------------------------------------
