@@ -212,8 +212,8 @@ static void weight_dealloc(PyObject *object) {
     WeightObject *self = (WeightObject *)object;
     if (self->memory.obj) PyBuffer_Release(&self->memory);
     for (long i = 0; i < self->w.n_pieces; i++) PyBuffer_Release(&self->arrays[i]);
-    PyMem_Free(self->pieces);
-    PyMem_Free(self->arrays);
+    free(self->pieces);
+    free(self->arrays);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(object);
     Py_DECREF(type);
@@ -314,23 +314,22 @@ static int overlap(const piece *a, const piece *b) {
            a->col < b->col + b->blocks.n_cols && b->col < a->col + a->blocks.n_cols;
 }
 
+enum { OVERLAP = 1 };
+
 /* A mapped weight remembers where its blocks are. Nobody may be multiplying by it meanwhile. */
 static int add_piece(WeightObject *to, const piece *added, const Py_buffer *array) {
     size_t n = (size_t)to->w.n_pieces + 1;
     for (size_t i = 0; i + 1 < n; i++)
-        if (overlap(&to->pieces[i], added)) return fail(PyExc_ValueError, "the weight has some of these blocks");
-    pool_lock();
-    piece *pieces = PyMem_Realloc(to->pieces, n * sizeof *pieces);
+        if (overlap(&to->pieces[i], added)) return OVERLAP;
+    piece *pieces = realloc(to->pieces, n * sizeof *pieces);
     if (pieces) to->w.pieces = to->pieces = pieces;
-    Py_buffer *arrays = pieces ? PyMem_Realloc(to->arrays, n * sizeof *arrays) : NULL;
-    if (arrays) {
-        to->arrays = arrays;
-        to->arrays[n - 1] = *array;
-        to->pieces[n - 1] = *added;
-        to->w.n_pieces++;
-    }
-    pool_unlock();
-    return arrays ? 0 : -1;
+    Py_buffer *arrays = pieces ? realloc(to->arrays, n * sizeof *arrays) : NULL;
+    if (!arrays) return -1;
+    to->arrays = arrays;
+    to->arrays[n - 1] = *array;
+    to->pieces[n - 1] = *added;
+    to->w.n_pieces++;
+    return 0;
 }
 
 static PyObject *py_pack(PyObject *module, PyObject *args) {
@@ -352,7 +351,9 @@ static PyObject *py_pack(PyObject *module, PyObject *args) {
         if (to->data) {
             WITHOUT_GIL(failed, pack(&from, to, row, col, threads));
         } else {
-            failed = add_piece((WeightObject *)target, &(piece){from, row, col}, view);
+            piece added = {from, row, col};
+            WITHOUT_GIL(failed, add_piece((WeightObject *)target, &added, view));
+            if (failed == OVERLAP) fail(PyExc_ValueError, "the weight has some of these blocks");
             if (!failed) all.n = 0; /* the weight keeps the array */
         }
     }
@@ -606,9 +607,8 @@ static PyObject *py_use_level(PyObject *module, PyObject *args) {
     (void)module;
     const char *name;
     if (!PyArg_ParseTuple(args, "s", &name)) return NULL;
-    pool_lock();
-    int failed = use_level(name);
-    pool_unlock();
+    int failed;
+    WITHOUT_GIL(failed, use_level(name));
     if (!failed) Py_RETURN_NONE;
     fail(PyExc_ValueError, "this computer has no level '%s'", name);
     return NULL;

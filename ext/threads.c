@@ -173,7 +173,12 @@ void run_parallel(int threads, long n, long grain, task *task, void *job) {
     }
 }
 
-/* A forked child has none of the threads, and locks may be held by threads that it hasn't. */
+/* A fork waits for the job that another thread is in, whose memory the child would find half done. The child has
+ * none of the threads, and locks may be held by threads that it hasn't. */
+static void before_fork(void) { pthread_mutex_lock(&calls); }
+
+static void in_parent(void) { pthread_mutex_unlock(&calls); }
+
 static void in_child(void) {
     static const pthread_mutex_t open = PTHREAD_MUTEX_INITIALIZER;
     static const pthread_cond_t idle = PTHREAD_COND_INITIALIZER;
@@ -182,8 +187,9 @@ static void in_child(void) {
     atomic_store(&inside, CLOSED);
 }
 
-static void install_fork_handler(void) { pthread_atfork(NULL, NULL, in_child); }
+static void install_fork_handler(void) { pthread_atfork(before_fork, in_parent, in_child); }
 
+/* Never with Python's lock held: whoever forks holds it, and waits here for those inside. */
 void pool_lock(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, install_fork_handler);
