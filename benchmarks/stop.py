@@ -50,7 +50,7 @@ def main(shape: str, name: str) -> None:
     backend = get_backend(name)
     model = build(config, RandomWeights(config, "q4_0"), lambda tensor: backend.prepare(tensor, unpack=False))
     for n_tokens in (batch_size(config), 1):
-        with one_blas_thread:
+        with one_blas_thread():
             found = delays(model, backend, n_tokens)
         times = f"median {1000 * np.median(found):4.0f} ms, longest {1000 * max(found):4.0f} ms"
         print(f"{shape:4} {name:6} {n_tokens:3} tokens at once: {times}", flush=True)

@@ -109,7 +109,7 @@ def compare_backends(
     copies = [not stays_in_file(checkpoint, table.name) for table in tables]
     loaded = build(config, checkpoint.tensors, partial(both.prepare, copies=copies))
     tokens = tokenizer.encode(prompt, special=True)
-    with one_blas_thread:
+    with one_blas_thread():
         first = forward(loaded, both, tokens, 0, both.new_cache(config, len(tokens)))
         alone = _only_second(tables[1])
         second = forward(loaded, alone, tokens, 0, alone.new_cache(config, len(tokens)))

@@ -69,7 +69,7 @@ def test_fewer_than_one_thread_is_refused():
 
 def test_blas_keeps_to_one_thread_inside_and_gets_its_own_back():
     before = blas_threads()
-    with backends.one_blas_thread, backends.one_blas_thread:
+    with backends.one_blas_thread(), backends.one_blas_thread():
         assert blas_threads() <= {1}
     assert blas_threads() == before
 
@@ -79,12 +79,12 @@ def test_blas_gets_its_threads_back_when_two_python_threads_overlap():
 
     def second():
         first_in.wait()
-        with backends.one_blas_thread:
+        with backends.one_blas_thread():
             first_out.wait()
 
     thread = threading.Thread(target=second)
     thread.start()
-    with backends.one_blas_thread:
+    with backends.one_blas_thread():
         first_in.set()
     first_out.set()
     thread.join()

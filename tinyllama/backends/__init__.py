@@ -7,8 +7,8 @@ works from its first entry on, and each entry is tested against its definition.
 import os
 import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,9 +64,38 @@ def stoppable(backend: Backend, cancel) -> Backend:
     return replace(backend, **{name: looking_first(operation) for name, operation in operations.items()})
 
 
+def shared_out(threads: int, job: Callable, *arguments: Iterable) -> tuple:
+    """As `map`, at once and without results, on several threads: this one, and others while it lasts.
+
+    Threads that stay would outlive an interrupt that comes as they are made, be missing in a forked child,
+    and refuse work when Python exits. An exception in any of them, an interrupt too, ends the others' jobs.
+    """
+    jobs, failures = list(zip(*arguments, strict=True)), []
+    waiting = iter(jobs)
+
+    def work() -> None:
+        try:
+            while not failures and (job_arguments := next(waiting, None)) is not None:
+                job(*job_arguments)
+        except BaseException as error:
+            failures.append(error)
+
+    helpers = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(jobs)) - 1)]
+    try:
+        for helper in helpers:
+            helper.start()
+        work()
+        for helper in helpers:
+            helper.join()
+    except BaseException as interrupt:
+        failures.append(interrupt)
+    if failures:
+        raise failures.pop(0)  # a list that still held it would be a cycle
+    return ()
+
+
 def numpy_backend(threads: int) -> Backend:
     """The definition, with the rows of each matrix shared out among threads."""
-    run = ThreadPoolExecutor(threads, thread_name_prefix="tinyllama").map if threads > 1 else map
     return Backend(
         name="numpy",
         threads=threads,
@@ -74,7 +103,7 @@ def numpy_backend(threads: int) -> Backend:
         new_cache=ops.new_cache,
         embedding=ops.embedding,
         rms_norm=ops.rms_norm,
-        matmul=partial(ops.matmul, run=run),
+        matmul=partial(ops.matmul, run=partial(shared_out, threads)),
         rope=ops.rope,
         attention=ops.attention,
         swiglu=ops.swiglu,
@@ -168,27 +197,52 @@ def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
     raise TinyllamaError("; ".join(reasons))
 
 
-class _OneBlasThread:
-    """A context in which BLAS leaves the threads to us: two pools would fight over the cores.
+class _Blas:
+    """How many threads BLAS starts, which is a setting of the whole process.
 
-    The limit is the whole process's, so with several Python threads inside, the last one out lifts it.
+    With several Python threads inside, the last one out gives it back. Every step can be repeated, since an
+    interrupt may come after any of them.
     """
 
     def __init__(self):
-        self._lock, self._inside, self._controller, self._limit = threading.Lock(), 0, None, None
+        self._lock, self._inside = threading.Lock(), set()
+        self._libraries, self._before = None, None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget_others)
 
-    def __enter__(self):
+    def limit(self, user: object) -> None:
         with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._controller = self._controller or ThreadpoolController()  # looks through all libraries
-                self._limit = self._controller.limit(limits=1, user_api="blas")
+            if not self._inside:
+                if self._libraries is None:  # looks through all that are loaded
+                    self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+                if self._before is None:
+                    self._before = [library.get_num_threads() for library in self._libraries]
+                for library in self._libraries:
+                    library.set_num_threads(1)
+            self._inside.add(user)
 
-    def __exit__(self, *_):
+    def give_back(self, user: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._limit.restore_original_limits()
+            self._inside.discard(user)
+            if not self._inside and self._before is not None:
+                for library, threads in zip(self._libraries, self._before, strict=True):
+                    library.set_num_threads(threads)
+                self._before = None
+
+    def _forget_others(self) -> None:
+        """A forked child has none of the threads that were inside."""
+        self._lock, self._inside = threading.Lock(), set()
 
 
-one_blas_thread = _OneBlasThread()
+_blas = _Blas()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """BLAS leaves the threads to us inside: two pools would fight over the cores."""
+    user = object()
+    try:
+        _blas.limit(user)
+        yield
+    finally:
+        _blas.give_back(user)

@@ -14,6 +14,7 @@ import numpy as np
 from .. import ops, quant
 from ..blocks import TYPES
 from ..config import Config
+from ..mapped import owner
 from ..quant import Tensor
 
 try:
@@ -33,6 +34,11 @@ PREPARED = {
 HUGE_PAGE = 2**21
 SLAB = 32 * HUGE_PAGE
 CACHE_LINE = 64
+
+STRIP, TOGETHER = 32, 12  # of ext/kernels.h: rows that lie side by side, tokens that are quantized together
+
+#: Ctrl-C waits for one call of C: for so many bytes from a slow disk, or so many multiply-adds.
+PORTION, AT_ONCE = 2**25, 2**36
 
 
 class Arena:
@@ -69,7 +75,7 @@ def _huge_pages(n_bytes: int) -> np.ndarray:
 def prepare(tensor: Tensor, copy: bool, *, arena: Arena, threads: int):
     """As ops.prepare, but a matrix becomes a `_native.Weight`: a repacked copy, or where it lies."""
     if len(tensor.shape) == 1:
-        return np.require(tensor.dequantize(), np.float32, ["C", "ALIGNED"])  # ggml files pad nothing
+        return ops.as_numbers(tensor)
     n_out, n_in = tensor.shape
     type = PREPARED.get(tensor.type, tensor.type)
     memory = arena.take(_native.weight_bytes(type, n_out, n_in)) if copy else None
@@ -77,12 +83,15 @@ def prepare(tensor: Tensor, copy: bool, *, arena: Arena, threads: int):
     row = col = 0
     for part in tensor.parts:
         n_rows, n_cols = len(part), tensor.shape[1] // (len(tensor.parts) if tensor.split == 1 else 1)
-        data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-        if copy:
-            _advise(part, "MADV_WILLNEED")
-        _native.pack(tensor.type, data, n_rows, n_cols, weight, row, col, threads)
-        if copy:
-            _advise(part, "MADV_DONTNEED")
+        step = max(1, PORTION * n_rows // part.nbytes // STRIP) * STRIP if copy else n_rows
+        for start in range(0, n_rows, step):
+            rows = part[start : start + step]
+            if copy:
+                _advise(rows, "MADV_WILLNEED")
+            data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+            _native.pack(tensor.type, data, len(rows), n_cols, weight, row + start, col, threads)
+            if copy:
+                _advise(rows, "MADV_DONTNEED")
         row, col = (row, col + n_cols) if tensor.split == 1 else (row + n_rows, col)
     return weight
 
@@ -93,17 +102,14 @@ def _advise(part: np.ndarray, advice: str) -> None:
     MADV_WILLNEED: it is about to be read, by several threads at once. MADV_DONTNEED: it has been copied, and
     would take memory twice; the system reads a page again if it is looked at again.
     """
-    owner = part
-    while isinstance(owner, np.ndarray | memoryview):
-        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
-    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, advice):
+    file = owner(part)
+    if not isinstance(file, mmap.mmap) or not hasattr(mmap, advice):
         return
-    view = memoryview(owner)
-    if view.readonly:  # memory that isn't a file's would be lost
-        start = part.ctypes.data - np.frombuffer(view, np.uint8).ctypes.data
+    if memoryview(file).readonly:  # memory that isn't a file's would be lost
+        start = part.ctypes.data - np.frombuffer(file, np.uint8).ctypes.data
         first, last = -(-start // mmap.PAGESIZE), (start + part.nbytes) // mmap.PAGESIZE
         if last > first:
-            owner.madvise(getattr(mmap, advice), first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+            file.madvise(getattr(mmap, advice), first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
 def _factor(tensor: Tensor) -> float:
@@ -140,9 +146,14 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float, *, threads: int) -> 
 
 def matmul(x: np.ndarray, *weights, threads: int):
     """As ops.matmul."""
-    n_tokens = len(x)
+    n_tokens, n_out = len(x), sum([weight.shape[0] for weight in weights])
     outs = tuple([np.empty((n_tokens, weight.shape[0]), np.float32) for weight in weights])
-    _native.matmul(x, weights, outs, threads)
+    if n_tokens <= TOGETHER or x.size * n_out <= AT_ONCE:
+        _native.matmul(x, weights, outs, threads)
+    else:
+        step = max(1, AT_ONCE // (n_out * x.shape[1] * TOGETHER)) * TOGETHER
+        for some in (slice(start, start + step) for start in range(0, n_tokens, step)):
+            _native.matmul(x[some], weights, tuple([out[some] for out in outs]), threads)
     return list(outs) if len(outs) > 1 else outs[0]
 
 
