@@ -299,6 +299,16 @@ void pool_unlock(void);
 /* To be called before every product; lets idle workers ask for the one that followed it the last time (ahead.c). */
 void ask_for_next(long n_weights, const weight *const *weights, int threads);
 
+/* ---- mapped files that change (guard.c): to be called with Python's lock held ---- */
+
+enum { MAX_GUARDED = 1024 };
+
+/* Guards a mapped file against SIGBUS; returns its number, or -1 where there are too many. Ended by `unguard`. */
+int guard(const void *start, size_t n_bytes, const char *name);
+void unguard(int file);
+void guard_watch(int file, int change); /* +1: from now on somebody asks guard_lost afterwards; -1: no longer */
+int guard_lost(int file);               /* whether zeros were read in place of the file */
+
 /* ---- whole operations (operations.c): 0, or -1 where memory is short ---- */
 
 int matmul(const float *x, long n_tokens, long n_weights, const weight *const *weights, float *const *outs,

@@ -580,6 +580,44 @@ static PyObject *py_multiply_all(PyObject *module, PyObject *args) {
     return PyFloat_FromDouble(products);
 }
 
+static PyObject *py_guard(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer view;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "y*y", &view, &name)) return NULL;
+    int file = guard(view.buf, (size_t)view.len, name);
+    PyBuffer_Release(&view);
+    return PyLong_FromLong(file);
+}
+
+static int parse_guarded(PyObject *args, const char *format, int *file, int *change) {
+    if (!PyArg_ParseTuple(args, format, file, change)) return -1;
+    return *file < 0 || *file >= MAX_GUARDED ? fail(PyExc_IndexError, "no file has the number %d", *file) : 0;
+}
+
+static PyObject *py_unguard(PyObject *module, PyObject *args) {
+    (void)module;
+    int file;
+    if (parse_guarded(args, "i", &file, NULL)) return NULL;
+    unguard(file);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_watch(PyObject *module, PyObject *args) {
+    (void)module;
+    int file, change;
+    if (parse_guarded(args, "ii", &file, &change)) return NULL;
+    guard_watch(file, change);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_lost(PyObject *module, PyObject *args) {
+    (void)module;
+    int file;
+    if (parse_guarded(args, "i", &file, NULL)) return NULL;
+    return PyBool_FromLong(guard_lost(file));
+}
+
 static PyObject *py_levels(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
     PyObject *list = PyList_New(0);
@@ -628,6 +666,10 @@ static PyMethodDef functions[] = {
     {"read_all", py_read_all, METH_VARARGS, "read_all(data, threads): the sum of its words, as fast as memory allows"},
     {"multiply_all", py_multiply_all, METH_VARARGS,
      "multiply_all(rounds, threads): the number of products of registers it has done, as fast as the level can"},
+    {"guard", py_guard, METH_VARARGS, "guard(mapped, name): the number of a mapped file that may be cut short, or -1"},
+    {"unguard", py_unguard, METH_VARARGS, "unguard(file): it is about to be unmapped"},
+    {"watch", py_watch, METH_VARARGS, "watch(file, change): +1: read zeros where it is cut short, `lost` will be asked"},
+    {"lost", py_lost, METH_VARARGS, "lost(file): whether zeros were read in place of it"},
     {"levels", py_levels, METH_NOARGS, "levels(): what this CPU can run, best first"},
     {"level", py_level, METH_NOARGS, "level(): what is running"},
     {"amx_obstacle", py_amx_obstacle, METH_NOARGS, "amx_obstacle(): why this CPU's AMX can't be used, or None"},

@@ -9,6 +9,7 @@ The modules in reading order:
     tokenizer   text <-> token ids
     blocks      how quantized weights lie in memory, byte by byte
     quant       weights to blocks and back; a Tensor = blocks + type + shape
+    mapped      model files mapped into memory, and what if one changes
     ops         every operation of a LLaMA, in NumPy: the definition
     model       the forward pass, written once
     sampling    logits -> the next token

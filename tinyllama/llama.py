@@ -3,6 +3,7 @@
 import glob
 import math
 import operator
+import os
 import sys
 import threading
 import time
@@ -22,7 +23,9 @@ from .download import MODELS, models_folder, small_folder
 from .errors import TinyllamaError
 from .formats import Checkpoint, open_checkpoint
 from .generation import Completion, Generation, Token, score
+from .mapped import mapped_files, unchanged
 from .model import Model, build, forward, unembed
+from .ops import as_numbers
 from .tokenizer import Tokenizer, make_tokenizer
 
 #: The NumPy backends dequantize a model once, when it is loaded, if its float32 weights take fewer bytes.
@@ -61,7 +64,10 @@ class Llama:
         self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
         self.mapped = stays_in_file(checkpoint, backend.name, mmap)
         prepare = partial(backend.prepare, copy=not self.mapped)
-        self._model = build(self.config, checkpoint.tensors, prepare, progress or _bar)
+        files = mapped_files(part for tensor in checkpoint.tensors.values() for part in tensor.parts)
+        with unchanged(files):
+            self._model = build(self.config, checkpoint.tensors, prepare, progress or _bar)
+        self._files = files if self.mapped else []
         self.load_seconds = time.perf_counter() - started
 
     def stream(self, prompt: str | list[int], *, cancel=None, **settings) -> Generation:
@@ -124,14 +130,17 @@ class Llama:
 
         Raises TinyllamaError if there is none of this name.
         """
-        tensors = self.checkpoint.tensors
+        self._open()
+        tensors = dict(self.checkpoint.tensors)
         if name == "output" and "output.weight" not in tensors:
             name = "tok_embeddings"
         if f"{name}.weight" not in tensors:
             raise TinyllamaError(
                 f"{self.name} has no weight {name!r}: there are {', '.join(tensors)[:150]}, ..."
             )
-        return tensors[f"{name}.weight"].dequantize()
+        tensor = tensors[f"{name}.weight"]
+        with unchanged(mapped_files(tensor.parts)):
+            return as_numbers(tensor)
 
     def tokens(self, prompt: str | list[int]) -> list[int]:
         """The ids of a prompt, with bos if the model wants it; ids are checked and passed on.
@@ -163,9 +172,10 @@ class Llama:
             cancel: an object with is_set(), looked at before every operation.
         Raises:
             Cancelled: the flag is set; the cache up to `pos` is still good.
+            TinyllamaError: the model has been closed, or it is mapped and its file was changed.
         """
         backend = self.backend if cancel is None else stoppable(self.backend, cancel)
-        with one_blas_thread:
+        with one_blas_thread(), unchanged(self._files):
             return forward(self._open(), backend, tokens, pos, cache, **options)
 
     def unembed(self, residual: np.ndarray) -> np.ndarray:
@@ -174,7 +184,7 @@ class Llama:
         Of an earlier layer's residual ("layers.3.residual" of `trace`), what the model would say if it
         stopped there: the logit lens.
         """
-        with one_blas_thread:
+        with one_blas_thread(), unchanged(self._files):
             return unembed(self._open(), self.backend, np.ascontiguousarray(residual, np.float32))
 
     def _open(self) -> Model:
@@ -192,7 +202,7 @@ class Llama:
 
     def close(self) -> None:
         """Give the weights' memory back. Closing twice is fine; using it afterwards is an error."""
-        self._model = None
+        self._model, self._files = None, []
         self.checkpoint.tensors.clear()
         with _lock:
             for key in [key for key, llama in _loaded.items() if llama is self]:
@@ -223,6 +233,16 @@ def _bar(names: list[str]) -> Iterator[str]:
 _loaded: dict[tuple, Llama] = {}  # the models loaded last, the newest at the end
 _lock = threading.RLock()
 KEPT = 2
+
+
+def _after_fork() -> None:
+    """In the child: a thread that it hasn't may have been loading."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def load(

@@ -21,6 +21,12 @@ WORTH_SHARING = 2**22
 Tap = Callable[[str, np.ndarray], None]
 
 
+def as_numbers(tensor: Tensor) -> np.ndarray:
+    """All of a weight as float32 in memory of its own: what its file holds may change."""
+    array = tensor.dequantize()
+    return array.copy() if tensor.type == "f32" and len(tensor.parts) == 1 else array
+
+
 def prepare(tensor: Tensor, copy: bool) -> Tensor | np.ndarray:
     """Turn a weight of the file into what the other operations take.
 
@@ -32,10 +38,8 @@ def prepare(tensor: Tensor, copy: bool) -> Tensor | np.ndarray:
         A Tensor [n_out, n_in]; of a norm, which is small, its array [dim].
     """
     if len(tensor.shape) == 1:
-        return tensor.dequantize()
-    if copy and tensor.type != "f32":
-        return Tensor(tensor.name, "f32", tensor.shape, (tensor.dequantize(),))
-    return tensor
+        return as_numbers(tensor)
+    return Tensor(tensor.name, "f32", tensor.shape, (as_numbers(tensor),)) if copy else tensor
 
 
 def embedding(table: Tensor, tokens: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ feed-forward layer alone; only then are the shares added up. So it is with wq, w
 The ggml files of March 2023 keep the cut. Here the shares of a tensor become one Tensor again.
 """
 
-import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from ..blocks import TYPES
 from ..config import Config
 from ..errors import TinyllamaError
 from ..files import open_file
+from ..mapped import MappedFile
 from ..quant import Tensor
 
 MOST_PARTS = 100  # consolidated.00.pth to .99; Meta cut into 8
@@ -49,7 +49,7 @@ class Part:
     """One file of a checkpoint, mapped into memory: its tensors by Meta's names, in the file's order."""
 
     path: Path
-    buffer: mmap.mmap
+    buffer: MappedFile
     entries: dict[str, Entry]
 
     def blocks(self, name: str):
@@ -57,11 +57,11 @@ class Part:
         return TYPES[entry.type].view(self.buffer, entry.shape, entry.offset)
 
 
-def map_file(path: Path) -> mmap.mmap:
+def map_file(path: Path) -> MappedFile:
     """A file as bytes that are read only when they are looked at."""
     try:
         with open_file(path) as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return MappedFile(path, file)
     except ValueError:
         raise TinyllamaError(f"{path} is empty") from None
     except OSError as error:
