@@ -5,9 +5,10 @@ PROMPT := The first man on the moon was
 
 BIN := .venv/bin
 RUN := $(BIN)/python -m
+PIP_INSTALL := $(RUN) pip install --require-hashes
 compiler := $(firstword $(CC))
 
-.PHONY: help demo lab test test-all test-browser notebooks sanitize test-arm wheel-macos wheels lint format clean
+.PHONY: help demo lab test test-all test-browser notebooks sanitize test-arm wheel-macos wheels audit lock lint format clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -22,6 +23,8 @@ help:
 	@echo "make test-arm  run the C backend's tests on emulated Arm processors (Debian or Ubuntu, with qemu-user)"
 	@echo "make wheel-macos  cross-compile the wheel for Apple's processors into dist/, and look inside"
 	@echo "make wheels    build and test the wheel for this kind of computer with cibuildwheel (on Linux: in Docker)"
+	@echo "make audit     ask PyPI which of the pinned packages have known vulnerabilities"
+	@echo "make lock      write requirements/ anew after a change of pyproject.toml; UPGRADE=yes takes the newest versions"
 	@echo "make lint      check style with ruff"
 	@echo "make format    let ruff format the code"
 	@echo "make clean     remove caches and build products; .venv and data/models stay"
@@ -79,6 +82,12 @@ wheel-macos: .venv/cross.installed
 wheels: .venv/wheels.installed
 	@$(RUN) cibuildwheel --output-dir dist
 
+audit: .venv/audit.installed
+	@$(BIN)/python tools/audit.py
+
+lock: .venv/lock.installed
+	@$(BIN)/python tools/lock.py $(if $(UPGRADE),--upgrade)
+
 lint: .venv/lint.installed
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
@@ -96,18 +105,14 @@ clean:
 $(MODEL): # after any of the .installed, in the order in which the goals above name them
 	@$(RUN) tinyllama download smollm2
 
-.venv/demo.installed: WHAT := --quiet --editable .
-.venv/notebooks.installed: WHAT := --quiet --editable .[notebooks]
-.venv/test.installed: WHAT := --editable .[test]
-.venv/browser.installed: WHAT := --quiet --editable .[test] playwright
-.venv/cross.installed: WHAT := --quiet --editable .[test] capstone lief ziglang
-.venv/wheels.installed: WHAT := --quiet cibuildwheel
-.venv/lint.installed: WHAT := --quiet --editable .[lint]
+.venv/test.installed .venv/browser.installed .venv/cross.installed: TORCH := yes
 
-.venv/%.installed: $(BIN)/python $(BIN)/pip pyproject.toml setup.py $(wildcard ext/*.[ch]) constraints.txt
+# requirements/NAME.txt has the version and the SHA-256 of every package; pip refuses any other file.
+.venv/%.installed: $(BIN)/python $(BIN)/pip pyproject.toml setup.py $(wildcard ext/*.[ch] requirements/*.txt)
 	@echo "Setting up .venv for make $* (the first time takes a minute) ..."
-	@$(RUN) pip install --constraint constraints.txt --quiet setuptools
-	@$(RUN) pip install --constraint constraints.txt --no-build-isolation $(WHAT)
+	@$(if $(TORCH),$(PIP_INSTALL) --no-deps --retries 1 --requirement requirements/torch.txt)
+	@$(PIP_INSTALL) --quiet --requirement requirements/$*.txt
+	@$(RUN) pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(BIN)/pip: | $(BIN)/python

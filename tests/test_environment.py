@@ -1,5 +1,6 @@
-"""pyproject.toml, environment.yml and constraints.txt have to name the same packages."""
+"""pyproject.toml, environment.yml and requirements/ have to name the same packages."""
 
+import re
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -30,9 +31,12 @@ def ranges(lines):
 EXTRAS = PROJECT["optional-dependencies"]
 PYPROJECT_RANGES = ranges(chain(PROJECT["dependencies"], *EXTRAS.values()))
 CONDA_RANGES = ranges(line for line in CONDA["dependencies"] if isinstance(line, str))
-PINS = ranges(
-    line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] not in ("", "#")
-)
+
+#: {name: the lines of requirements/name.txt}, each with its continuation lines
+LOCKS = {
+    path.stem: re.findall(r"^[^#\n].*(?:\n    .*)*", path.read_text(), flags=re.MULTILINE)
+    for path in (ROOT / "requirements").glob("*.txt")
+}
 
 
 def test_conda_installs_the_packages_and_ranges_of_pyproject():
@@ -47,11 +51,58 @@ def test_conda_uses_conda_forge_and_installs_the_checkout_with_pip_alone():
     assert [line for line in CONDA["dependencies"] if not isinstance(line, str)] == [{"pip": ["-e ."]}]
 
 
+def pins(goal):
+    """{package: version} of requirements/goal.txt and of the files that it builds on."""
+    pinned = {}
+    for line in LOCKS[goal]:
+        if line.startswith("-r "):
+            pinned |= pins(line.removeprefix("-r ").removesuffix(".txt"))
+        elif not line.startswith("-"):
+            name, version = re.match(r"([a-z0-9._-]+)==([^\s;+]+)", line).groups()
+            assert pinned.get(name, version) == version
+            pinned[name] = version
+    return pinned
+
+
+def test_every_goal_that_the_makefile_sets_up_has_its_requirements():
+    goals = re.findall(r"\.venv/([a-z]+)\.installed", (ROOT / "Makefile").read_text())
+    assert set(goals) | {"torch", "arm"} == LOCKS.keys()
+
+
+@pytest.mark.parametrize("goal", sorted(LOCKS))
+def test_every_pinned_package_has_hashes(goal):
+    for line in LOCKS[goal]:
+        if not line.startswith("-"):
+            requirement, *hashes = line.split(" \\\n    ")
+            assert "==" in requirement
+            assert hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", digest) for digest in hashes)
+
+
+def test_goals_that_share_an_environment_agree_on_versions():
+    versions = {}
+    for goal in LOCKS:
+        for name, version in pins(goal).items():
+            assert versions.setdefault(name, version) == version, name
+
+
+def test_only_torch_comes_from_elsewhere_than_pypi():
+    options = {goal: [line for line in lines if line.startswith("--")] for goal, lines in LOCKS.items()}
+    assert options.pop("torch") == ["--extra-index-url https://download.pytorch.org/whl/cpu"]
+    assert not any(options.values())
+
+
+def test_torch_on_linux_needs_no_cuda():
+    version = pins("torch")["torch"]
+    assert [line.split("==")[1].split(" ")[0] for line in LOCKS["torch"][1:]] == [version, f"{version}+cpu"]
+    assert not [
+        name for goal in LOCKS for name in pins(goal) if name.startswith(("nvidia", "cuda", "triton"))
+    ]
+
+
 @pytest.mark.parametrize("name", sorted(PYPROJECT_RANGES))
-def test_constraints_pin_one_version_inside_the_range(name):
-    (pin,) = PINS[name]
-    assert pin.operator == "=="
-    assert pin.version in PYPROJECT_RANGES[name]
+def test_one_version_inside_the_range_is_pinned(name):
+    pinned = pins("test") | pins("lint") | pins("torch")
+    assert pinned[name] in PYPROJECT_RANGES[name]
 
 
 def test_the_all_extra_names_every_other_extra():

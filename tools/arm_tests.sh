@@ -61,15 +61,14 @@ write_python() {
   chmod +x "$ARM/python"
 }
 
-install_site() { # for the wheel $1
-  [ "$ARM/site" -nt constraints.txt ] && [ "$ARM/site" -nt pyproject.toml ] && return
+install_site() {
+  [ "$ARM/site" -nt requirements/arm.txt ] && [ "$ARM/site" -nt requirements/demo.txt ] && return
   local version libc platforms=(--platform linux_aarch64)
   version=$("$ARM/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   for libc in 17 24 26 27 28 31 34; do platforms+=(--platform "manylinux_2_${libc}_aarch64"); done
   rm -rf "$ARM/site"
-  "$HERE" -m pip --quiet install --target "$ARM/site" --constraint constraints.txt --only-binary :all: \
-    --python-version "$version" "${platforms[@]}" --platform manylinux2014_aarch64 "$1" hypothesis pytest
-  rm -r "$ARM"/site/tinyllama* # lib/ has it
+  "$HERE" -m pip --quiet install --target "$ARM/site" --require-hashes --only-binary :all: \
+    --python-version "$version" "${platforms[@]}" --platform manylinux2014_aarch64 -r requirements/arm.txt
   touch "$ARM/site"
 }
 
@@ -109,7 +108,7 @@ unpack_root
 write_python
 export CFLAGS=-DTINYLLAMA_EMULATE_ACCELERATE
 wheel=$("$HERE" tools/cross_wheel.py linux-arm64 "$ARM" ${ARM_CC:+"$ARM_CC"})
-install_site "$wheel"
+install_site
 rm -rf "$ARM/lib"
 "$HERE" -m zipfile --extract "$wheel" "$ARM/lib"
 
