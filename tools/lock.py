@@ -1,7 +1,7 @@
 """lock.py [--upgrade] writes requirements/*.txt: of every package that a goal of the Makefile installs, the
 one version and the SHA-256 of its files, for Linux and macOS and every Python that tinyllama is for.
 
-Versions that stand in requirements/ stay while pyproject.toml allows them; --upgrade takes the newest instead.
+Versions that stand in requirements/ stay while pyproject.toml allows them; --upgrade takes the newest ones.
 All goals share one .venv, so their versions come from one resolution, which uv makes. `-r` brings in the file
 that another one builds on.
 
@@ -12,6 +12,7 @@ PyTorch's own index has the same version for the CPU alone.
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,8 +33,8 @@ GOALS = {
     "audit": ("demo", "--group=audit"),
     "lock": ("demo", "--group=lock"),
 }
-#: torch, and what its builds for the CPU do without.
-APART = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
+#: torch, what its builds for the CPU do without, and pip, which Python brings.
+APART = re.compile(r"torch|triton|nvidia-.*|cuda-.*|pip")
 HEADER = "# Made by `make lock`, as CONTRIBUTING.md says."
 
 
@@ -44,14 +45,18 @@ def resolve(*arguments: str, output: Path) -> dict[str, str]:
     command = [sys.executable, "-m", "uv", "pip", "compile", *options, *arguments]
     if subprocess.run(command, cwd=ROOT).returncode:
         sys.exit("make lock: uv failed for the reason above; requirements/ stays as it was")
-    blocks = re.findall(r"^[a-z0-9].*(?:\n    .*)*", output.read_text(), flags=re.MULTILINE)
-    return {block.split("==")[0]: block for block in blocks}
+    return {block.split("==")[0]: block for block in blocks(output)}
+
+
+def blocks(path: Path) -> list[str]:
+    """The pinned packages of a file, each with its hashes."""
+    return re.findall(r"^[a-z0-9].*(?:\n    .*)*", path.read_text(), flags=re.MULTILINE)
 
 
 def resolve_all(folder: Path, upgrade: list[str]) -> dict[str, str]:
     """{name: its lines} of every package."""
     standing = folder / "standing.txt"
-    standing.write_text("\n".join(path.read_text() for path in LOCKS.glob("*.txt")).replace("+cpu", ""))
+    standing.write_text("\n".join(chain(*map(blocks, LOCKS.glob("*.txt")))).replace("+cpu", ""))
     return resolve("pyproject.toml", *(what for _, what in GOALS.values()), *upgrade, output=standing)
 
 
