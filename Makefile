@@ -105,7 +105,7 @@ clean:
 $(MODEL): # after any of the .installed, in the order in which the goals above name them
 	@$(RUN) tinyllama download smollm2
 
-.venv/test.installed .venv/browser.installed .venv/cross.installed: TORCH := yes
+.venv/test.installed .venv/browser.installed .venv/fuzz.installed .venv/cross.installed: TORCH := yes
 
 # requirements/NAME.txt has the version and the SHA-256 of every package; pip refuses any other file.
 .venv/%.installed: $(BIN)/python $(BIN)/pip pyproject.toml setup.py $(wildcard ext/*.[ch] requirements/*.txt)

@@ -66,7 +66,7 @@ def pins(goal):
 
 def test_every_goal_that_the_makefile_sets_up_has_its_requirements():
     goals = re.findall(r"\.venv/([a-z]+)\.installed", (ROOT / "Makefile").read_text())
-    assert set(goals) | {"torch", "arm"} == LOCKS.keys()
+    assert LOCKS.keys() >= {*goals, "torch", "arm"}
 
 
 @pytest.mark.parametrize("goal", sorted(LOCKS))

@@ -26,6 +26,7 @@ GOALS = {
     "notebooks": ("demo", "--extra=notebooks"),
     "test": ("notebooks", "--extra=test"),
     "browser": ("test", "--group=browser"),
+    "fuzz": ("test", "--group=fuzz"),
     "cross": ("test", "--group=cross"),
     "arm": ("demo", "--group=arm"),
     "wheels": ("demo", "--group=wheels"),
