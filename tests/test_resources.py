@@ -47,26 +47,3 @@ def test_peak_memory_grows_with_what_is_used():
     before = resources.peak_memory()
     np.ones(30_000_000 + before // 8).sum()
     assert resources.peak_memory() > before
-
-
-def test_what_a_killed_process_left_behind_goes_and_what_a_living_one_writes_stays(tmp_path):
-    target, stale = tmp_path / "model.bin", tmp_path / "model.bin.01234567.tmp"
-    stale.write_bytes(b"half")
-    with resources.written_beside(target) as first:
-        assert not stale.exists()
-        first.write_bytes(b"first")
-        with resources.written_beside(target) as second:
-            second.write_bytes(b"second")
-        assert first.exists() and first != second
-    assert [path.name for path in tmp_path.iterdir()] == ["model.bin"]
-    assert target.read_bytes() == b"first"
-
-
-def test_what_is_not_written_to_the_end_leaves_what_was_there(tmp_path):
-    target = tmp_path / "model.bin"
-    target.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), resources.written_beside(target) as path:
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
-    assert [path.name for path in tmp_path.iterdir()] == ["model.bin"]
-    assert target.read_bytes() == b"old"

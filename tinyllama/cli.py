@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from . import __version__
@@ -41,20 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _ended_tidily() -> Iterator[None]:
-    """Leave by an exception at `kill`, and when the terminal is closed, so that half-written files go too.
+    """Leave by an exception at Ctrl-C, `kill` and where the terminal is closed: half-written files go too.
 
-    Where such a signal is ignored, as under nohup, it stays so.
+    A second such signal doesn't disturb that. Where one is ignored, as under nohup, it stays so.
     """
+    before = {}
 
     def leave(number, _):
-        sys.exit(128 + number)
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
 
-    before = {}
     if threading.current_thread() is threading.main_thread():
-        signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        before = {number: signal.getsignal(number) for number in signals}
-        for number in signals:
-            if before[number] == signal.SIG_DFL:
+        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+        for number, handler in before.items():
+            if handler in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, leave)
     try:
         yield
@@ -70,8 +72,10 @@ def _run(args: argparse.Namespace) -> int:
 
         status = COMMANDS[args.command](args) or 0
         print(end="", flush=True)  # here, where a full disk or a closed pipe can still be told
-    except KeyboardInterrupt:
-        status = 130
+    except KeyboardInterrupt as interrupt:
+        status = 128 + (interrupt.args or (signal.SIGINT,))[0]
+        if args.command in ("convert", "quantize", "download"):
+            _say("tinyllama: interrupted; no file was changed")
     except BrokenPipeError:
         status = 141
     except (TinyllamaError, OSError, MemoryError) as error:
@@ -101,7 +105,8 @@ def _fail(error: Exception) -> int:
 
 
 def _say(line: str = "") -> None:
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal may have been closed
+        print(line, file=sys.stderr, flush=True)
 
 
 # --- arguments ------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from .formats.parts import Part
 from .quant import Tensor
 from .streaming import CHUNK, N_THREADS, Output, Rows, Source, write
 from .vocabulary import vocabulary_from_model
+from .writing import Unchanged, blamed
 
 FTYPES = {0: "f32", 1: "f16"}
 
@@ -55,6 +56,7 @@ def convert(
         raise TinyllamaError(
             f"convert writes ggml or gguf of type 0 (f32) or 1 (f16), not {format} of {ftype!r}"
         )
+    sources = Unchanged([*meta.part_paths(folder), folder / "params.json"])
     checkpoint = meta.read(folder)
     suffix = "bin" if format == "ggml" else "gguf"
     outfile = Path(outfile or folder / f"ggml-model-{FTYPES[ftype]}.{suffix}")
@@ -63,7 +65,7 @@ def convert(
     else:
         outputs = [_converted_gguf(checkpoint, FTYPES[ftype], outfile)]
     _refuse_to_replace([*checkpoint.files, folder / "params.json", checkpoint.vocabulary.model], outputs)
-    return write(outputs, "convert", _checksums(folder, checkpoint.files))
+    return write(outputs, "convert", sources, _checksums(folder, checkpoint.files))
 
 
 def quantize(source: str | Path, target: str | Path, type: int | str) -> list[Path]:
@@ -83,21 +85,23 @@ def quantize(source: str | Path, target: str | Path, type: int | str) -> list[Pa
     if type not in QUANTIZED.values():
         raise TinyllamaError(f"quantize to {', '.join(QUANTIZED.values())}, not to {type}")
     if gguf.is_gguf(source):
-        return _write_quantized([source], [_quantized_gguf(source, target, type)])
+        unchanged = Unchanged([source])
+        return _write_quantized([source], unchanged, [_quantized_gguf(source, target, type)])
     if type not in QUANTIZED_2023:
         raise TinyllamaError(f"{source}: a ggml file can be quantized to q4_0 or q4_1, not to {type}")
     number, paths = ggml.find_parts(source)
     sources = [source] if number else paths
+    unchanged = Unchanged(sources)
     outputs = [
         _quantized_ggml(path, ggml.part_path(target, i), QUANTIZED_2023[type])
         for i, path in enumerate(sources)
     ]
-    return _write_quantized(sources, outputs)
+    return _write_quantized(sources, unchanged, outputs)
 
 
-def _write_quantized(sources: list[Path], outputs: list[Output]) -> list[Path]:
+def _write_quantized(sources: list[Path], unchanged: Unchanged, outputs: list[Output]) -> list[Path]:
     _refuse_to_replace(sources, outputs)
-    return write(outputs, "quantize")
+    return write(outputs, "quantize", unchanged)
 
 
 def _refuse_to_replace(sources: list[Path], outputs: list[Output]) -> None:
@@ -256,7 +260,7 @@ def _checksums(folder: Path, files: list[Path]) -> Callable[[threading.Event], N
 
 def _md5(file: Path, give_up: threading.Event) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with file.open("rb", buffering=0) as opened:
+    with blamed(file), file.open("rb", buffering=0) as opened:
         while not give_up.is_set() and (chunk := opened.read(CHUNK)):
             digest.update(chunk)
     return digest.hexdigest()

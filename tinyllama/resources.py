@@ -1,14 +1,8 @@
-"""What this computer has of memory and disk, the refusal where something needs more, and files that appear
-when they are whole."""
+"""What this computer has of memory and disk, and the refusal where something needs more."""
 
 import ctypes
-import os
-import secrets
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from io import BufferedWriter
 from pathlib import Path
 
 import psutil
@@ -63,48 +57,11 @@ def require_memory(needed: int, what: str) -> None:
 
 def require_disk(needed: int, folder: Path, what: str) -> None:
     """Raises TinyllamaError, with both figures, where `needed` bytes don't fit on the folder's disk."""
-    if needed > (free := shutil.disk_usage(folder).free):
-        raise TinyllamaError(f"{what} needs {human(needed)} of disk in {folder}, and {human(free)} are free")
+    if needed > shutil.disk_usage(folder).free:
+        raise TinyllamaError(disk_needed(needed, folder, what))
 
 
-@contextmanager
-def written_beside(target: Path) -> Iterator[Path]:
-    """The path of an empty file to write to, which becomes `target` at the end, or vanishes at a failure.
-
-    It is locked meanwhile: what a killed process left behind isn't, and goes when the same target is written
-    again. A target that is a symbolic link stays one: the file that it points to is replaced.
-    """
-    target = target.resolve()
-    _remove_left_behind(target)
-    path = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
-    with path.open("xb") as file:
-        try:
-            _lock(file)
-            yield path
-            os.replace(path, target)
-        finally:
-            with suppress(OSError):
-                path.unlink()
-
-
-def _remove_left_behind(target: Path) -> None:
-    known = f"{target.name}."
-    for path in target.parent.iterdir():
-        name = path.name
-        if name.startswith(known) and name.endswith(".tmp") and len(name) == len(known) + len("01234567.tmp"):
-            with suppress(OSError), path.open("r+b") as file:
-                if _lock(file):
-                    path.unlink()
-
-
-def _lock(file: BufferedWriter) -> bool:
-    """Whether this process has a file for itself now, until it closes it."""
-    if sys.platform == "win32":
-        return False
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def disk_needed(needed: int, folder: Path, what: str) -> str:
+    """Both figures in a sentence."""
+    free = shutil.disk_usage(folder).free
+    return f"{what} needs {human(needed)} of disk in {folder}, and {human(free)} are free"

@@ -26,7 +26,8 @@ from tqdm.auto import tqdm
 from .backends import get_backend
 from .blocks import TYPES
 from .errors import TinyllamaError
-from .resources import human, require_disk, require_memory, written_beside
+from .resources import disk_needed, human, require_disk, require_memory
+from .writing import NO_ROOM, Unchanged, blamed, reserve, written_beside
 
 PORTION = 1 << 24  # bytes of source that a thread takes at a time
 CHUNK = 1 << 20  # and reads at a time: it stays in the L2 cache until it has been written
@@ -105,52 +106,63 @@ class Output:
 
 
 def write(
-    outputs: list[Output], verb: str, check: Callable[[threading.Event], None] | None = None
+    outputs: list[Output],
+    verb: str,
+    sources: Unchanged,
+    check: Callable[[threading.Event], None] | None = None,
 ) -> list[Path]:
     """Write files. They appear under their names when all are whole, and not at all if anything fails.
 
     Args:
         outputs: what to write.
         verb: "convert" or "quantize", for the progress bar.
+        sources: the files that it is made from, as they were before anything was read from them.
         check: runs beside the writing, and makes it fail by raising; is given an event that says: give up.
     Returns:
         the paths of the files.
-    Raises TinyllamaError where the disk hasn't the room or a file can't be read or written.
+    Raises TinyllamaError where the disk hasn't the room, a file can't be read or written, a source is
+    changed meanwhile, or another run writes the same files.
     """
-    _announce(outputs, verb)
     total = sum(output.size for output in outputs)
-    with _beside(outputs) as unfinished, tqdm(total=total, desc=verb, unit="B", unit_scale=True) as bar:
-        for path, output in unfinished:
-            bar.update(_write_headers(path, output))
-        with _in_background(check) as checked:
-            work = (
-                (path, portion)
-                for path, output in unfinished
-                for rows in output.rows
-                for portion in rows.cut(PORTION)
-            )
-            with closing(_in_parallel(work)) as moved:
-                for n_bytes in moved:
-                    bar.update(n_bytes)
-                    if checked.done():
-                        checked.result()
-            bar.set_postfix_str("" if checked.done() else "checking")
-            checked.result()
-        bar.update(total - bar.n)  # padding
+    with _beside(outputs) as unfinished:
+        _announce(outputs, verb)
+        with tqdm(total=total, desc=verb, unit="B", unit_scale=True) as bar:
+            _fill(unfinished, bar, check)
+        sources.check()
     return [output.path for output in outputs]
+
+
+def _fill(
+    unfinished: list[tuple[Path, Output]], bar: tqdm, check: Callable[[threading.Event], None] | None
+) -> None:
+    """Write headers and weights, while the check runs beside."""
+    for path, output in unfinished:
+        with blamed(path):
+            bar.update(_write_headers(path, output))
+    with _in_background(check) as checked:
+        work = (
+            (path, portion)
+            for path, output in unfinished
+            for rows in output.rows
+            for portion in rows.cut(PORTION)
+        )
+        with closing(_in_parallel(work)) as moved:
+            for n_bytes in moved:
+                bar.update(n_bytes)
+                if checked.done():
+                    checked.result()
+        bar.set_postfix_str("" if checked.done() else "checking")
+        checked.result()
+    bar.update(bar.total - bar.n)  # padding
 
 
 def _announce(outputs: list[Output], verb: str) -> None:
     """Say what it will need, and refuse what the machine doesn't have."""
     size = sum(output.size for output in outputs)
-    first = outputs[0]
-    folder = first.path.resolve().parent
-    if not folder.is_dir():
-        raise TinyllamaError(f"{first.path}: there is no folder {folder}")
     every_row = [rows for output in outputs for rows in output.rows]
     quantized = sum(rows.n_rows * rows.n_cols for rows in every_row if TYPES[rows.type].block > 1)
     seconds = max(size / WRITING_SPEED, quantized / (QUANTIZING_SPEED * N_THREADS))
-    names = first.path.name + (f" … {outputs[-1].path.name}" if len(outputs) > 1 else "")
+    names, folder = _where(outputs)
     print(
         f"{verb}: writes {names}, {human(size)}; takes about {seconds:.0f} s and {human(MEMORY)} of memory",
         file=sys.stderr,
@@ -159,28 +171,37 @@ def _announce(outputs: list[Output], verb: str) -> None:
     require_memory(MEMORY, f"writing {names}")
 
 
+def _where(outputs: list[Output]) -> tuple[str, Path]:
+    """The names of the outputs, for messages, and their folder."""
+    first, last = outputs[0].path, outputs[-1].path
+    names = first.name + (f" … {last.name}" if len(outputs) > 1 else "")
+    return names, Path(os.path.realpath(first)).parent
+
+
 # --- files that appear when they are whole --------------------------------------------------------
 
 
 @contextmanager
 def _beside(outputs: list[Output]) -> Iterator[list[tuple[Path, Output]]]:
     """Files beside the outputs to write to; they become the outputs at the end, or vanish at a failure."""
-    unfinished: list[tuple[Path, Output]] = []
+    names, folder = _where(outputs)
+    if not folder.is_dir():
+        raise TinyllamaError(f"{outputs[0].path}: there is no folder {folder}")
     try:
-        with ExitStack() as stack:
-            for output in outputs:
-                unfinished.append((stack.enter_context(written_beside(output.path)), output))
-            yield unfinished
+        with written_beside(*(output.path for output in outputs)) as paths:
+            yield list(zip(paths, outputs, strict=True))
     except OSError as error:
-        named = {str(path): output.path for path, output in unfinished}
-        file = named.get(str(error.filename), error.filename or outputs[0].path)
-        raise TinyllamaError(f"{file}: {error.strerror}") from None
+        cause = f"{error.filename}: {error.strerror}"
+        if error.errno in NO_ROOM:
+            size = sum(output.size for output in outputs)
+            cause += f"; {disk_needed(size, folder, f'writing {names}')}"
+        raise TinyllamaError(cause) from None
 
 
 def _write_headers(path: Path, output: Output) -> int:
     """Fill the file with zeros and put its headers in. Returns their bytes."""
     with path.open("r+b") as file:
-        file.truncate(output.size)
+        reserve(file, output.size)
         for offset, data in output.headers:
             file.seek(offset)
             file.write(data)
@@ -239,15 +260,18 @@ def _move(path: Path, rows: Rows, cast: Callable) -> int:
             blocks = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
             if rows.type != rows.sources[0].type:
                 blocks = _cast(blocks, rows, cast)
-            _write(target, blocks)
+            with blamed(path):
+                _write(target, blocks)
     return rows.nbytes
 
 
 def _read(file: FileIO, source: Source, n_rows: int) -> np.ndarray:
     """Rows as they lie in their file. Reading, unlike mapping, leaves nothing in this process's memory."""
     data = np.empty(n_rows * source.row_bytes, np.uint8)
-    file.seek(source.offset)
-    if file.readinto(data) < data.nbytes:
+    with blamed(source.path):
+        file.seek(source.offset)
+        n_bytes = file.readinto(data)
+    if n_bytes < data.nbytes:
         raise TinyllamaError(f"{source.path} became shorter while it was read")
     return TYPES[source.type].view(data, (n_rows, source.n_cols))
 

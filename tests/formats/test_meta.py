@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -327,13 +328,14 @@ def test_split_never_replaces_the_checkpoint_itself(folder):
 
 
 def test_a_split_that_fails_leaves_no_half_part(folder, tmp_path, monkeypatch):
-    def fill_the_disk(state, path):
-        path.write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed\nwriting file")
+    def fill_the_disk(state, file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(torch, "save", fill_the_disk)
-    checkpoints.refused(lambda: meta.split(folder, tmp_path / "cut", 2), str(tmp_path / "cut"))
-    assert not list((tmp_path / "cut").glob("consolidated*"))
+    first = tmp_path / "cut" / "consolidated.00.pth"
+    checkpoints.refused(lambda: meta.split(folder, tmp_path / "cut", 2), f"{first}: No space left on device")
+    assert not list((tmp_path / "cut").iterdir())
 
 
 def test_split_without_torch_says_so(folder, tmp_path, monkeypatch):

@@ -36,6 +36,7 @@ from ..blocks import TYPES
 from ..config import PRESETS, Config, hidden_dim_of
 from ..errors import TinyllamaError
 from ..vocabulary import Vocabulary, vocabulary_from_model
+from ..writing import newest
 from . import Checkpoint
 from .meta import find_tokenizer, read_params
 from .parts import Entry, Part, check, count_parts, map_file, merge, what_it_is
@@ -80,7 +81,7 @@ def read(path: str | Path, layout: str | None = None) -> Checkpoint:
     if number:
         first = path.with_name(path.name.removesuffix(f".{number}"))
         raise TinyllamaError(f"{path} is part {number + 1} of {len(paths)}: name the first one, {first}")
-    header, _ = read_part(path, layout)
+    header, _ = read_part(paths[0], layout)
     parts = []
     for part_path in paths:
         other, part = read_part(part_path, layout)
@@ -97,13 +98,13 @@ def find_parts(path: Path, layout: str | None = None) -> tuple[int, list[Path]]:
 
     Raises TinyllamaError where the file is the first and another is missing.
     """
-    header, part = read_part(path, layout)
+    header, part = read_part(newest(path), layout)
     n_parts = count_parts(part, header.config)
     number = re.search(r"\.([1-9]\d*)$", path.name)
     if number and int(number[1]) < n_parts and not part_path(path, 1).exists():
         first = path.with_name(path.name.removesuffix(number[0]))
         return int(number[1]), [part_path(first, other) for other in range(n_parts)]
-    paths = [part_path(path, other) for other in range(n_parts)]
+    paths = [newest(part_path(path, other)) for other in range(n_parts)]
     for other in paths:
         if not other.exists():
             raise TinyllamaError(f"{other} is missing: {path.name} is the first of {n_parts} parts")

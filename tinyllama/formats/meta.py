@@ -11,16 +11,17 @@ vocab_size is -1 in params.json: Meta took it from the tokenizer, we take it fro
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 from ..config import Config
 from ..errors import TinyllamaError
 from ..files import read_file
+from ..resources import require_disk
 from ..vocabulary import Vocabulary
+from ..writing import newest, written_beside
 from . import Checkpoint
 from .parts import Part, count_parts, cut, merge, split_axis
-from .pth import read_part, save
+from .pth import read_part, write_part
 
 LARGEST_JSON = 1 << 16  # bytes of params.json, or of checklist.chk; they have a hundred
 
@@ -52,7 +53,7 @@ def read_params(folder: Path) -> dict:
     if not path.exists():
         raise TinyllamaError(f"{path} is missing")
     try:
-        params = json.loads(read_file(path, LARGEST_JSON), object_pairs_hook=_without_twins)
+        params = json.loads(read_file(newest(path), LARGEST_JSON), object_pairs_hook=_without_twins)
     except (ValueError, RecursionError) as error:
         twin = f": {error}" if isinstance(error, _TwinError) else ""
         raise TinyllamaError(f"{path} isn't JSON{twin}") from None
@@ -137,7 +138,7 @@ def part_paths(folder: Path) -> list[Path]:
     for path in paths:
         if path.name not in found:
             raise TinyllamaError(f"{path} is missing")
-    return paths
+    return [newest(path) for path in paths]
 
 
 # --- cutting --------------------------------------------------------------------------------------
@@ -158,10 +159,19 @@ def split(folder: str | Path, out_folder: str | Path, n_parts: int) -> list[Path
     for name, tensor in checkpoint.tensors.items():
         if len(tensor.shape) == 2 and tensor.shape[split_axis(name)] % n_parts:
             raise TinyllamaError(f"{folder}: {name} {list(tensor.shape)} doesn't divide into {n_parts} parts")
-    out_folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / "params.json", out_folder)
-    shutil.copy(checkpoint.vocabulary.model, out_folder)
+    copied = [folder / "params.json", checkpoint.vocabulary.model]
     paths = [out_folder / part_name(number) for number in range(n_parts)]
-    for number, path in enumerate(paths):
-        save({name: cut(tensor, number, n_parts) for name, tensor in checkpoint.tensors.items()}, path)
+    try:
+        out_folder.mkdir(parents=True, exist_ok=True)
+        require_disk(checkpoint.files[0].stat().st_size, out_folder, f"cutting {folder}")
+        targets = [*paths, *(out_folder / original.name for original in copied)]
+        with written_beside(*targets) as unfinished:
+            for number, path in enumerate(unfinished[:n_parts]):
+                write_part(
+                    {name: cut(tensor, number, n_parts) for name, tensor in checkpoint.tensors.items()}, path
+                )
+            for original, path in zip(copied, unfinished[n_parts:], strict=True):
+                path.write_bytes(original.read_bytes())
+    except OSError as error:
+        raise TinyllamaError(f"{error.filename}: {error.strerror}") from None
     return paths

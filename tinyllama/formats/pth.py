@@ -29,7 +29,7 @@ import numpy as np
 from ..blocks import TYPES
 from ..errors import TinyllamaError
 from ..quant import Tensor
-from ..resources import written_beside
+from ..writing import blamed
 from .parts import Entry, Part, map_file, what_it_is
 from .unpickle import SavedTensor, read_tensors
 
@@ -188,19 +188,16 @@ def _one_line(what: object) -> str:
 # --- writing ---------------------------------------------------------------------------------------
 
 
-def save(tensors: dict[str, Tensor], path: Path) -> None:
+def write_part(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors of one part each and of plain numbers as a .pth file."""
     try:
         import torch
     except ImportError:
-        raise TinyllamaError(f"{path}: writing a checkpoint needs torch (pip install torch)") from None
+        raise TinyllamaError("writing a checkpoint needs torch (pip install torch)") from None
     dtypes = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
     state = {}
     for name, tensor in tensors.items():
         raw = torch.from_numpy(np.array(tensor.parts[0], order="C").view(np.uint8))
         state[name] = raw.view(dtypes[tensor.type])
-    try:
-        with written_beside(path) as unfinished:
-            torch.save(state, unfinished)
-    except (OSError, RuntimeError) as error:
-        raise TinyllamaError(f"{path} can't be written: {_one_line(error)}") from None
+    with blamed(path), path.open("wb") as file:  # a file, for whose errors torch has the system's words
+        torch.save(state, file)
