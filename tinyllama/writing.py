@@ -85,7 +85,7 @@ def newest(path: Path) -> Path:
 
 
 def reserve(file: BinaryIO, size: int) -> None:
-    """Make a file `size` zeros long, on Linux with all its room on the disk; elsewhere that comes bit by bit."""
+    """Make a file `size` zeros long, on Linux with all its room on the disk; elsewhere that grows."""
     file.truncate(size)
     # Not os.posix_fallocate: where the file system can't, that writes a byte into every block.
     if fallocate := getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None):
