@@ -16,7 +16,7 @@ from . import replay, targets
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "fuzz"  # what the inputs of a run are kept in, from one run to the next
 FINDINGS = ROOT / "fuzz" / "findings"
-LARGEST = 16384  # bytes of an input
+LARGEST = 32768  # bytes of an input
 TOO_LONG = 60  # seconds that libFuzzer lets an input take on a busy computer; the contract is stricter
 
 

@@ -27,13 +27,13 @@ SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 class Broken(AssertionError):
-    """Something doesn't hold that should hold for every input."""
+    """Something doesn't hold that should hold for every input: what, and about which part of it."""
 
 
-def must(holds: bool, what: str) -> None:
+def must(holds: bool, what: str, about: object = "") -> None:
     """Raises Broken unless it holds."""
     if not holds:
-        raise Broken(what)
+        raise Broken(what, str(about)[:500])
 
 
 @contextmanager
@@ -60,40 +60,43 @@ def limits() -> Iterator[None]:
         seconds = time.thread_time() - start
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     _, peak = _memory()
-    must(seconds < SECONDS, f"took {seconds:.2f} s")
-    must(peak <= max(peak_before, rss + MEMORY), f"took {(peak - rss) >> 20} MB")
+    must(seconds < SECONDS, "took too long", f"{seconds:.2f} s")
+    must(peak <= max(peak_before, rss + MEMORY), "took too much memory", f"{(peak - rss) >> 20} MB")
 
 
-def opened(read: Callable, path: Path):
-    """What `read` makes of a file or folder, or None where it refuses it as it should."""
+def opened(read: Callable, path: Path, named: Path | None = None):
+    """What `read` makes of a file, or None where it refuses it as it should.
+
+    `named` is what the message must name, such as the folder where the error may be in another file.
+    """
     try:
         with limits():
             return read(path)
     except TinyllamaError as error:
-        is_refused(error, path)
+        is_refused(error, named or path)
         return None
 
 
-def is_refused(error: TinyllamaError, path: Path | None = None) -> None:
-    """An error must be one line that a terminal can show, and name the file (or one in the folder)."""
+def is_refused(error: TinyllamaError, path: Path) -> None:
+    """An error must be one line that a terminal can show, and name the file."""
     message = str(error)
-    must(message.isprintable(), f"a message of several lines or with control characters: {message!r}")
-    must(len(message) <= LONGEST_MESSAGE, f"a message of {len(message)} characters: {message[:200]}...")
-    must(path is None or str(path) in message, f"a message that doesn't name {path}: {message}")
+    must(message.isprintable(), "a message of several lines or with control characters", repr(message))
+    must(len(message) <= LONGEST_MESSAGE, "a long message", message)
+    must(str(path) in message, "a message that doesn't name the file", message)
 
 
 def is_whole(tensors: dict[str, Tensor], config: Config, n_bytes: int) -> None:
     """Every tensor that the config asks for is there, in its shape, within the file, and can be read."""
     shapes = config.tensor_shapes()
     missing = shapes.keys() - tensors.keys() - {"output.weight"}
-    must(not missing, f"accepted without {sorted(missing)[:3]}")
+    must(not missing, "accepted with tensors missing", missing)
     for name, tensor in tensors.items():
         expected = (config.head_dim // 2,) if name == ROPE_FREQS else shapes.get(name)
-        must(tensor.shape == expected, f"{name} is {tensor.shape}, not {expected}")
-        must(tensor.nbytes <= n_bytes, f"{name} is larger than its file")
+        must(tensor.shape == expected, "a wrong shape", f"{name} is {tensor.shape}, not {expected}")
+        must(tensor.nbytes <= n_bytes, "a tensor larger than its file", name)
         with limits():
             weights = tensor.dequantize()
-        must(weights.shape == expected and weights.dtype == np.float32, f"{name} isn't read as {expected}")
+        must(weights.shape == expected and weights.dtype == np.float32, "read in another shape", name)
 
 
 def _limit_address_space(n_bytes: int, soft: int, hard: int) -> None:

@@ -1,4 +1,4 @@
-"""One target under atheris, libFuzzer for Python, in a process of its own: `python -m fuzz.engine TARGET ...`.
+"""One target under atheris, libFuzzer for Python, in a process of its own.
 
 Most inputs are known ones with some bytes changed, as libFuzzer does it; every fifth is a new one from the
 target's hypothesis strategy. Either kind is kept and changed again when it reaches code that none before it
@@ -51,7 +51,7 @@ class Fuzzed:
         self.inputs += 1
         try:
             self.accepted += bool(self.target.check(data))
-        except Exception as error:
+        except BaseException as error:  # a Rust panic is none of the Exceptions
             note(self.findings, data, error)
         if time.monotonic() - self.written > EVERY:
             self.written = time.monotonic()
@@ -64,12 +64,12 @@ class Fuzzed:
         return made if made and len(made) <= max_size else atheris.Mutate(data, max_size)
 
 
-def note(findings: Path, data: bytes, error: Exception) -> Path:
+def note(findings: Path, data: bytes, error: BaseException) -> Path:
     """Keep an input that breaks the contract, the smallest of those that break it at the same place."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "tinyllama" in frame.filename]
     place = "".join(f"{frame.name}:{frame.lineno}\n" for frame in frames[-3:])
     if type(error).__name__ == "Broken":
-        place += "".join(char for char in str(error) if char.isalpha())[:24]
+        place += error.args[0]
     name = f"{type(error).__name__}-{hashlib.md5(place.encode()).hexdigest()[:8]}"
     path = findings / name
     if not path.exists() or len(data) < path.stat().st_size:

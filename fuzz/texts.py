@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from tinyllama.errors import TinyllamaError
 from tinyllama.tokenizer import TextStream, Tokenizer, make_tokenizer
-from tinyllama.vocabulary import BYTE, USER_DEFINED, Vocabulary
+from tinyllama.vocabulary import BYTE, NORMAL, USER_DEFINED, Vocabulary
 
 from . import contract
 
@@ -19,6 +18,11 @@ PIECES = [
 ]
 PIECES += [("ab", -4.0, 1), ("▁a", -5.0, 1), ("é", -6.0, 1), ("\n", -7.0, 1), ("<|x|>", 0.0, 4), ("", 0.0, 5)]
 
+#: All bytes, as SentencePiece and as byte-level BPE spell them.
+BYTES = [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+LETTERS = [(chr(code), 0.0, NORMAL) for code in [*_PRINTED, *range(0x100, 0x100 + 256 - len(_PRINTED))]]
+
 TEXTS = [
     b"",
     b" ",
@@ -31,7 +35,26 @@ TEXTS = [
 ]
 
 
-def keeps_texts(vocabulary: Vocabulary, path: Path, texts: list[bytes] = TEXTS) -> bool:
+def written(pieces: list[tuple[str, float, int]]) -> bytes:
+    r"""Pieces as lines of type, score and spelling, with \n for a newline."""
+    lines = [f"{kind} {score:g} {piece}".replace("\n", r"\n") + "\n" for piece, score, kind in pieces]
+    return "".join(lines).encode()
+
+
+def parsed(lines: bytes) -> list[tuple[str, float, int]]:
+    """The pieces in such lines; a line that a fuzzer has broken gives a normal piece."""
+    pieces = []
+    for line in lines.decode("utf-8", "replace").split("\n")[:-1]:
+        kind, _, rest = line.partition(" ")
+        score, _, piece = rest.partition(" ")
+        try:
+            pieces.append((piece.replace(r"\n", "\n"), float(score), int(kind)))
+        except ValueError:
+            pieces.append((line, 0.0, NORMAL))
+    return pieces
+
+
+def keeps_texts(vocabulary: Vocabulary, path: Path | str, texts: list[bytes] = TEXTS) -> bool:
     """Whether the vocabulary makes a tokenizer, which then must do right by every text."""
     tokenizer = contract.opened(lambda path: make_tokenizer(vocabulary, path), path)
     for text in texts if tokenizer else ():
@@ -42,35 +65,25 @@ def keeps_texts(vocabulary: Vocabulary, path: Path, texts: list[bytes] = TEXTS) 
 def keeps(tokenizer: Tokenizer, text: bytes) -> None:
     """Ids are in range and always the same; they decode to the text where the vocabulary has every byte."""
     with contract.limits():
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode(text, bos=False)
         special = tokenizer.encode(text, special=True)
         back = tokenizer.decode_bytes(ids, strip_prefix=True)
         pieces = [tokenizer.piece(token_id) for token_id in {*ids, *special}]
-    contract.must(
-        all(0 <= token_id < tokenizer.vocab_size for token_id in ids + special), "an id out of range"
-    )
-    contract.must(ids == tokenizer.encode(text), "other ids the second time")
+    in_range = all(0 <= token_id < tokenizer.vocab_size for token_id in ids + special)
+    contract.must(in_range, "an id out of range", ids)
+    contract.must(ids == tokenizer.encode(text, bos=False), "other ids the second time")
     contract.must(all(isinstance(piece, str) for piece in pieces), "a piece that is no text")
     if has_every_byte(tokenizer):
-        contract.must(back == text, f"{text!r} came back as {back!r}")
+        contract.must(back == text, "a text that didn't come back", f"{back!r} for {text!r}")
     streamed = TextStream(tokenizer, strip_prefix=True)
     joined = "".join(map(streamed.feed, ids)) + streamed.flush()
-    contract.must(joined == tokenizer.decode(ids), f"the stream of {text!r} is {joined!r}")
+    contract.must(joined == tokenizer.decode(ids), "a stream that is another text", repr(joined))
 
 
 def has_every_byte(tokenizer: Tokenizer) -> bool:
-    """Whether every text can be kept. A user-defined piece may spell itself as it likes."""
-    types = tokenizer.vocabulary.types
+    """Whether every text can be kept. SentencePiece's user-defined pieces may hide the space in others."""
+    pieces, types = tokenizer.vocabulary.pieces, tokenizer.vocabulary.types
     if tokenizer.vocabulary.kind == "sentencepiece":
-        return types.count(BYTE) == 256 and USER_DEFINED not in types
+        has_space = ("▁", NORMAL) in zip(pieces, types, strict=True)
+        return types.count(BYTE) == 256 and has_space and USER_DEFINED not in types
     return not tokenizer.missing_bytes
-
-
-def refused(call) -> bool:
-    """Whether a call raises TinyllamaError, in one line."""
-    try:
-        call()
-    except TinyllamaError as error:
-        contract.is_refused(error)
-        return True
-    return False

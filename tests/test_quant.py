@@ -1,3 +1,5 @@
+import warnings
+
 import gguf
 import historical
 import numpy as np
@@ -86,6 +88,14 @@ def test_weights_come_back_as_from_ggml(type):
     raw = np.frombuffer(blocks.tobytes(), np.uint8).reshape(len(blocks), -1)
     expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[type.upper()])
     assert np.array_equal(dequantize(blocks, type), expected)
+
+
+@pytest.mark.parametrize("type", [*GGUF_TYPES, *OF_2023])
+def test_infinite_scales_come_back_without_a_warning(type):
+    blocks = quantize(nasty(), type)
+    blocks["d"] = np.inf
+    with warnings.catch_warnings(action="error"):
+        assert not np.isfinite(dequantize(blocks, type)).any()
 
 
 def test_q6_k_comes_back_as_from_ggml():

@@ -313,6 +313,8 @@ SPM = Vocabulary("sentencepiece", pieces=("<unk>", "<s>", "a"), scores=(0.0, 0.0
         (replace(bpe(), merges=(bpe().merges[0], "x nothing")), "merge 'x nothing'"),
         (replace(bpe(), merges=("t x",)), "merge 't x'"),
         (replace(bpe(), merges=("alone",)), "merge 'alone'"),
+        (replace(bpe(), merges=("a b c",)), "merge 'a b c'"),
+        (replace(bpe(), merges=("Ċ ©",)), "merge 'Ċ ©'"),
         (replace(bpe(), stop_ids=(400_000,)), "special token is number 400000"),
         (replace(bpe(), types=()), "but 0 types"),
         (replace(bpe(), pre="deepseek-llm"), "'deepseek-llm' isn't supported, only gpt-2, smollm, llama-bpe"),

@@ -3,6 +3,7 @@ import sentencepiece
 from vocabularies import sentencepiece_model
 
 from tinyllama.errors import TinyllamaError
+from tinyllama.formats import ggml
 from tinyllama.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, vocabulary_from_model
 
 
@@ -41,6 +42,14 @@ def test_what_is_no_tokenizer_model_is_refused_with_its_name(tmp_path, capfd, da
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_pieces_that_are_no_text_are_refused_with_their_file(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(sentencepiece_model().replace(b"<0x41>", b"<0x\xd71>"))
+    for read in (vocabulary_from_model, ggml.token_texts):
+        with pytest.raises(TinyllamaError, match=str(path)):
+            read(path)
 
 
 def test_a_missing_tokenizer_model_is_refused_with_its_name(tmp_path):

@@ -167,7 +167,8 @@ _NOT_VERBATIM = re.compile("([\u2581\udc80-\udcff]+)")
 class SentencePiece(Tokenizer):
     """LLaMA's tokenizer (Kudo and Richardson, arXiv:1808.06226), through the sentencepiece package.
 
-    Without byte pieces in the vocabulary, unknown characters become `unk_id`, which decodes to " ⁇ ".
+    Without byte pieces in the vocabulary, unknown characters become `unk_id`, which decodes to " ⁇ "; without
+    the piece "▁", a space comes back as "▁".
     """
 
     def __init__(self, vocabulary: Vocabulary):
@@ -266,16 +267,16 @@ def _bpe(vocabulary: Vocabulary, plain: dict[str, int]):
     import tokenizers
 
     merges = [tuple(merge.split(" ")) for merge in vocabulary.merges]
+    # A merge into no piece can end tokenizers in a Rust panic, which isn't even an Exception.
+    wrong = next((merge for merge in merges if not _is_merge(merge, plain)), None)
+    if wrong is not None:
+        shown = repr(" ".join(wrong)[:80])
+        raise TinyllamaError(f"the merge {shown} isn't of two pieces of the vocabulary into a third")
     try:
         # Llama 3's rule takes a word that is a piece as it is, without looking for merges that lead to it.
         model = tokenizers.models.BPE(plain, merges, ignore_merges=vocabulary.pre == "llama-bpe")
-    except Exception as error:  # looking for a wrong merge beforehand would take half as long again
-        wrong = next((" ".join(merge) for merge in merges if not _is_merge(merge, plain)), None)
-        if wrong is None:
-            raise TinyllamaError(f"tokenizers can't use this vocabulary: {_one_line(error)}") from None
-        raise TinyllamaError(
-            f"the merge {wrong!r} isn't of two pieces of the vocabulary into a third"
-        ) from None
+    except Exception as error:
+        raise TinyllamaError(f"tokenizers can't use this vocabulary: {_one_line(error)}") from None
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = _pre_tokenizer(vocabulary.pre)
     return tokenizer

@@ -55,9 +55,12 @@ def vocabulary_from_model(path: str | Path) -> Vocabulary:
     if trainer.model_type != trainer.BPE:
         kind = trainer.ModelType.Name(trainer.model_type).lower()
         raise TinyllamaError(f"{path}: a SentencePiece model of the {kind} kind, LLaMA's are of the bpe kind")
+    pieces = tuple(piece.piece for piece in proto.pieces)
+    if not all(isinstance(piece, str) for piece in pieces):  # protobuf gives what isn't UTF-8 as bytes
+        raise TinyllamaError(f"{path}: a SentencePiece model with a piece that isn't UTF-8")
     return Vocabulary(
         kind="sentencepiece",
-        pieces=tuple(piece.piece for piece in proto.pieces),
+        pieces=pieces,
         scores=tuple(piece.score for piece in proto.pieces),
         types=tuple(piece.type for piece in proto.pieces),
         bos_id=trainer.bos_id if trainer.bos_id >= 0 else None,

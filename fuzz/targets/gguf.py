@@ -41,7 +41,7 @@ def agrees(checkpoint: Checkpoint) -> None:
     for name, tensor in checkpoint.tensors.items():
         other = theirs[names.get(name, name)]
         same = tensor.parts[0].tobytes() == np.asarray(other.data).tobytes()
-        contract.must(same, f"{name} isn't what the gguf package reads")
+        contract.must(same, "not what the gguf package reads", name)
 
 
 # --- nearly valid files ---------------------------------------------------------------------------

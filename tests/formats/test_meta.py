@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 
 import checkpoints
 import numpy as np
@@ -287,6 +288,15 @@ def test_a_part_of_another_cut_is_named(tmp_path):
 def test_params_that_cant_be_true_are_refused_with_their_name(folder, params):
     (folder / "params.json").write_text(params)
     checkpoints.refused(lambda: meta.read(folder), str(folder / "params.json"))
+
+
+def test_tensors_that_dont_divide_into_the_parts_are_refused(tmp_path):
+    config = replace(checkpoints.CONFIG, vocab_size=401)
+    parts = checkpoints.cut(checkpoints.weights(config), 2)
+    for part in parts:
+        part["output.weight"] = part["output.weight"][:200].clone()
+    folder = checkpoints.write(tmp_path / "cut", parts)
+    checkpoints.refused(lambda: meta.read(folder), "output.weight [401, 64] doesn't divide into 2 parts")
 
 
 # --- cutting --------------------------------------------------------------------------------------

@@ -319,12 +319,14 @@ def token_texts(model: Path) -> list[bytes]:
 
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        dot = processor.piece_to_id(".")
+        decoded = processor.decode([[dot], *([dot, token] for token in range(processor.vocab_size()))])
     except (OSError, RuntimeError):
         raise TinyllamaError(f"{model} is no SentencePiece model") from None
-    dot = processor.piece_to_id(".")
-    if processor.decode([dot]) != ".":
+    except UnicodeDecodeError:  # of a piece, or of the message that there is an odd one
+        raise TinyllamaError(f"{model} has a piece that isn't UTF-8") from None
+    if decoded.pop(0) != ".":
         raise TinyllamaError(f"{model} has no piece for '.', which the ggml format needs")
-    decoded = processor.decode([[dot, token] for token in range(processor.vocab_size())])
     return [text.encode("utf-8")[1:] for text in decoded]
 
 

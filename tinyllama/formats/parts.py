@@ -121,6 +121,8 @@ def check(part: Part, config: Config, n_parts: int) -> None:
     for name, shape in shapes.items():
         if name not in part.entries:
             raise TinyllamaError(f"{part.path} lacks the tensor {name}")
+        if len(shape) == 2 and shape[split_axis(name)] % n_parts:
+            raise TinyllamaError(f"{part.path}: {name} {list(shape)} doesn't divide into {n_parts} parts")
         found, expected = part.entries[name].shape, share(name, shape, n_parts)
         if found != expected:
             raise TinyllamaError(f"{part.path}: {name} has the shape {list(found)}, not {list(expected)}")

@@ -1,0 +1,78 @@
+"""A folder of Meta's: params.json, consolidated.NN.pth, tokenizer.model."""
+
+import json
+
+from hypothesis import strategies as st
+
+from tinyllama.blocks import TYPES
+from tinyllama.config import Config
+from tinyllama.formats import meta
+from tinyllama.formats.parts import share
+
+from .. import contract
+from ..bundle import bundle, unbundle
+from ..damage import damaged, pack
+from . import pth
+
+READS = ("tinyllama.formats.meta", "tinyllama.formats.parts", "tinyllama.config")
+WORDS = [b"=== params.json ===\n", b"=== consolidated.00.pth ===\n", b"=== consolidated.01.pth ===\n"]
+WORDS += [b'"n_kv_heads": 1', b'"ffn_dim_multiplier": 1e308', b'"dim": 1e99', b'"vocab_size": -1', b"NaN"]
+
+CONFIG = Config(8, 1, 2, 6, 24, 2)
+PARAMS = {"dim": 8, "multiple_of": 8, "n_heads": 2, "n_layers": 1, "norm_eps": 1e-6, "vocab_size": -1}
+
+
+def check(data: bytes) -> bool:
+    """A checkpoint that is read is whole."""
+    with contract.folder(unbundle(data)) as folder:
+        checkpoint = contract.opened(meta.read, folder)
+        if checkpoint is not None:
+            contract.is_whole(checkpoint.tensors, checkpoint.config, len(data))
+    return checkpoint is not None
+
+
+# --- nearly valid folders -------------------------------------------------------------------------
+
+
+@st.composite
+def inputs(draw) -> bytes:
+    """Checkpoints of one to four parts, with one file damaged, lost or of another checkpoint."""
+    n_parts = draw(st.sampled_from([1, 1, 2, 4]))
+    files = checkpoint(n_parts, draw(st.sampled_from(list(pth.STORAGES))))
+    params = PARAMS | draw(st.dictionaries(st.sampled_from([*PARAMS, *MORE]), VALUES, max_size=2))
+    files["params.json"] = json.dumps(params).encode()
+    name = draw(st.sampled_from([*files, "nothing"]))
+    what = draw(st.sampled_from(["damage", "lose", "other", "again", "nothing"]))
+    if name in files and what == "damage":
+        files[name] = draw(
+            damaged([files[name][start : start + 16] for start in range(0, len(files[name]), 16)])
+        )
+    elif name in files and what == "lose":
+        del files[name]
+    elif name in files and what == "other":
+        files[name] = checkpoint(draw(st.sampled_from([1, 2, 4])), "f32").get(name, b"")
+    elif what == "again":
+        files[f"consolidated.{draw(st.integers(0, 5)):02d}.pth"] = files["consolidated.00.pth"]
+    return bundle(files)
+
+
+MORE = ["n_kv_heads", "rope_theta", "ffn_dim_multiplier", "other"]
+ODD = [0, -1, 1, 2, 3, 8, 10**6, 2**31, 2**63, 10**400, 1e-6, 1e308, float("nan"), float("inf"), None, True]
+VALUES = st.sampled_from([*ODD, "8", "x" * 3000, [], [8], {}, {"dim": 8}, 7.5]) | st.integers()
+
+
+def checkpoint(n_parts: int, type: str) -> dict[str, bytes]:
+    """The files of a checkpoint in so many parts."""
+    files = {"params.json": json.dumps(PARAMS).encode(), "tokenizer.model": b"\n"}
+    for number in range(n_parts):
+        shapes = {name: share(name, shape, n_parts) for name, shape in CONFIG.tensor_shapes().items()}
+        steps = pth.program({name: (type, shape) for name, shape in shapes.items()})
+        sizes = [TYPES[type].nbytes(shape) for shape in shapes.values()]
+        members = {f"data/{key}": bytes(size) for key, size in enumerate(sizes)}
+        files[f"consolidated.{number:02d}.pth"] = pack(pth.archive({"data.pkl": pack(steps), **members}))
+    return files
+
+
+def seeds() -> dict[str, bytes]:
+    """One part, and two."""
+    return {"one_part": bundle(checkpoint(1, "f16")), "two_parts": bundle(checkpoint(2, "bf16"))}

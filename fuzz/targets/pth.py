@@ -1,0 +1,163 @@
+"""One .pth file: the zip archive, the pickle in it, and the storages that the tensors lie in."""
+
+import struct
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from tinyllama.blocks import TYPES
+from tinyllama.config import Config
+from tinyllama.formats import pth
+from tinyllama.formats.parts import Part
+from tinyllama.quant import dequantize
+
+from .. import contract
+from ..damage import Field, Number, damaged, pack
+
+READS = ("tinyllama.formats.pth",)
+WORDS = [b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"ctorch\nHalfStorage\n", b"cos\nsystem\n", b"data/0"]
+WORDS += [b"ctorch._utils\n_rebuild_tensor_v2\n", b"X\x07\x00\x00\x00storage", b"\x80\x02}"]
+
+STORAGES = {"f16": b"HalfStorage", "bf16": b"BFloat16Storage", "f32": b"FloatStorage"}
+
+
+def check(data: bytes) -> bool:
+    """A tensor that is read lies in the file, and is what torch reads."""
+    with contract.folder({"consolidated.00.pth": data}) as folder:
+        part = contract.opened(pth.read_part, folder / "consolidated.00.pth")
+        if part is None:
+            return False
+        for name, entry in part.entries.items():
+            contract.must(0 <= entry.offset <= len(data) - entry.nbytes, "a tensor outside of the file", name)
+            with contract.limits():
+                dequantize(part.blocks(name), entry.type)
+        agrees(part)
+    return True
+
+
+def agrees(part: Part) -> None:
+    """Where torch reads the file, too, it finds the same bytes in every tensor."""
+    try:
+        theirs = torch.load(part.path, map_location="cpu", weights_only=True)
+    except Exception:  # torch tests checksums, among other things
+        return
+    for name in part.entries:
+        other = theirs[name].detach().contiguous().view(torch.uint8).numpy()
+        same = np.array_equal(part.blocks(name).view(np.uint8).ravel(), other.ravel())
+        contract.must(same, "not what torch reads", name)
+
+
+# --- nearly valid files ---------------------------------------------------------------------------
+
+
+@st.composite
+def inputs(draw) -> bytes:
+    """Tiny checkpoints whose pickle, or whose archive, is damaged."""
+    type = draw(st.sampled_from(list(STORAGES)))
+    config = draw(st.sampled_from([Config(8, 1, 2, 5, 24, 2), Config(4, 2, 1, 3, 12, 1)]))
+    members = checkpoint(config, type, draw(st.sampled_from([b"\0", b"\x00\x3c", b"\xff"])))
+    steps = program({name: (type, shape) for name, shape in config.tensor_shapes().items()})
+    for _ in range(draw(st.integers(0, 1))):
+        place = draw(st.integers(0, len(steps)))
+        steps[place:place] = [draw(st.sampled_from(HOSTILE))]
+    members["data.pkl"] = draw(damaged(steps, most=2))
+    return draw(damaged(archive(members), most=2))
+
+
+#: What a pickle can try: to run code, to fill the memory, to compute for ever, to confuse the machine.
+HOSTILE = [
+    b"cos\nsystem\nX\x02\x00\x00\x00ls\x85R",
+    b"cbuiltins\neval\n",
+    b"ctorch\nload\n",
+    b"Ka" + b"2\x86" * 40,  # a tuple of two of a tuple of two of ...
+    b")" + b"\x85" * 5000,
+    b"(" * 5000,
+    b"r\xff\xff\xff\x7f",  # a memo of two billion places
+    b"r\xff\xff\xff\x05",
+    b"\x8e" + struct.pack("<Q", 1 << 40),  # bytes that aren't there
+    b"\x96" + struct.pack("<Q", 1 << 33),
+    b"\x8b" + struct.pack("<i", 0x7FFFFFFF),
+    b"\x95" + struct.pack("<Q", 1 << 60),
+    b"}q\x00h\x00h\x00h\x00s",  # a dict within itself
+    b"]q\x01h\x01a",
+    b"I9" + b"9" * 5000 + b"\n",
+    b"G\x7f\xf8\x00\x00\x00\x00\x00\x00",
+    b"Q",
+    b"R",
+    b"b",
+    b"0",
+    b".",
+]
+
+
+def checkpoint(config: Config, type: str, fill: bytes = b"\0") -> dict[str, bytes]:
+    """The members of an archive, but for data.pkl."""
+    sizes = [TYPES[type].nbytes(shape) for shape in config.tensor_shapes().values()]
+    return {f"data/{number}": (fill * size)[:size] for number, size in enumerate(sizes)}
+
+
+def program(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> list[Field]:
+    """A pickle, instruction by instruction, as torch.save writes it for these types and shapes."""
+    steps = [b"\x80\x02", b"}", b"q", Number("B", 0), b"("]
+    for key, (name, (type, shape)) in enumerate(tensors.items()):
+        n_elements = int(np.prod(shape))
+        strides = (shape[1], 1) if len(shape) == 2 else (1,)
+        steps += [*text(name.encode()), b"ctorch._utils\n_rebuild_tensor_v2\n", b"(", b"(", *text(b"storage")]
+        steps += [b"ctorch\n%s\n" % STORAGES[type], *text(str(key).encode()), *text(b"cpu")]
+        steps += [*integer(n_elements), b"t", b"Q", *integer(0), *numbers(shape), *numbers(strides)]
+        steps += [b"\x89", b"ccollections\nOrderedDict\n", b")", b"R", b"t", b"R"]
+    return [*steps, b"u", b"."]
+
+
+def text(data: bytes) -> list[Field]:
+    """Push a string."""
+    return [b"X", Number("I", len(data)), data]
+
+
+def integer(value: int) -> list[Field]:
+    """Push a whole number."""
+    return [b"J", Number("i", value)]
+
+
+def numbers(values: tuple[int, ...]) -> list[Field]:
+    """Push a tuple of one or two whole numbers."""
+    return [step for value in values for step in integer(value)] + [b"\x85" if len(values) == 1 else b"\x86"]
+
+
+def archive(members: dict[str, bytes], folder: str = "consolidated") -> list[Field]:
+    """A zip archive of stored members."""
+    fields, directory, offset = [], [], 0
+    for name, data in members.items():
+        path = f"{folder}/{name}".encode()
+        about = [Number("H", 0)] * 5 + [Number("I", 0), Number("I", len(data)), Number("I", len(data))]
+        lengths = [Number("H", len(path)), Number("H", 4)]
+        local = [b"PK\x03\x04", *about, *lengths, path, b"FB\0\0", data]
+        directory += [b"PK\x01\x02", Number("H", 0), *about, Number("H", len(path)), *[Number("H", 0)] * 4]
+        directory += [Number("I", 0), Number("I", offset), path]
+        fields, offset = fields + local, offset + len(pack(local))
+    size, count = len(pack(directory)), Number("H", len(members))
+    end = [
+        b"PK\x05\x06",
+        Number("H", 0),
+        Number("H", 0),
+        count,
+        count,
+        Number("I", size),
+        Number("I", offset),
+    ]
+    return [*fields, *directory, *end, Number("H", 0)]
+
+
+def file(config: Config, type: str, fill: bytes = b"\0") -> bytes:
+    """A whole file with every tensor of a model."""
+    steps = program({name: (type, shape) for name, shape in config.tensor_shapes().items()})
+    return pack(archive({"data.pkl": pack(steps), **checkpoint(config, type, fill)}))
+
+
+def seeds() -> dict[str, bytes]:
+    """A layer of f16, and two of f32 in one head."""
+    return {
+        "f16": file(Config(8, 1, 2, 5, 24, 2), "f16", b"\x00\x3c"),
+        "f32": file(Config(4, 2, 1, 3, 12, 1), "f32", b"\x00\x00\x80\x3f"),
+    }

@@ -1,0 +1,51 @@
+"""The contract of every target: for its corpus, all findings of the past included, and so many new inputs."""
+
+import pytest
+from hypothesis import HealthCheck, Verbosity, given, settings
+
+from fuzz import replay, targets
+
+N_INPUTS = 100
+UNTIMED = settings(
+    max_examples=N_INPUTS,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
+    verbosity=Verbosity.quiet,  # the bytes are in a file
+)
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_the_corpus_is_read_or_refused_as_it_should(name):
+    target = targets.load(name)
+    for path in replay.corpus(name):
+        try:
+            target.check(path.read_bytes())
+        except BaseException as error:
+            pytest.fail(f"{path}: {type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_the_seeds_are_those_that_a_target_makes_and_are_accepted(name):
+    target = targets.load(name)
+    for seed, data in target.seeds().items():
+        assert (replay.CORPUS / name / seed).read_bytes() == data, f"python -m fuzz seeds {name}"
+        assert target.check(data), seed
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_nearly_valid_inputs_are_read_or_refused_as_they_should(name, tmp_path):
+    target, broken = targets.load(name), tmp_path / "broken"
+
+    @UNTIMED
+    @given(target.inputs())
+    def check(data):
+        try:
+            target.check(data)
+        except BaseException:
+            broken.write_bytes(data)
+            raise
+
+    check()
