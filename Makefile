@@ -8,7 +8,7 @@ RUN := $(BIN)/python -m
 PIP_INSTALL := $(RUN) pip install --require-hashes
 compiler := $(firstword $(CC))
 
-.PHONY: help demo lab test test-all test-browser notebooks sanitize test-arm wheel-macos wheels audit lock lint format clean
+.PHONY: help demo lab test test-all test-browser notebooks sanitize fuzz test-arm wheel-macos wheels audit lock lint format clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -20,6 +20,7 @@ help:
 	@echo "make test-browser  try the playground and the stepper in JupyterLab, in Chromium"
 	@echo "make notebooks execute the notebooks and write what changed, in them and in notebooks/src/"
 	@echo "make sanitize  run the C backend's tests under the address, undefined-behaviour and thread sanitizers"
+	@echo "make fuzz      throw files and prompts that nobody would write at all that reads them; MINUTES=5 TARGET=gguf JOBS=2"
 	@echo "make test-arm  run the C backend's tests on emulated Arm processors (Debian or Ubuntu, with qemu-user)"
 	@echo "make wheel-macos  cross-compile the wheel for Apple's processors into dist/, and look inside"
 	@echo "make wheels    build and test the wheel for this kind of computer with cibuildwheel (on Linux: in Docker)"
@@ -71,6 +72,10 @@ else
 	@$(compiler) -O1 -g -fsanitize=thread ext/threads.c tests/ext/pool.c -o build/sanitize/pool -lpthread
 	@build/sanitize/pool
 endif
+
+# MINUTES for each target, JOBS of them at once; TARGET: one of fuzz/targets/, or several.
+fuzz: .venv/fuzz.installed
+	@$(RUN) fuzz run --minutes $(or $(MINUTES),1) --jobs $(or $(JOBS),1) $(TARGET)
 
 test-arm: .venv/cross.installed
 	@PYTHON=$(BIN)/python tools/arm_tests.sh

@@ -1,5 +1,6 @@
 """Several targets, so many minutes each, some of them at once; then a table of what came of it."""
 
+import importlib.util
 import json
 import os
 import re
@@ -122,6 +123,8 @@ def _quoted(word: bytes) -> str:
 
 def run(names: list[str], minutes: float, jobs: int) -> int:
     """Fuzz the targets with these names. Returns how many findings there are."""
+    if importlib.util.find_spec("atheris") is None:
+        sys.exit("fuzzing needs atheris, which exists for Linux: pip install atheris, or make fuzz")
     runs = [Run(name) for name in names]
     stop = threading.Event()
     watcher = threading.Thread(target=_report, args=(runs, stop), daemon=True)
@@ -139,7 +142,20 @@ def run(names: list[str], minutes: float, jobs: int) -> int:
 
 def table(runs: list[Run]) -> str:
     """What came of it, a line a target."""
-    rows = [("target", "inputs", "accepted", "minutes", "CPU min", "edges", "lines", "branches", "findings")]
+    rows = [
+        (
+            "target",
+            "inputs",
+            "accepted",
+            "minutes",
+            "CPU min",
+            "edges",
+            "last new",
+            "lines",
+            "branches",
+            "findings",
+        )
+    ]
     for each in runs:
         rows.append(
             (
@@ -149,6 +165,7 @@ def table(runs: list[Run]) -> str:
                 f"{each.seconds / 60:.1f}",
                 f"{each.cpu / 60:.1f}",
                 f"{each.edges:,}",
+                f"{each.last_new / 60:.1f}",
                 each.covered.get("lines", ""),
                 each.covered.get("branches", ""),
                 str(len(each.findings)),

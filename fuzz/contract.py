@@ -90,12 +90,13 @@ def is_whole(tensors: dict[str, Tensor], config: Config, n_bytes: int) -> None:
     shapes = config.tensor_shapes()
     missing = shapes.keys() - tensors.keys() - {"output.weight"}
     must(not missing, "accepted with tensors missing", missing)
+    with limits():
+        read = {name: tensor.dequantize() for name, tensor in tensors.items() if tensor.nbytes <= n_bytes}
     for name, tensor in tensors.items():
         expected = (config.head_dim // 2,) if name == ROPE_FREQS else shapes.get(name)
         must(tensor.shape == expected, "a wrong shape", f"{name} is {tensor.shape}, not {expected}")
-        must(tensor.nbytes <= n_bytes, "a tensor larger than its file", name)
-        with limits():
-            weights = tensor.dequantize()
+        must(name in read, "a tensor larger than its file", name)
+        weights = read[name]
         must(weights.shape == expected and weights.dtype == np.float32, "read in another shape", name)
 
 

@@ -1,6 +1,6 @@
 """One target under atheris, libFuzzer for Python, in a process of its own.
 
-Most inputs are known ones with some bytes changed, as libFuzzer does it; every fifth is a new one from the
+Most inputs are known ones with some bytes changed, as libFuzzer does it; every tenth is a new one from the
 target's hypothesis strategy. Either kind is kept and changed again when it reaches code that none before it
 reached. What breaks the contract is written down, and the fuzzing goes on.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import atheris
 from hypothesis import HealthCheck, given, settings
 
-NEW = 0.2  # the share of inputs that are made anew
+NEW = 0.1  # the share of inputs that are made anew
 CHOICES = 4096  # bytes that a strategy may draw from
 EVERY = 1.0  # seconds between two writings of what has been done
 

@@ -17,6 +17,11 @@ def corpus(name: str) -> list[Path]:
     return sorted((CORPUS / name).iterdir())
 
 
+def kept(name: str) -> list[Path]:
+    """The committed inputs of a target, and those that past runs kept."""
+    return [*corpus(name), *sorted((KEPT / name / "inputs").glob("*"))]
+
+
 def try_again(name: str, paths: list[Path]) -> None:
     """Check inputs, and say what became of each; the first that breaks the contract ends it."""
     target = targets.load(name)
@@ -35,6 +40,8 @@ def write_seeds(name: str) -> None:
 
 def coverage_of(name: str) -> dict[str, str]:
     """How much of the modules that a target reads with is reached by the inputs kept so far."""
+    if measure := getattr(targets.load(name), "coverage", None):
+        return measure(kept(name))
     command = [sys.executable, "-m", "fuzz.replay", name]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     try:
@@ -49,7 +56,7 @@ def _measure(name: str) -> dict[str, str]:
     measured = coverage.Coverage(branch=True, data_file=None, source_pkgs=["tinyllama"])
     measured.start()
     target = targets.load(name)
-    for path in [*corpus(name), *(KEPT / name / "inputs").glob("*")]:
+    for path in kept(name):
         try:
             target.check(path.read_bytes())
         except Exception as error:

@@ -9,6 +9,7 @@ and may have
 
     WORDS      bytes that the format is made of, to be thrown in
     environment  () -> variables that its process needs, such as LD_PRELOAD for a sanitizer
+    coverage   paths of inputs -> the shares of lines and branches that they reach, where READS can't say
 """
 
 import importlib

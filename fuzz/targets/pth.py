@@ -1,6 +1,7 @@
 """One .pth file: the zip archive, the pickle in it, and the storages that the tensors lie in."""
 
 import struct
+import zlib
 
 import numpy as np
 import torch
@@ -94,7 +95,8 @@ HOSTILE = [
 def checkpoint(config: Config, type: str, fill: bytes = b"\0") -> dict[str, bytes]:
     """The members of an archive, but for data.pkl."""
     sizes = [TYPES[type].nbytes(shape) for shape in config.tensor_shapes().values()]
-    return {f"data/{number}": (fill * size)[:size] for number, size in enumerate(sizes)}
+    weights = {f"data/{number}": (fill * size)[:size] for number, size in enumerate(sizes)}
+    return {"version": b"3\n", "byteorder": b"little", **weights}
 
 
 def program(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> list[Field]:
@@ -130,7 +132,8 @@ def archive(members: dict[str, bytes], folder: str = "consolidated") -> list[Fie
     fields, directory, offset = [], [], 0
     for name, data in members.items():
         path = f"{folder}/{name}".encode()
-        about = [Number("H", 0)] * 5 + [Number("I", 0), Number("I", len(data)), Number("I", len(data))]
+        sizes = [Number("I", zlib.crc32(data)), Number("I", len(data)), Number("I", len(data))]
+        about = [Number("H", 0)] * 5 + sizes
         lengths = [Number("H", len(path)), Number("H", 4)]
         local = [b"PK\x03\x04", *about, *lengths, path, b"FB\0\0", data]
         directory += [b"PK\x01\x02", Number("H", 0), *about, Number("H", len(path)), *[Number("H", 0)] * 4]

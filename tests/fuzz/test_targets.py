@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, Verbosity, given, settings
 
 from fuzz import replay, targets
 
-N_INPUTS = 100
+N_INPUTS = 300
 UNTIMED = settings(
     max_examples=N_INPUTS,
     deadline=None,
