@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     with _ended_tidily(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's of NaN: we say it in one line
         warnings.showwarning = lambda message, *_: _say(printable(f"warning: {message}"))
         return _run(args)
 

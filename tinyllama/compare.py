@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .backends import OPERATIONS, Backend, get_backend, one_blas_thread
+from .errors import TinyllamaError
 from .formats import open_checkpoint
 from .llama import find, stays_in_file
 from .model import build, forward
@@ -113,6 +114,9 @@ def compare_backends(
         first = forward(loaded, both, tokens, 0, both.new_cache(config, len(tokens)))
         alone = _only_second(tables[1])
         second = forward(loaded, alone, tokens, 0, alone.new_cache(config, len(tokens)))
+    for table, logits in zip(tables, (first, second), strict=True):
+        if not np.isfinite(logits).all():
+            raise TinyllamaError(f"{checkpoint.path}: backend {table.name} computes NaN or infinity from it")
     logs = [_log_softmax(logits) for logits in (first, second)]
     kl = float(np.mean(np.sum(np.exp(logs[0]) * (logs[0] - logs[1]), axis=-1)))
     best = [(tokenizer.piece(int(log[-1].argmax())), float(np.exp(log[-1].max()))) for log in logs]

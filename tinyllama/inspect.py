@@ -23,7 +23,8 @@ def inspect(model: str | Path, ctx_size: int | None = None) -> dict:
         ctx_size: tokens that the KV cache shall have room for; None as `tinyllama.load` does it.
     Returns:
         {"path", "format", "files", "config", "tokenizer", "tensors", "n_params", "n_bytes",
-        "bits_per_weight", "memory", "metadata"}; sizes are in bytes.
+        "bits_per_weight", "memory", "metadata", "suspects"}; sizes are in bytes, and suspects are norms that
+        hold NaN or infinity (`tinyllama.load` looks at every weight).
     Raises:
         TinyllamaError: there is no such model, or its file is damaged.
     """
@@ -45,6 +46,7 @@ def inspect(model: str | Path, ctx_size: int | None = None) -> dict:
         "bits_per_weight": 8 * n_bytes / n_params,
         "memory": {"ctx_size": ctx_size, **memory, "total": sum(memory.values())},
         "metadata": dict(checkpoint.metadata),
+        "suspects": [tensor.name for tensor in tensors if len(tensor.shape) == 1 and not tensor.is_finite()],
     }
 
 
@@ -105,7 +107,8 @@ def report(model: dict) -> str:
         lines += ["", title, *_columns(rows, "<<")]
     lines += ["", "tensors", *_columns(_tensor_rows(model["tensors"]), "<>>><")]
     total = f"{len(model['tensors'])} tensors, {model['n_params']:,} weights, {human(model['n_bytes'])}"
-    return "\n".join([*lines, "", f"total: {total}, {model['bits_per_weight']:.2f} bits per weight"])
+    lines += ["", f"total: {total}, {model['bits_per_weight']:.2f} bits per weight"]
+    return "\n".join(lines + [f"warning: {name} holds NaN or infinity" for name in model["suspects"]])
 
 
 def token_table(rows: list[dict]) -> str:

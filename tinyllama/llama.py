@@ -63,11 +63,14 @@ class Llama:
             )
         self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
         self.mapped = stays_in_file(checkpoint, backend.name, mmap)
-        prepare = partial(backend.prepare, copy=not self.mapped)
+        suspects: list[str] = []
+        prepare = partial(backend.prepare, copy=not self.mapped, suspect=suspects.append)
         files = mapped_files(part for tensor in checkpoint.tensors.values() for part in tensor.parts)
         with unchanged(files):
             self._model = build(self.config, checkpoint.tensors, prepare, progress or _bar)
         self._files = files if self.mapped else []
+        if suspects:
+            warnings.warn(_of_suspects(checkpoint.path, suspects), stacklevel=3)
         self.load_seconds = time.perf_counter() - started
 
     def stream(self, prompt: str | list[int], *, cancel=None, **settings) -> Generation:
@@ -172,11 +175,26 @@ class Llama:
             cancel: an object with is_set(), looked at before every operation.
         Raises:
             Cancelled: the flag is set; the cache up to `pos` is still good.
-            TinyllamaError: the model has been closed, or it is mapped and its file was changed.
+            TinyllamaError: the model has been closed, or it is mapped and its file was changed; or the logits
+                aren't numbers: with a `tap`, by which one may want to see why, they are returned.
         """
         backend = self.backend if cancel is None else stoppable(self.backend, cancel)
         with one_blas_thread(), unchanged(self._files):
-            return forward(self._open(), backend, tokens, pos, cache, **options)
+            logits = forward(self._open(), backend, tokens, pos, cache, **options)
+        if not options.get("tap"):
+            self.check(logits, tokens, pos)
+        return logits
+
+    def check(self, logits: np.ndarray, tokens: list[int], pos: int = 0) -> None:
+        """Raises TinyllamaError, naming the token, where logits, of tokens from `pos` on, aren't numbers."""
+        wrong = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
+        if len(wrong):
+            index = len(tokens) - len(logits) + int(wrong[0])
+            piece = f"token {pos + index + 1} of the text, {self.tokenizer.piece(int(tokens[index]))!r:.40}"
+            raise TinyllamaError(
+                f"{self.checkpoint.path}: after {piece}, the model computes NaN or infinity: "
+                "its file is damaged, or holds weights that are no numbers"
+            )
 
     def unembed(self, residual: np.ndarray) -> np.ndarray:
         """What a residual stream says about the next token: [n_tokens, dim] -> logits [n_tokens, vocab_size].
@@ -216,6 +234,11 @@ class Llama:
 
     def __repr__(self) -> str:
         return f"Llama({self.name!r}, {self.n_params:,} weights, backend {self.backend.name!r})"
+
+
+def _of_suspects(path: Path, names: list[str]) -> str:
+    rest = f", and so do {len(names) - 1} others" if len(names) > 1 else ""
+    return f"{path}: {names[0]} holds NaN or infinity{rest}: what is computed from that is no text"
 
 
 def _bar(names: list[str]) -> Iterator[str]:

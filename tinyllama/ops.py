@@ -27,16 +27,20 @@ def as_numbers(tensor: Tensor) -> np.ndarray:
     return array.copy() if tensor.type == "f32" and len(tensor.parts) == 1 else array
 
 
-def prepare(tensor: Tensor, copy: bool) -> Tensor | np.ndarray:
+def prepare(tensor: Tensor, copy: bool, suspect: Callable[[str], None] | None = None) -> Tensor | np.ndarray:
     """Turn a weight of the file into what the other operations take.
 
     Args:
         tensor: as it lies in the file.
         copy: dequantize it now, once. Otherwise it stays in its file, and `matmul` dequantizes it, a few rows
             at a time, on every call.
+        suspect: called with the name of one that holds NaN or infinity; of those that stay in their file
+            nobody knows.
     Returns:
         A Tensor [n_out, n_in]; of a norm, which is small, its array [dim].
     """
+    if suspect and (copy or len(tensor.shape) == 1) and not tensor.is_finite():
+        suspect(tensor.name)
     if len(tensor.shape) == 1:
         return as_numbers(tensor)
     return Tensor(tensor.name, "f32", tensor.shape, (as_numbers(tensor),)) if copy else tensor

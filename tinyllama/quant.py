@@ -52,6 +52,10 @@ class Tensor:
         pieces = [dequantize(blocks, self.type) for blocks in self._blocks(start, stop)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=self.split)
 
+    def is_finite(self) -> bool:
+        """As `quant.is_finite`, of all parts."""
+        return all(is_finite(part, self.type) for part in self.parts)
+
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Some rows, in any order, as float32 [len(rows), n_in]."""
         if len(self.parts) > 1 and self.split == 0:
@@ -67,6 +71,23 @@ class Tensor:
             elif start < first + len(part) and first < stop:
                 yield part[max(start - first, 0) : stop - first]
             first += len(part)
+
+
+#: The bits of an exponent, which in infinities and NaN are all ones.
+_EXPONENTS = {"f32": 0x7F800000, "f16": 0x7C00, "bf16": 0x7F80}
+_ROWS = 256  # looked at together: few enough for the cache
+
+
+def is_finite(blocks: np.ndarray, type: str) -> bool:
+    """Whether there is no NaN and no infinity among numbers or, of blocks, their scales and minima."""
+    fields = [blocks[name] for name in ("d", "m") if name in (blocks.dtype.names or ())] or [blocks]
+    exponent = _EXPONENTS.get(type) or _EXPONENTS["f16" if fields[0].dtype == "<f2" else "f32"]
+    for numbers in fields:
+        bits = numbers.view(f"<u{numbers.itemsize}")
+        rows = range(0, len(bits), _ROWS)
+        if any((bits[row : row + _ROWS] & exponent).max() == exponent for row in rows):
+            return False
+    return True
 
 
 # --- to blocks ------------------------------------------------------------------------------------

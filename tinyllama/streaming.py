@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from .backends import get_backend
 from .blocks import TYPES
 from .errors import TinyllamaError
+from .quant import is_finite
 from .resources import disk_needed, human, require_disk, require_memory
 from .writing import NO_ROOM, Unchanged, blamed, reserve, written_beside
 
@@ -260,6 +261,8 @@ def _move(path: Path, rows: Rows, cast: Callable) -> int:
             blocks = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
             if rows.type != rows.sources[0].type:
                 blocks = _cast(blocks, rows, cast)
+            elif not is_finite(blocks, rows.type):
+                raise TinyllamaError(f"{rows.sources[0].path}: {rows.name} holds NaN or infinity")
             with blamed(path):
                 _write(target, blocks)
     return rows.nbytes

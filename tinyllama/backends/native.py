@@ -6,6 +6,7 @@ cache is the definition's, in half precision, so a tapped attention can run in N
 """
 
 import mmap
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -72,15 +73,19 @@ def _huge_pages(n_bytes: int) -> np.ndarray:
     return array[start : start + n_bytes]
 
 
-def prepare(tensor: Tensor, copy: bool, *, arena: Arena, threads: int):
+def prepare(
+    tensor: Tensor, copy: bool, suspect: Callable[[str], None] | None = None, *, arena: Arena, threads: int
+):
     """As ops.prepare, but a matrix becomes a `_native.Weight`: a repacked copy, or where it lies."""
     if len(tensor.shape) == 1:
+        if suspect and not tensor.is_finite():
+            suspect(tensor.name)
         return ops.as_numbers(tensor)
     n_out, n_in = tensor.shape
     type = PREPARED.get(tensor.type, tensor.type)
     memory = arena.take(_native.weight_bytes(type, n_out, n_in)) if copy else None
     weight = _native.Weight(type, n_out, n_in, _factor(tensor), memory)
-    row = col = 0
+    row, col, finite = 0, 0, True
     for part in tensor.parts:
         n_rows, n_cols = len(part), tensor.shape[1] // (len(tensor.parts) if tensor.split == 1 else 1)
         step = max(1, PORTION * n_rows // part.nbytes // STRIP) * STRIP if copy else n_rows
@@ -91,8 +96,11 @@ def prepare(tensor: Tensor, copy: bool, *, arena: Arena, threads: int):
             data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
             _native.pack(tensor.type, data, len(rows), n_cols, weight, row + start, col, threads)
             if copy:
+                finite = finite and quant.is_finite(rows, tensor.type)  # here, while its pages are in memory
                 _advise(rows, "MADV_DONTNEED")
         row, col = (row, col + n_cols) if tensor.split == 1 else (row + n_rows, col)
+    if suspect and not finite:
+        suspect(tensor.name)
     return weight
 
 

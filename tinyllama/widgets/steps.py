@@ -55,6 +55,7 @@ class Walk:
         resources.require_memory(needed, f"keeping every value of {len(tokens)} tokens")
         self._llama, self._lens = llama, {}
         self._taps = llama.trace(tokens, cancel=cancel)
+        llama.check(self._taps["logits"], tokens)
         self.pieces, self.names = [llama.tokenizer.piece(token) for token in tokens], list(self._taps)
         self.at, self.head, self.position = 0, 0, len(tokens) - 1
 

@@ -1,0 +1,182 @@
+"""NaN and infinity among the weights: named when they are loaded, and never text."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import pytest
+import tiny
+import torch
+import vocabularies
+
+import tinyllama
+from tinyllama.backends import available, get_backend
+from tinyllama.cli import main
+from tinyllama.convert import convert, quantize
+from tinyllama.download import small_folder
+from tinyllama.errors import TinyllamaError
+from tinyllama.formats import Checkpoint
+from tinyllama.llama import Llama
+from tinyllama.perplexity import perplexity
+from tinyllama.quant import Tensor, is_finite
+from tinyllama.quant import quantize as to_blocks
+from tinyllama.widgets.steps import Walk
+
+BACKENDS = [name for name, reason in available().items() if reason is None]
+CONFIG = replace(tiny.CONFIG, vocab_size=400)
+PROMPT = [1, 300, 310, 320]
+NAMES = [name for name in CONFIG.tensor_shapes() if not name.startswith("layers.0")]
+VALUES = [np.nan, np.inf, -np.inf]
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+def poisoned(tensor: Tensor, value: float, row: int) -> Tensor:
+    """With one number, or one scale, of a row that is used."""
+    blocks = tensor.parts[0].copy()
+    numbers = blocks["d"] if blocks.dtype.names else blocks
+    if tensor.type == "bf16":
+        value = to_blocks(np.array([[value]], np.float32), "bf16")[0, 0]
+    numbers[(row, 1) if numbers.ndim == 2 else 1] = value
+    return replace(tensor, parts=(blocks,))
+
+
+def loaded(backend: str, type: str = "f16", name: str | None = None, value: float = np.nan) -> Llama:
+    tensors = tiny.tensors(CONFIG, type)
+    if name:
+        tensors[name] = (
+            poisoned(tensors[name], value, PROMPT[2]) if "tok" in name else poisoned(tensors[name], value, 0)
+        )
+    vocabulary = vocabularies.bpe()
+    checkpoint = Checkpoint(Path("tiny.gguf"), "gguf", CONFIG, tensors, vocabulary, [])
+    return Llama(checkpoint, get_backend(backend, 1), "tiny")
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("type", ["f32", "f16", "bf16", "q4_0", "q4_1", "q8_0"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_names_the_tensor_and_refuses_its_logits(backend, type, value):
+    for name in NAMES:
+        with pytest.warns(UserWarning, match=rf"tiny\.gguf: {name} holds NaN or infinity"):
+            llama = loaded(backend, type, name, value)
+        logits = llama.forward(PROMPT, 0, llama.new_cache(4), tap=lambda *_: None)
+        if np.isfinite(logits).all():  # minus infinity among scores is a weight of 0
+            assert "wk" in name and not np.isnan(value)
+            continue
+        with pytest.raises(
+            TinyllamaError, match=r"tiny\.gguf: after token \d of the text, .* NaN or infinity"
+        ):
+            llama.logits(PROMPT)
+
+
+@pytest.mark.parametrize("type", ["f16", "q4_0", "q4_0_2023", "q4_0_2023_planar", "q4_1_2023", "q6_k"])
+def test_every_scale_and_number_is_looked_at(type):
+    from tinyllama.blocks import TYPES
+
+    kind = TYPES[type]
+    good = kind.view(bytearray(kind.nbytes((600, 512))), (600, 512))
+    assert is_finite(good, type)
+    for field in [name for name in ("d", "m") if name in (good.dtype.names or ())] or [None]:
+        for row, value in [(0, np.nan), (255, np.inf), (256, -np.inf), (599, np.nan)]:
+            bad = good.copy()
+            (bad[field] if field else bad)[row, -1] = value
+            assert not is_finite(bad, type)
+
+
+def test_a_good_model_is_loaded_without_a_word(recwarn):
+    assert np.isfinite(loaded("numpy").logits(PROMPT)).all()
+    assert not recwarn.list
+
+
+def test_several_tensors_are_one_warning():
+    tensors = {name: poisoned(tensor, np.nan, 0) for name, tensor in tiny.tensors(CONFIG).items()}
+    checkpoint = Checkpoint(Path("tiny.gguf"), "gguf", CONFIG, tensors, vocabularies.bpe(), [])
+    with pytest.warns(UserWarning, match="and so do 20 others") as caught:
+        Llama(checkpoint, get_backend("numpy", 1), "tiny")
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda llama: llama.generate("the king"),
+        lambda llama: list(llama.stream("the king", temp=0)),
+        lambda llama: llama.score("the king"),
+        lambda llama: llama.logits("the king"),
+        lambda llama: perplexity(llama, vocabularies.TEXT, 16, progress=False),
+        lambda llama: Walk(llama, "the king"),
+    ],
+    ids=["generate", "stream", "score", "logits", "perplexity", "stepper"],
+)
+def test_whatever_it_is_used_for_it_is_an_error_at_the_token(backend, use):
+    with pytest.warns(UserWarning):
+        llama = loaded(backend, "q4_0", "layers.1.ffn_norm.weight")
+    with pytest.raises(TinyllamaError, match="after token") as error:
+        use(llama)
+    assert "\n" not in str(error.value)
+
+
+# --- through the command line ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return Path(shutil.copytree(small_folder(), tmp_path / "model"))
+
+
+def poison(folder: Path, name: str, row: int, value: float = np.nan) -> None:
+    path = folder / "consolidated.00.pth"
+    state = torch.load(path)
+    state[name][row] = value
+    torch.save(state, path)
+
+
+@pytest.mark.filterwarnings("always")
+def test_the_text_so_far_stays_and_one_line_follows(folder, capsys):
+    written = tinyllama.generate("Once upon a time", folder, n_predict=8, temp=0)
+    third = next(i for i, token in enumerate(written.ids) if written.ids.index(token) == i and i > 3)
+    poison(folder, "tok_embeddings.weight", written.ids[third])
+    status = main(["generate", "-m", str(folder), "-p", "Once upon a time", "-n", "8", "--temp", "0"])
+    out, err = capsys.readouterr()
+    assert status == 1
+    assert out == "Once upon a time" + "".join(token.piece for token in written.tokens[: third + 1]) + "\n"
+    *_, last = err.strip().splitlines()
+    assert last.startswith(f"tinyllama: {folder}: after token ")
+    assert "tok_embeddings.weight holds NaN or infinity" in err
+    assert "Traceback" not in err and "RuntimeWarning" not in err
+
+
+def test_inspect_names_norms_that_are_not_finite(folder, capsys):
+    poison(folder, "layers.2.ffn_norm.weight", 7, np.inf)
+    assert main(["inspect", str(folder)]) == 0
+    assert capsys.readouterr().out.endswith("warning: layers.2.ffn_norm.weight holds NaN or infinity\n")
+    assert main(["inspect", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["suspects"] == ["layers.2.ffn_norm.weight"]
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("name", ["norm.weight", "layers.1.attention.wq.weight"])
+@pytest.mark.parametrize(("ftype", "format"), [(0, "ggml"), (1, "ggml"), (1, "gguf")])
+def test_convert_names_weights_that_are_not_finite_and_writes_nothing(folder, name, value, ftype, format):
+    poison(folder, name, 3, value)
+    checkpoints.refused(lambda: convert(folder, ftype, format=format), str(folder), name, "holds")
+    assert not list(folder.glob("ggml*"))
+
+
+def test_quantize_names_weights_that_are_not_finite_and_writes_nothing(folder):
+    (path,) = convert(folder, 1, format="gguf")
+    data = np.fromfile(path, np.uint8)
+    tensor = tinyllama.formats.gguf.read(path).tensors["layers.1.attention.wq.weight"]
+    numbers = tensor.parts[0].tobytes()
+    start = data.tobytes().index(numbers)
+    data[start : start + 2] = np.array([np.nan], np.float16).view(np.uint8)
+    data.tofile(path)
+    target = folder / "q4_0.gguf"
+    checkpoints.refused(
+        lambda: quantize(path, target, "q4_0"), str(path), "layers.1.attention.wq.weight holds"
+    )
+    assert not target.exists()
