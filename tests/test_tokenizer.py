@@ -10,7 +10,7 @@ from vocabularies import LANGUAGES, TEXT, bpe, bpe_by_hand, sentencepiece_model
 from tinyllama.errors import TinyllamaError
 from tinyllama.formats import ggml, gguf
 from tinyllama.tokenizer import TextStream, make_tokenizer
-from tinyllama.vocabulary import Vocabulary, vocabulary_from_model
+from tinyllama.vocabulary import CONTROL, Vocabulary, vocabulary_from_model
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -97,6 +97,15 @@ def test_long_texts_come_back(llama, smollm2, books):
     for text in books:
         assert llama.decode(llama.encode(text)) == text
         assert smollm2.decode(smollm2.encode(text)) == text
+
+
+def test_a_control_token_of_one_character_isnt_found_in_plain_text(small_spm):
+    vocabulary = small_spm.vocabulary
+    changed = replace(vocabulary, pieces=(*vocabulary.pieces, "\uf8ff"), types=(*vocabulary.types, CONTROL))
+    tokenizer = make_tokenizer(replace(changed, scores=(*vocabulary.scores, 0.0)))
+    assert tokenizer.decode(tokenizer.encode("a\uf8ffb")) == "a\uf8ffb"
+    assert tokenizer.vocab_size - 1 not in tokenizer.encode("a\uf8ffb")
+    assert tokenizer.vocab_size - 1 in tokenizer.encode("a\uf8ffb", special=True)
 
 
 def test_half_a_surrogate_pair_is_refused(tokenizer):

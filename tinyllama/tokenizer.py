@@ -208,7 +208,10 @@ def _processor(vocabulary: Vocabulary):
     proto.normalizer_spec.add_dummy_prefix = False
     proto.normalizer_spec.remove_extra_whitespaces = False
     try:
-        for piece, score, kind in zip(vocabulary.pieces, vocabulary.scores, vocabulary.types, strict=True):
+        rows = enumerate(zip(vocabulary.pieces, vocabulary.scores, vocabulary.types, strict=True))
+        for token_id, (piece, score, kind) in rows:
+            if kind == CONTROL and len(piece) == 1:  # SentencePiece would find it in plain text
+                piece = f"<control {token_id}>"
             proto.pieces.add(piece=piece, score=score, type=kind)
         return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
     except (RuntimeError, ValueError) as error:
