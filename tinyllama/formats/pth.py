@@ -62,7 +62,10 @@ class _Opened(FileIO):
     def read(self, size: int = -1) -> bytes:
         if size > LARGEST_DIRECTORY:
             raise zipfile.BadZipFile(f"its zip directory has {size:,} bytes")
-        return super().read(size if size >= 0 else LARGEST_DIRECTORY)
+        try:
+            return super().read(size if size >= 0 else LARGEST_DIRECTORY)
+        except OSError as error:  # zipfile would say that this is no zip archive
+            raise TinyllamaError(f"{self.name}: {error.strerror}") from None
 
 
 def _check_ends(path: Path, buffer: mmap) -> None:
