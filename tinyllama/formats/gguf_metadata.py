@@ -15,10 +15,11 @@ from ..errors import TinyllamaError
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 
 # Several times what any model has; a file that claims more is damaged, or wants the reader's memory.
-LARGEST_HEADER = 1 << 26  # bytes before the data
+LARGEST_HEADER = 3 << 23  # bytes before the data
 LONGEST_STRING = 1 << 20  # bytes; a template of a chat has thousands
 LONGEST_NAME = 1 << 8  # bytes of a key's or tensor's name; ggml's have at most 64
-MOST_ELEMENTS = 3 << 20  # of all arrays together
+LARGEST_ARRAYS = 160_000_000  # bytes that the elements of all arrays take as Python's objects
+NUMBER_BYTES, STRING_BYTES = 40, 72  # such an element with its place in a list; a short string
 MOST_KEYS = MOST_TENSORS = 1 << 14
 
 #: Type -> format code of the struct module.
@@ -93,7 +94,7 @@ class Cursor:
     """Takes values from a mapped file one after the other and never reads past its end."""
 
     def __init__(self, data: mmap.mmap):
-        self.data, self.size, self.offset, self._n_elements = data, len(data), 0, 0
+        self.data, self.size, self.offset, self._arrays = data, len(data), 0, 0
 
     def skip(self, n_bytes: int, what: str) -> int:
         """Where the next n_bytes start. Raises TinyllamaError if the file hasn't that many."""
@@ -116,7 +117,7 @@ class Cursor:
 
     def array(self, code: str, count: int, what: str) -> list:
         """Many values of one format code."""
-        self._count(count, what)
+        self._require(count * NUMBER_BYTES, count, what)
         start = self.skip(count * struct.calcsize("<" + code), what)
         return list(struct.unpack_from(f"<{count}{code}", self.data, start))
 
@@ -130,7 +131,7 @@ class Cursor:
 
     def strings(self, count: int, what: str, longest: int = LONGEST_STRING) -> list[str]:
         """Many strings, in one tight loop because vocabularies are long: 100,000 take 0.04 s."""
-        self._count(count, what)
+        self._require(count * STRING_BYTES, count, what)
         start, size = self.skip(8 * count, what), min(self.size, LARGEST_HEADER)
         data, last, unpack, strings = self.data, size - 8, struct.Struct("<Q").unpack_from, []
         try:
@@ -145,12 +146,11 @@ class Cursor:
         self.offset = start
         return strings
 
-    def _count(self, count: int, what: str) -> None:
-        self._n_elements += count
-        if self._n_elements > MOST_ELEMENTS:
+    def _require(self, n_bytes: int, count: int, what: str) -> None:
+        self._arrays += n_bytes
+        if self._arrays > LARGEST_ARRAYS:
             raise TinyllamaError(
-                f"truncated or damaged: {what} at offset {self.offset} has {count} elements, "
-                f"and more than {MOST_ELEMENTS} can't be right"
+                f"truncated or damaged: {what} at offset {self.offset} has {count} elements: too many"
             )
 
     def _refuse_string(self, start: int, end: int, what: str) -> None:

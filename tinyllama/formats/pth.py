@@ -33,7 +33,7 @@ from ..writing import blamed
 from .parts import Entry, Part, map_file, what_it_is
 from .unpickle import SavedTensor, read_tensors
 
-LARGEST_PICKLE = 1 << 19  # bytes; 65B's is 0.2 MB
+LARGEST_PICKLE = 1 << 18  # bytes; a tensor takes about a hundred, 65B has 723
 LARGEST_DIRECTORY = 1 << 21  # bytes; 65B's is 0.1 MB
 
 #: What may follow a member: the next one, the directory, what ends a member of unknown size, zip64's end.
