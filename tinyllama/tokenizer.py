@@ -12,8 +12,10 @@ a list of merges) and in how they keep every text writable:
 
 import codecs
 import re
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from queue import SimpleQueue
 
 from .errors import TinyllamaError
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, check, vocabulary_from_model
@@ -157,6 +159,29 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
+#: Characters that are encoded in about a twentieth of a second.
+LONG = 100_000
+
+
+def _interruptibly(encode: Callable[[str], list[int]], text: str) -> list[int]:
+    """encode(text), of a long text in a thread of its own: inside of one call Ctrl-C wouldn't be heard."""
+    if len(text) < LONG:
+        return encode(text)
+    answer = SimpleQueue()
+
+    def work() -> None:
+        try:
+            answer.put((encode(text), None))
+        except Exception as error:
+            answer.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    ids, error = answer.get()
+    if error:
+        raise error
+    return ids
+
+
 # --- SentencePiece --------------------------------------------------------------------------------
 
 #: What SentencePiece would change: a "▁" of the text's own would come back as a space, a byte that isn't
@@ -186,7 +211,7 @@ class SentencePiece(Tokenizer):
             if index % 2:
                 ids += [self._byte_ids.get(byte, self._unk_id) for byte in _bytes(run)]
             else:
-                ids += self._processor.encode(run)
+                ids += _interruptibly(self._processor.encode, run)
         return ids
 
     def _spell(self, piece: str, token_id: int) -> bytes:
@@ -257,8 +282,13 @@ class ByteLevelBPE(Tokenizer):
             if index % 2:
                 ids += [self._byte_ids[byte] for byte in _bytes(run) if byte in self._byte_ids]
             else:
-                ids += self._bpe.encode(run, add_special_tokens=False).ids
+                ids += _interruptibly(self._encode_run, run)
         return ids
+
+    def _encode_run(self, run: str) -> list[int]:
+        if len(run) < LONG:
+            return self._bpe.encode(run, add_special_tokens=False).ids
+        return self._bpe.encode_batch([run], add_special_tokens=False)[0].ids  # which lets go of Python
 
     def _spell(self, piece: str, token_id: int) -> bytes:
         if self.vocabulary.types[token_id] == NORMAL and all(char in _BYTE_OF for char in piece):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from weakref import WeakSet
 
 from threadpoolctl import ThreadpoolController
 
@@ -197,6 +198,10 @@ def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
     raise TinyllamaError("; ".join(reasons))
 
 
+class _User:
+    """Somebody who is inside of `one_blas_thread`; forgotten with its frame, however that ended."""
+
+
 class _Blas:
     """How many threads BLAS starts, which is a setting of the whole process.
 
@@ -205,7 +210,7 @@ class _Blas:
     """
 
     def __init__(self):
-        self._lock, self._inside = threading.Lock(), set()
+        self._lock, self._inside = threading.Lock(), WeakSet()
         self._libraries, self._before = None, None
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget_others)
@@ -231,7 +236,7 @@ class _Blas:
 
     def _forget_others(self) -> None:
         """A forked child has none of the threads that were inside."""
-        self._lock, self._inside = threading.Lock(), set()
+        self._lock, self._inside = threading.Lock(), WeakSet()
 
 
 _blas = _Blas()
@@ -240,7 +245,7 @@ _blas = _Blas()
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """BLAS leaves the threads to us inside: two pools would fight over the cores."""
-    user = object()
+    user = _User()
     try:
         _blas.limit(user)
         yield
