@@ -154,6 +154,11 @@ for number, words in {0: "positive whole number", 3: "power of two", 2**63: "fil
     spm(f"alignment {number}", with_key("general.alignment", 10, struct.pack("<Q", number)), words)
 spm("alignment as text", with_key("general.alignment", 8, text("32")), "positive whole number, not '32'")
 spm("add_bos as text", with_key("tokenizer.ggml.add_eos", 9, struct.pack("<IQ", 9, 1)), "type 9")
+spm(
+    "a hyper-parameter that nobody knows",
+    with_key("llama.rope.freq_bale", 6, bytes(4)),
+    "llama.rope.freq_bale",
+)
 nested = struct.pack("<IQ", 9, 1) * 100_000
 spm("arrays of arrays of arrays", with_key("nested", 9, nested), "the key nested has values of type 9")
 spm("a type that isn't any", with_key("odd", 13, b""), "the key odd has values of type 13")

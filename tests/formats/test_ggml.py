@@ -187,6 +187,13 @@ def test_a_part_of_another_model_is_refused(made, folder):
     checkpoints.refused(lambda: ggml.read(folder / "f16.bin"), str(folder / "f16.bin.1"))
 
 
+def test_a_part_with_other_tokens_is_refused(folder):
+    path = folder / "f16.bin.1"
+    data = path.read_bytes()
+    path.write_bytes(data[:36] + bytes([data[36] ^ 1]) + data[37:])
+    checkpoints.refused(lambda: ggml.read(folder / "f16.bin"), str(path), "it has other tokens")
+
+
 # --- what is no ggml file -------------------------------------------------------------------------
 
 

@@ -87,6 +87,10 @@ def read(path: str | Path, layout: str | None = None) -> Checkpoint:
         other, part = read_part(part_path, layout)
         if other.config != header.config:
             raise TinyllamaError(f"{part_path} doesn't belong to {path}: it has other hyper-parameters")
+        if other != header:
+            raise TinyllamaError(
+                f"{part_path} doesn't belong to {path}: it has other tokens, or another type"
+            )
         parts.append(part)
     vocabulary = _own_tokenizer(path, header.config) or rebuild_vocabulary(path, header.vocabulary)
     metadata = {"ftype": header.ftype}

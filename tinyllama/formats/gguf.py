@@ -16,6 +16,7 @@ Without a tensor `output.weight` the output matrix is `token_embd.weight`. wq an
 interleaved RoPE pairs. Source: docs/gguf.md of the ggml repository.
 """
 
+import re
 import struct
 from pathlib import Path
 
@@ -60,6 +61,13 @@ ARRAYS = {
 
 #: Control pieces that end a text whether or not a key says so; llama.cpp goes by such a list, too.
 END_PIECES = {"<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>"}
+
+#: Of "llama.": a key that nobody knows may change what a model computes, and is refused.
+KNOWN_KEYS = re.compile(
+    r"llama\.(vocab_size|context_length|embedding_length|block_count|feed_forward_length|tensor_data_layout"
+    r"|use_parallel_residual|expert(_used)?_count|rope\.(dimension_count|freq_base|scaling\.\w+)"
+    r"|attention\.(head_count(_kv)?|layer_norm(_rms)?_epsilon|key_length|value_length|causal))"
+)
 
 ROPE_FREQS = "rope_freqs.weight"  # of Llama 3.1: a divisor for each RoPE frequency, [head_dim / 2]
 
@@ -142,6 +150,9 @@ def _check_architecture(metadata: Metadata) -> None:
     scaling = metadata.text("llama.rope.scaling.type", "none")
     if scaling != "none":
         raise TinyllamaError(f"RoPE scaling of type {scaling!r} (llama.rope.scaling.type) isn't supported")
+    for key in metadata:
+        if key.startswith("llama.") and not KNOWN_KEYS.fullmatch(key):
+            raise TinyllamaError(f"the key {key}, which may change what a model computes, isn't supported")
     if metadata.get("llama.expert_count"):
         raise TinyllamaError("a mixture of experts (llama.expert_count), which isn't supported")
     if metadata.get("split.count", 1) not in (0, 1):
