@@ -54,7 +54,7 @@ notebooks: .venv/test.installed
 # Their library must be in the process before Python is: LD_PRELOAD, so Linux and GCC.
 LIBASAN := $(if $(findstring clang,$(shell $(compiler) --version)),,\
   $(filter /%,$(shell $(compiler) -print-file-name=libasan.so)))
-SANITIZE := -g -fsanitize=address,undefined -fno-sanitize-recover=all
+SANITIZE := -g -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
 ifeq ($(shell uname -sm),Linux x86_64)
 TILES := build/sanitize/tiles.so
 SANITIZE += -DTINYLLAMA_EMULATE_TILES
@@ -68,7 +68,7 @@ else
 	  --build-lib build/sanitize/lib
 	@$(if $(TILES),$(compiler) -O2 $(SANITIZE) -shared -fPIC tests/ext/tiles.c -lm -o $(TILES))
 	@LD_PRELOAD="$(strip $(LIBASAN)) $(TILES)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
-	  $(BIN)/pytest -p no:faulthandler tests/ext --ignore=tests/ext/test_amx.py
+	  $(BIN)/pytest -p no:faulthandler tests/ext tests/fuzz/test_targets.py -k "ext or native" --ignore=tests/ext/test_amx.py
 	@$(compiler) -O1 -g -fsanitize=thread ext/threads.c tests/ext/pool.c -o build/sanitize/pool -lpthread
 	@build/sanitize/pool
 endif

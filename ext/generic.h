@@ -41,7 +41,7 @@ static inline vec v_load_f16_part(const uint16_t *p, long n) {
 
 /* e^x to 2 units in the last place: 2^n * e^r with n = round(x / ln 2), |r| <= ln 2 / 2. */
 static inline vec v_exp(vec x) {
-    x = v_min(v_set1(88.0f), v_max(v_set1(-87.0f), x)); /* in this order NaN stays NaN */
+    x = v_min(v_set1(89.0f), v_max(v_set1(-87.0f), x)); /* NaN stays NaN, and above 88.7 it is infinite */
     vec magic = v_set1(0x1.8p23f); /* adding it leaves the nearest integer in the lowest bits */
     vec n = v_sub(v_fma(x, v_set1(1.44269504f), magic), magic);
     vec r = v_fma(n, v_set1(-0.693359375f), x);

@@ -1,6 +1,7 @@
 """Inputs tried again: one that was found, the corpus, and which lines of a reader the corpus reaches."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,9 @@ def kept(name: str) -> list[Path]:
 def try_again(name: str, paths: list[Path]) -> None:
     """Check inputs, and say what became of each; the first that breaks the contract ends it."""
     target = targets.load(name)
+    variables = getattr(target, "environment", dict)()
+    if variables.items() - os.environ.items():  # which a process has from its beginning
+        os.execve(sys.executable, [sys.executable, "-m", "fuzz", *sys.argv[1:]], os.environ | variables)
     for path in paths:
         accepted = target.check(path.read_bytes())
         print(f"{path}: {'accepted' if accepted else 'refused'}, as it should be")
