@@ -8,7 +8,7 @@ RUN := $(BIN)/python -m
 PIP_INSTALL := $(RUN) pip install --require-hashes
 compiler := $(firstword $(CC))
 
-.PHONY: help demo lab test test-all test-browser notebooks sanitize fuzz test-arm wheel-macos wheels audit lock lint format clean
+.PHONY: help demo lab test test-all soak test-browser notebooks sanitize fuzz test-arm wheel-macos wheels audit lock lint format clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -17,6 +17,7 @@ help:
 	@echo "make lab       set up .venv for notebooks and open the course in JupyterLab"
 	@echo "make test      set up .venv for tests (adds torch and transformers) and run them"
 	@echo "make test-all  the same, with the tests that take minutes"
+	@echo "make soak      hundreds of interrupts, threads and forks, 100,000 tokens: half an hour, with figures"
 	@echo "make test-browser  try the playground and the stepper in JupyterLab, in Chromium"
 	@echo "make notebooks execute the notebooks and write what changed, in them and in notebooks/src/"
 	@echo "make sanitize  run the C backend's tests under the address, undefined-behaviour and thread sanitizers"
@@ -44,6 +45,9 @@ test: .venv/test.installed $(MODEL)
 test-all: .venv/test.installed $(MODEL)
 	@$(RUN) pytest -m "not browser"
 	@$(MAKE) --no-print-directory sanitize
+
+soak: .venv/test.installed $(MODEL)
+	@$(RUN) pytest -s -m long tests/test_interrupts.py tests/test_concurrency.py
 
 test-browser: .venv/browser.installed $(MODEL)
 	@$(RUN) pytest -m browser tests/browser

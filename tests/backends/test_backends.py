@@ -74,6 +74,20 @@ def test_blas_keeps_to_one_thread_inside_and_gets_its_own_back():
     assert blas_threads() == before
 
 
+def test_blas_keeps_to_one_thread_in_every_python_thread():
+    before, inside = blas_threads(), []
+
+    def use():
+        with backends.one_blas_thread():
+            inside.append(blas_threads())
+
+    use()
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert inside[0] <= {1} and inside[1] <= {1} and blas_threads() == before
+
+
 def test_blas_gets_its_threads_back_when_two_python_threads_overlap():
     before, first_in, first_out = blas_threads(), threading.Event(), threading.Event()
 

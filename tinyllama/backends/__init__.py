@@ -223,7 +223,7 @@ class _Blas:
                 if self._before is None:
                     self._before = [library.get_num_threads() for library in self._libraries]
                 for library in self._libraries:
-                    library.set_num_threads(1)
+                    _set_threads(library, 1)
             self._inside.add(user)
 
     def give_back(self, user: object) -> None:
@@ -231,12 +231,17 @@ class _Blas:
             self._inside.discard(user)
             if not self._inside and self._before is not None:
                 for library, threads in zip(self._libraries, self._before, strict=True):
-                    library.set_num_threads(threads)
+                    _set_threads(library, threads)
                 self._before = None
 
     def _forget_others(self) -> None:
         """A forked child has none of the threads that were inside."""
         self._lock, self._inside = threading.Lock(), WeakSet()
+
+
+def _set_threads(library, threads: int) -> None:
+    """Of OpenBLAS, threadpoolctl 3.6 quietly ignores every Python thread but the first that asked."""
+    getattr(library, "_real_set_num_threads", library.set_num_threads)(threads)
 
 
 _blas = _Blas()
