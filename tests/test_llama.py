@@ -8,7 +8,7 @@ import pytest
 
 import tinyllama
 from tinyllama import llama as llama_module
-from tinyllama import resources
+from tinyllama import memory, resources
 from tinyllama.backends import available
 from tinyllama.download import small_folder
 from tinyllama.errors import Cancelled, TinyllamaError
@@ -63,7 +63,7 @@ def test_generate_and_stream_run_from_the_mapped_file_too(folder):
 
 
 def test_mapped_weights_need_no_memory_to_be_loaded_but_a_warning(folder, monkeypatch):
-    needed = llama_module.memory_needed(open_checkpoint(folder), "numpy", 2048, mmap=True)
+    needed = memory.memory_needed(open_checkpoint(folder), "numpy", 2048, mmap=True)
     assert needed["weights"] == sum(t.nbytes for t in open_checkpoint(folder).tensors.values())
     monkeypatch.setattr(resources, "available_memory", lambda: sum(needed.values()) - 1)
     with pytest.warns(UserWarning, match="every token will read the disk"):
@@ -150,8 +150,8 @@ def test_a_model_that_needs_more_memory_than_there_is_is_refused_with_the_figure
 
 
 def test_weights_that_stay_in_their_file_are_warned_of_instead(folder, monkeypatch):
-    monkeypatch.setattr(llama_module, "UNPACK_BELOW", 0)
-    needed = llama_module.memory_needed(open_checkpoint(folder), "numpy", 2048)
+    monkeypatch.setattr(memory, "UNPACK_BELOW", 0)
+    needed = memory.memory_needed(open_checkpoint(folder), "numpy", 2048)
     monkeypatch.setattr(resources, "available_memory", lambda: sum(needed.values()) - 1)
     with pytest.warns(UserWarning, match=r"8.0 MB of weights and .* of free memory: every token will read"):
         assert tinyllama.load(folder, "numpy").generate(STORY, n_predict=2)

@@ -83,6 +83,9 @@ class FakeLlama:
             bos_id=1, add_bos=add_bos, encode=lambda text: list(text), token_bytes=lambda token: b"ab"
         )
 
+    def check_memory(self, *sizes, **more):
+        pass
+
     def new_cache(self, n_ctx):
         return n_ctx
 

@@ -16,6 +16,7 @@ The modules in reading order:
     generation  the loop, and what a text knows about itself
     backends    the seam: tables of operations, NumPy's and faster ones
     formats     model files: meta (.pth), ggml (March 2023), gguf (today)
+    memory      what running a model takes of memory
     llama       where a file, a tokenizer, a backend and the model meet
     convert     checkpoint -> f16 file -> 4-bit file: what goes where
     streaming   and how it gets there, in little memory

@@ -20,8 +20,8 @@ from pathlib import Path
 from .backends import available, get_backend
 from .errors import TinyllamaError
 from .generation import STOP_REASONS, Generation, Settings
-from .llama import Llama, load, memory_needed
-from .resources import human, peak_memory, require_memory
+from .llama import Llama, load
+from .resources import human, peak_memory
 
 LARGEST_TEXT = 50_000_000  # bytes; a novel has one million
 
@@ -74,8 +74,6 @@ def _generate(args: argparse.Namespace) -> int:
     llama = _load(args)
     with _cancelled_by_interrupt() as cancel:
         run = llama.stream(prompt, cancel=cancel, **settings)
-        needed = memory_needed(llama.checkpoint, llama.backend.name, run.n_ctx)["kv_cache"]
-        require_memory(needed, f"a context of {run.n_ctx} tokens")
         _announce(run)
         try:
             _print_text(prompt, run)

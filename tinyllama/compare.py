@@ -19,7 +19,8 @@ import numpy as np
 from .backends import OPERATIONS, Backend, get_backend, one_blas_thread
 from .errors import TinyllamaError
 from .formats import open_checkpoint
-from .llama import find, stays_in_file
+from .llama import find
+from .memory import stays_in_file
 from .model import build, forward
 from .tokenizer import make_tokenizer
 

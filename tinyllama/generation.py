@@ -153,6 +153,7 @@ class Generation:
             raise TinyllamaError(
                 f"the context is full: the prompt has {len(self.prompt_ids)} tokens, ctx_size is {self.n_ctx}"
             )
+        llama.check_memory(self.n_ctx, min(self.settings.batch_size, len(self.prompt_ids)))
         self.seed = self.settings.seed if self.settings.seed >= 0 else secrets.randbits(32)
         self.warnings = list(self._warnings())
         self.tokens: list[Token] = []
@@ -276,8 +277,11 @@ def score(llama, prompt: str | list[int], *, batch_size: int = 512, cancel=None)
         nothing before it: its probability is NaN.
     Raises:
         Cancelled: the flag is set.
+        TinyllamaError: it doesn't fit into memory.
     """
     ids = llama.tokens(prompt)
+    at_once = min(batch_size, len(ids))
+    llama.check_memory(len(ids), at_once, n_logits=2 * at_once, n_scored=len(ids))  # of two batches
     cache, tokens = llama.new_cache(len(ids)), [Token(ids[0], llama.tokenizer.piece(ids[0]), math.nan)]
     for start in range(0, len(ids) - 1, batch_size):
         batch = ids[start : min(start + batch_size, len(ids) - 1)]

@@ -9,7 +9,8 @@ from pathlib import Path
 from .backends import get_backend
 from .errors import printable
 from .formats import Checkpoint, open_checkpoint
-from .llama import default_ctx_size, find, memory_needed
+from .llama import find
+from .memory import default_ctx_size, memory_needed
 from .quant import Tensor
 from .resources import human
 from .tokenizer import Tokenizer, make_tokenizer

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -18,18 +18,23 @@ import numpy as np
 
 from . import resources
 from .backends import Backend, get_backend, one_blas_thread, stoppable
-from .config import Config
 from .download import MODELS, models_folder, small_folder
 from .errors import TinyllamaError
 from .formats import Checkpoint, open_checkpoint
 from .generation import Completion, Generation, Token, score
 from .mapped import mapped_files, unchanged
-from .model import Model, build, forward, unembed
+from .memory import (
+    announcement,
+    announcement_of_mapping,
+    check_run,
+    check_trace,
+    default_ctx_size,
+    memory_needed,
+    stays_in_file,
+)
+from .model import Model, build, forward, tap_shapes, unembed
 from .ops import as_numbers
 from .tokenizer import Tokenizer, make_tokenizer
-
-#: The NumPy backends dequantize a model once, when it is loaded, if its float32 weights take fewer bytes.
-UNPACK_BELOW = 2 * 2**30
 
 
 class Llama:
@@ -93,8 +98,12 @@ class Llama:
         return run.completion()
 
     def logits(self, prompt: str | list[int]) -> np.ndarray:
-        """What the model expects after each token of a prompt: [n_tokens, vocab_size]."""
+        """What the model expects after each token of a prompt: [n_tokens, vocab_size].
+
+        Raises TinyllamaError where that doesn't fit into memory; so do `score` and `trace`.
+        """
         tokens = self.tokens(prompt)
+        self.check_memory(len(tokens), len(tokens), len(tokens))
         return self.forward(tokens, 0, self.new_cache(len(tokens)))
 
     def score(self, prompt: str | list[int], *, batch_size: int = 512, cancel=None) -> list[Token]:
@@ -113,18 +122,26 @@ class Llama:
         Raises:
             TinyllamaError: a pattern matches nothing.
         """
-        tokens, kept, seen = self.tokens(prompt), {}, []
+        tokens, kept = self.tokens(prompt), {}
+        names = self._named(tap_shapes(self.config, len(tokens)), patterns)
+        check_trace(self.config, self.backend.name, len(tokens), names)
 
         def tap(name, array):
-            seen.append(name)
-            if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns):
+            if name in names:
                 kept[name] = array.copy()
 
         self.forward(tokens, 0, self.new_cache(len(tokens)), tap=tap, cancel=cancel)
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in seen):
-                raise TinyllamaError(f"nothing is named {pattern!r}: there are {', '.join(seen[:9])}, ...")
         return kept
+
+    @staticmethod
+    def _named(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
+        """Those of the names that match a pattern, all if there is none."""
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise TinyllamaError(
+                    f"nothing is named {pattern!r}: there are {', '.join(list(names)[:9])}, ..."
+                )
+        return {name for name in names if not patterns or any(fnmatchcase(name, p) for p in patterns)}
 
     def weight(self, name: str) -> np.ndarray:
         """A weight as float32 numbers, by its name in `Config.tensor_shapes` without ".weight".
@@ -210,8 +227,13 @@ class Llama:
             raise TinyllamaError(f"{self.name} has been closed")
         return self._model
 
+    def check_memory(self, n_ctx: int, at_once: int, n_logits: int = 1, n_scored: int = 0) -> None:
+        """Refuse a run that doesn't fit into memory, as `memory.check_run` says."""
+        check_run(self.config, self.backend.name, n_ctx, at_once, n_logits, n_scored)
+
     def new_cache(self, n_ctx: int):
-        """An empty KV cache for n_ctx tokens."""
+        """An empty KV cache for n_ctx tokens. Raises TinyllamaError where it doesn't fit into memory."""
+        self.check_memory(n_ctx, 0)
         return self.backend.new_cache(self.config, n_ctx)
 
     def default_ctx_size(self) -> int:
@@ -304,7 +326,7 @@ def load(
             del _loaded[next(iter(_loaded))]
         _check_memory(path, needed, stays_in_file(checkpoint, table.name, mmap))
         if verbose:
-            say = _announcement_of_mapping if mmap else _announcement
+            say = announcement_of_mapping if mmap else announcement
             print(say(path, needed), file=sys.stderr)
         _loaded[key] = Llama(checkpoint, table, str(model), mmap, progress)
         return _loaded[key]
@@ -388,52 +410,3 @@ def _check_memory(path: Path, needed: dict[str, int], in_file: bool) -> None:
         weights, free = resources.human(needed["weights"]), resources.human(free)
         message = f"{path}: {weights} of weights and {free} of free memory: every token will read the disk"
         warnings.warn(message, stacklevel=3)
-
-
-def default_ctx_size(config: Config) -> int:
-    """Tokens that a run has room for if nobody says: 2048, or what the model was trained on if less."""
-    return min(config.max_seq_len, 2048)
-
-
-def stays_in_file(checkpoint: Checkpoint, backend: str, mmap: bool = False) -> bool:
-    """Whether a backend runs from the mapped file, whose pages the system can drop and read again."""
-    return mmap or (backend != "c" and _float32_bytes(checkpoint) >= UNPACK_BELOW)
-
-
-def _float32_bytes(checkpoint: Checkpoint) -> int:
-    return 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
-
-
-def memory_needed(
-    checkpoint: Checkpoint, backend: str, ctx_size: int, batch_size: int = 512, mmap: bool = False
-) -> dict[str, int]:
-    """Bytes that running a model takes: {"weights", "kv_cache", "activations"}.
-
-    Weights that stay in their file count too: without as much page cache every token reads the disk.
-    """
-    config = checkpoint.config
-    stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-    in_c = backend == "c"  # repacks the blocks without unpacking them, and keeps its cache in half precision
-    wide = config.hidden_dim * 3 + config.dim * 6 + config.n_heads * ctx_size * 3
-    return {
-        "weights": stored if in_c or stays_in_file(checkpoint, backend, mmap) else _float32_bytes(checkpoint),
-        "kv_cache": (2 if in_c else 4) * 2 * config.n_layers * ctx_size * config.kv_dim,
-        "activations": 4 * (min(batch_size, ctx_size) * wide + config.vocab_size),
-    }
-
-
-def _announcement(path: Path, needed: dict[str, int]) -> str:
-    total, weights, cache = (
-        resources.human(n) for n in (sum(needed.values()), needed["weights"], needed["kv_cache"])
-    )
-    seconds = max(1, round(needed["weights"] / 2e9))  # dequantizing, or reading a fast disk
-    return f"loading {path}: up to {total} of memory ({weights} weights, {cache} KV cache), about {seconds} s"
-
-
-def _announcement_of_mapping(path: Path, needed: dict[str, int]) -> str:
-    weights = resources.human(needed["weights"])
-    rest = resources.human(sum(needed.values()) - needed["weights"])
-    return (
-        f"loading {path}: {weights} of weights stay in the file, up to {rest} of memory beside them; "
-        "it starts at once, and a token takes about twice as long as without --mmap"
-    )

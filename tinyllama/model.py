@@ -93,7 +93,7 @@ def forward(
         pos: position of the first of them; the cache holds what came before.
         cache: of `ops.new_cache`.
         last: compute the logits of the last token only.
-        tap: called as tap(name, array) after every step, in this order: "embedding";
+        tap: called as tap(name, array) after every step, in the order of `tap_shapes`: "embedding";
             "layers.0.attention." + norm, q, k, v, q_rope, k_rope, scores, weights, heads, output;
             "layers.0.feed_forward." + norm, gate, up, hidden, output; "layers.0.residual"; the other
             layers; "norm"; "logits".
@@ -110,6 +110,22 @@ def forward(
         x = x + _feed_forward(layer, ops, config, x, tap)
         _show(tap, f"{layer.name}.", residual=x)
     return unembed(model, ops, x[-1:] if last else x, tap)
+
+
+def tap_shapes(config: Config, n_tokens: int) -> dict[str, tuple[int, ...]]:
+    """What `forward` shows a tap of n_tokens without a past: {name: shape}, in the order of computation."""
+    row, wide = (n_tokens, config.dim), (n_tokens, config.hidden_dim)
+    q, k = ((n_tokens, n_heads, config.head_dim) for n_heads in (config.n_heads, config.n_kv_heads))
+    square = (config.n_heads, n_tokens, n_tokens)
+    attention = {"norm": row, "q": q, "k": k, "v": k, "q_rope": q, "k_rope": k}
+    attention |= {"scores": square, "weights": square, "heads": row, "output": row}
+    feed_forward = {"norm": row, "gate": wide, "up": wide, "hidden": wide, "output": row}
+    shapes = {"embedding": row}
+    for layer in range(config.n_layers):
+        shapes |= {f"layers.{layer}.attention.{name}": shape for name, shape in attention.items()}
+        shapes |= {f"layers.{layer}.feed_forward.{name}": shape for name, shape in feed_forward.items()}
+        shapes[f"layers.{layer}.residual"] = row
+    return shapes | {"norm": row, "logits": (n_tokens, config.vocab_size)}
 
 
 def unembed(model: Model, ops, x: np.ndarray, tap: Tap | None = None) -> np.ndarray:

@@ -71,6 +71,8 @@ def perplexity(
     """
     check_sizes(ctx_size, batch_size)
     windows = _windows(llama.tokenizer, text, ctx_size)
+    at_once = min(batch_size, ctx_size)
+    llama.check_memory(ctx_size, at_once, n_logits=2 * at_once)  # the next batch begins beside the last
     cache, first = llama.new_cache(ctx_size), ctx_size // 2
     nll, running = np.empty((len(windows), ctx_size - first - 1)), []
     with tqdm(windows, "perplexity", unit=" windows", disable=not progress) as bar:

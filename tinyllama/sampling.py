@@ -5,7 +5,6 @@
 Each stage is a pure function; `sample` chains them and, on request, says what each kept and removed.
 """
 
-import math
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 
@@ -15,6 +14,7 @@ from .errors import TinyllamaError
 from .ops import softmax
 
 GREEDY_BELOW = 1e-6  # logits divided by a smaller temperature would leave float32's range
+LARGEST = 1e30  # factors of logits that leave them in float32's range
 LISTED = 50  # candidates that a Stage lists, so that a long run's record stays small
 
 
@@ -37,10 +37,11 @@ class Sampling:
 
     def __post_init__(self):
         _check_types(self)
-        _check("temp", self.temp, 0 <= self.temp < math.inf, "a number from 0 up")
+        _check("temp", self.temp, 0 <= self.temp <= LARGEST, f"a number from 0 to {LARGEST:g}")
         _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _check("repeat_penalty", self.repeat_penalty, 0 < self.repeat_penalty < math.inf, "a number above 0")
+        fine = 1 / LARGEST <= self.repeat_penalty <= LARGEST
+        _check("repeat_penalty", self.repeat_penalty, fine, f"a number from {1 / LARGEST:g} to {LARGEST:g}")
         _check("repeat_last_n", self.repeat_last_n, self.repeat_last_n >= 0, "0 (off) or more")
 
 

@@ -127,6 +127,7 @@ def native_backend(threads: int) -> Backend:
 
 
 CGROUP = Path("/sys/fs/cgroup")
+MOST_THREADS = 1024
 
 #: Fastest first, as benchmarks/speed.py finds; numexpr saves traffic, but NumPy has the faster exp.
 BACKENDS = {"c": native_backend, "numpy": numpy_backend, "numexpr": numexpr_backend}
@@ -185,8 +186,8 @@ def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
     """
     name = name or os.environ.get("TINYLLAMA_BACKEND") or "auto"
     threads = default_threads() if threads is None else threads
-    if not (isinstance(threads, int) and threads >= 1):
-        raise TinyllamaError(f"threads must be a whole number of at least 1, not {threads!r}")
+    if not (isinstance(threads, int) and 1 <= threads <= MOST_THREADS):
+        raise TinyllamaError(f"threads must be a whole number from 1 to {MOST_THREADS}, not {threads!r:.80}")
     if name not in ("auto", *BACKENDS):
         raise TinyllamaError(f"no backend {name!r}: there are auto, {', '.join(BACKENDS)}")
     reasons = []

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import resources
-from ..config import Config
 from ..llama import Llama
 from ..ops import softmax
 from . import source
@@ -51,8 +49,6 @@ class Walk:
     def __init__(self, llama: Llama, prompt: str, cancel=None):
         tokens = llama.tokens(prompt)
         self.config, self.backend = llama.config, llama.backend.name
-        needed = memory_needed(llama.config, len(tokens))
-        resources.require_memory(needed, f"keeping every value of {len(tokens)} tokens")
         self._llama, self._lens = llama, {}
         self._taps = llama.trace(tokens, cancel=cancel)
         llama.check(self._taps["logits"], tokens)
@@ -124,12 +120,6 @@ class Walk:
         probs = softmax(logits)
         best = np.argsort(-probs, kind="stable")[:SAYS]
         return [(self._llama.tokenizer.piece(int(token)), float(probs[token])) for token in best]
-
-
-def memory_needed(config: Config, n_tokens: int) -> int:
-    """Bytes of all values that a walk of n_tokens keeps."""
-    per_layer = 8 * config.dim + 3 * config.kv_dim + 3 * config.hidden_dim + 2 * config.n_heads * n_tokens
-    return 4 * n_tokens * (config.n_layers * per_layer + 2 * config.dim + config.vocab_size)
 
 
 def _farthest(values: np.ndarray) -> tuple[np.ndarray, int]:
