@@ -147,8 +147,9 @@ class Generation:
     def __init__(self, llama, prompt, *, cancel=None, **settings):
         self.llama, self.prompt, self.cancel = llama, prompt, cancel
         self.settings = Settings(**settings)
-        self.prompt_ids, self.n_read = llama.tokens(prompt), 0
         self.n_ctx = self.settings.ctx_size or llama.default_ctx_size()
+        self._check_length()
+        self.prompt_ids, self.n_read = llama.tokens(prompt), 0
         if len(self.prompt_ids) > self.n_ctx:
             raise TinyllamaError(
                 f"the context is full: the prompt has {len(self.prompt_ids)} tokens, ctx_size is {self.n_ctx}"
@@ -178,6 +179,16 @@ class Generation:
         used = asdict(self.settings) | {"seed": self.seed, "ctx_size": self.n_ctx}
         text.settings = {"prompt": self.prompt} | origin | used
         return text
+
+    def _check_length(self) -> None:
+        """Refuse a text that is too long however it is cut: cutting takes a second a megabyte."""
+        if isinstance(self.prompt, str | bytes) and len(self.prompt) > self.n_ctx:
+            longest = max(map(len, self.llama.tokenizer.vocabulary.pieces))
+            if len(self.prompt) > self.n_ctx * longest:
+                raise TinyllamaError(
+                    f"the context is full: the prompt has {len(self.prompt)} characters, "
+                    f"ctx_size is {self.n_ctx} tokens, and none stands for more than {longest}"
+                )
 
     def _warnings(self) -> Iterator[str]:
         bos = self.llama.tokenizer.bos_id
@@ -279,6 +290,8 @@ def score(llama, prompt: str | list[int], *, batch_size: int = 512, cancel=None)
         Cancelled: the flag is set.
         TinyllamaError: it doesn't fit into memory.
     """
+    if batch_size < 1:
+        raise TinyllamaError(f"batch_size must be at least 1, not {batch_size}")
     ids = llama.tokens(prompt)
     at_once = min(batch_size, len(ids))
     llama.check_memory(len(ids), at_once, n_logits=2 * at_once, n_scored=len(ids))  # of two batches

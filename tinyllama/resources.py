@@ -62,7 +62,7 @@ def _left_in_cgroups() -> Iterator[int]:
 
 
 def _lines(path: Path) -> list[str]:
-    """None where there is no such file."""
+    """Of a file; none where it isn't there."""
     try:
         return path.read_text().splitlines()
     except OSError:
@@ -96,10 +96,12 @@ def peak_memory() -> int:
     """The most bytes that this process has had in memory so far, 0 where the system doesn't say."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
+    for line in _lines(Path("/proc/self/status")):  # what Linux's getrusage says may be of the parent
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def require_memory(needed: int, what: str) -> None:

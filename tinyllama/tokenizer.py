@@ -18,7 +18,11 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from .errors import TinyllamaError
+from .resources import require_memory
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, check, vocabulary_from_model
+
+LONG = 100_000  # characters; what cutting a shorter text takes of memory isn't worth a look
+ENCODED = 200  # bytes of memory for each byte of a text that is being cut
 
 
 def make_tokenizer(vocabulary: Vocabulary, path: str | Path = "the vocabulary") -> "Tokenizer":
@@ -72,9 +76,11 @@ class Tokenizer:
                 for text of strangers.
         Raises TinyllamaError for half a surrogate pair, or bos=True where there is none.
         """
-        ids = self._bos(bos)
+        ids, text = self._bos(bos), _lenient(text)
+        if len(text) > LONG:
+            require_memory(ENCODED * len(_bytes(text)), f"cutting {len(text)} characters into tokens")
         known = self._special[special]
-        for run in self._cut(_lenient(text), known):
+        for run in self._cut(text, known):
             ids += [known[run]] if run in known else self._encode_text(run)
         return ids
 

@@ -17,6 +17,7 @@ from ..blocks import TYPES
 from ..config import Config
 from ..mapped import owner
 from ..quant import Tensor
+from ..resources import human
 
 try:
     from .. import _native
@@ -65,7 +66,10 @@ class Arena:
 def _huge_pages(n_bytes: int) -> np.ndarray:
     """Fresh memory that begins at a huge page, of which the system has as many as it likes to give."""
     private = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}
-    memory = mmap.mmap(-1, n_bytes + HUGE_PAGE, **private)
+    try:
+        memory = mmap.mmap(-1, n_bytes + HUGE_PAGE, **private)
+    except OSError:
+        raise MemoryError(f"the system gave no {human(n_bytes)} for weights") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(memory, np.uint8)
