@@ -81,11 +81,8 @@ class Commander:
 def commander(log: Path):
     """A Commander, ended at the end."""
     made = Commander(log)
-    try:
+    with made.server:  # which closes its pipes, so that it ends, and waits for it
         yield made
-    finally:
-        made.server.stdin.close()
-        made.server.wait(60)
 
 
 def seconds_of(command: Command) -> float:
