@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,14 @@ def is_whole(tensors: dict[str, Tensor], config: Config, n_bytes: int) -> None:
         must(name in read, "a tensor larger than its file", name)
         weights = read[name]
         must(weights.shape == expected and weights.dtype == np.float32, "read in another shape", name)
+
+
+def are_apart(tensors: dict[str, Tensor]) -> None:
+    """No two tensors share a byte of their file."""
+    blocks = [array for tensor in tensors.values() for array in tensor.parts]
+    spans = sorted((array.__array_interface__["data"][0], array.nbytes) for array in blocks)
+    for (start, n_bytes), (following, _) in pairwise(spans):
+        must(start + n_bytes <= following, "tensors that share bytes")
 
 
 def _limit_address_space(n_bytes: int, soft: int, hard: int) -> None:

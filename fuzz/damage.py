@@ -53,6 +53,21 @@ def damaged(draw, fields: list[Field], most: int = 3) -> bytes:
     return pack(fields)
 
 
+@st.composite
+def odd_tensors(draw, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a model's tensors, one of them lost, there twice, renamed or of another shape."""
+    tensors = list(shapes.items())
+    place = draw(st.integers(0, len(tensors) - 1))
+    name, shape = tensors[place]
+    shapes = [shape[::-1], shape[:1], (*shape, 1), (shape[0] * 2, *shape[1:]), (shape[0] + 1, *shape[1:])]
+    shapes += [(*shape[:-1], shape[-1] * 2), (0, *shape[1:])]
+    one = st.sampled_from(
+        [[(name + "x", shape)], [("", shape)], [tensors[0]], *([(name, s)] for s in shapes)]
+    )
+    tensors[place : place + 1] = draw(st.just([]) | st.just([tensors[place]] * 2) | one)
+    return tensors
+
+
 def _change_number(draw, fields: list[Field]) -> None:
     places = [place for place, field in enumerate(fields) if isinstance(field, Number)]
     if places:

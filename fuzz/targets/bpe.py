@@ -69,7 +69,7 @@ def inputs(draw) -> bytes:
     )
 
 
-ODD_MERGES = ["", " ", "a", "a b c", "a  b", "x y", "a a", "a " + "a" * 3000, "\0 \0"]
+ODD_MERGES = ["", " ", "a", "a b c", "a  b", "x y", "a a", "a " + "a" * 3000, "\0 \0", "Ã ©", "Ċ a", "é é"]
 
 
 def seeds() -> dict[str, bytes]:

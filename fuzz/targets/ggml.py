@@ -11,7 +11,7 @@ from tinyllama.formats.parts import share
 
 from .. import contract, texts
 from ..bundle import bundle, unbundle
-from ..damage import Field, Number, damaged, pack
+from ..damage import Field, Number, damaged, odd_tensors, pack
 from . import tokenizer_model
 
 READS = ("tinyllama.formats.ggml", "tinyllama.formats.parts")
@@ -29,8 +29,7 @@ def check(data: bytes) -> bool:
         if checkpoint is None:
             return False
         contract.is_whole(checkpoint.tensors, checkpoint.config, len(data))
-        together = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-        contract.must(together <= len(data), "tensors that share bytes")
+        contract.are_apart(checkpoint.tensors)
         texts.keeps_texts(checkpoint.vocabulary, checkpoint.vocabulary.model or path)
     return True
 
@@ -47,13 +46,15 @@ def inputs(draw) -> bytes:
     fill = draw(st.sampled_from([b"\0", b"\x11\x22\x33", b"\xff", b"\x00\x00\x80\x3f"]))
     files = {}
     for number in range(n_parts):
-        damage = draw(st.booleans())
-        part = fields(config, ftype, n_parts, fill)
-        files["m.bin" + f".{number}" * (number > 0)] = draw(damaged(part)) if damage else pack(part)
-    if draw(st.booleans()):
+        what = draw(st.sampled_from(["tensors", "fields", "nothing"]))
+        shapes = shapes_of(config, n_parts)
+        tensors = draw(odd_tensors(shapes)) if what == "tensors" else shapes.items()
+        part = fields(config, tensors, ftype, fill)
+        files["m.bin" + f".{number}" * (number > 0)] = draw(damaged(part)) if what == "fields" else pack(part)
+    if draw(st.integers(0, 3)) == 0:
         odd = draw(st.dictionaries(st.sampled_from([*params_of(config), "rope_theta"]), VALUES, max_size=2))
         files["params.json"] = json.dumps(params_of(config) | odd).encode()
-    if draw(st.booleans()):
+    if draw(st.integers(0, 3)) == 0:
         files["tokenizer.model"] = draw(tokenizer_model.inputs())
     return bundle(files)
 
@@ -72,13 +73,19 @@ def params_of(config: Config) -> dict:
     return {name: getattr(config, name) for name in names}
 
 
-def fields(config: Config, ftype: int, n_parts: int = 1, fill: bytes = b"\0") -> list[Field]:
+def shapes_of(config: Config, n_parts: int = 1) -> dict[str, tuple[int, ...]]:
+    """The tensors of one part."""
+    return {name: share(name, shape, n_parts) for name, shape in config.tensor_shapes().items()}
+
+
+def fields(config: Config, tensors, ftype: int, fill: bytes = b"\0") -> list[Field]:
     """One part. All are alike but for what the weights are."""
     numbers = (config.vocab_size, config.dim, config.multiple_of, config.n_heads, config.n_layers)
     head = [b"lmgg", *(Number("i", n) for n in (*numbers, config.head_dim, ftype))]
-    head += [field for text in TEXTS for field in (Number("i", len(text)), text)]
-    for name, whole in config.tensor_shapes().items():
-        shape = share(name, whole, n_parts)
+    vocabulary = [(Number("i", len(text)), text) for text in TEXTS]
+    head += [pack([field for token in vocabulary[:-9] for field in token])]  # one field, they are all alike
+    head += [field for token in vocabulary[-9:] for field in token]
+    for name, shape in tensors:
         number = ftype if len(shape) == 2 else 0
         size = TYPES[("f32", "f16", "q4_0_2023", "q4_1_2023")[number]].nbytes(shape)
         head += [Number("i", len(shape)), Number("i", len(name)), Number("i", number)]
@@ -89,12 +96,13 @@ def fields(config: Config, ftype: int, n_parts: int = 1, fill: bytes = b"\0") ->
 
 def seeds() -> dict[str, bytes]:
     """f16 in two parts, q4_0 with tokenizer.model and params.json beside it, q4_1."""
-    part = pack(fields(tiny(8, 1), 1, 2, b"\x00\x3c"))
-    params = json.dumps(params_of(tiny(32, 1))).encode()
-    q4_0 = pack(fields(tiny(32, 1), 2))
+    half, blocks = tiny(8, 1), tiny(32, 1)
+    part = pack(fields(half, shapes_of(half, 2).items(), 1, b"\x00\x3c"))
+    params = json.dumps(params_of(blocks)).encode()
+    q4_0 = pack(fields(blocks, shapes_of(blocks).items(), 2))
     beside = {"tokenizer.model": tokenizer_model.seeds()["bytes"], "params.json": params}
     return {
         "f16_two_parts": bundle({"m.bin": part, "m.bin.1": part}),
         "q4_0": bundle({"m.bin": q4_0, **beside}),
-        "q4_1": bundle({"m.bin": pack(fields(tiny(32, 1), 3))}),
+        "q4_1": bundle({"m.bin": pack(fields(blocks, shapes_of(blocks).items(), 3))}),
     }

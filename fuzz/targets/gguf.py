@@ -9,7 +9,7 @@ from tinyllama.config import Config, tensor_names
 from tinyllama.formats import Checkpoint, gguf
 
 from .. import contract, texts
-from ..damage import Field, Number, damaged, numbers, pack
+from ..damage import Field, Number, damaged, numbers, odd_tensors, pack
 
 READS = ("tinyllama.formats.gguf", "tinyllama.formats.gguf_metadata")
 WORDS = [b"GGUF", b"general.architecture", b"llama", b"general.alignment", b"tokenizer.ggml.tokens"]
@@ -19,13 +19,14 @@ CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q"
 
 
 def check(data: bytes) -> bool:
-    """A model that is read is whole, is what the gguf package reads, and its tokenizer keeps texts."""
+    """A model that is read is whole and what the gguf package reads, and its tokenizer keeps texts."""
     with contract.folder({"model.gguf": data}) as folder:
         path = folder / "model.gguf"
         checkpoint = contract.opened(gguf.read, path)
         if checkpoint is None:
             return False
         contract.is_whole(checkpoint.tensors, checkpoint.config, len(data))
+        contract.are_apart(checkpoint.tensors)
         agrees(checkpoint)
         texts.keeps_texts(checkpoint.vocabulary, path)
     return True
@@ -49,7 +50,7 @@ def agrees(checkpoint: Checkpoint) -> None:
 
 @st.composite
 def inputs(draw) -> bytes:
-    """Models of one or two tiny layers, with odd key-values among the usual ones, and then damaged."""
+    """Models of one or two tiny layers with odd tensors, or odd key-values, or damage anywhere."""
     config, type = draw(configs()), draw(st.sampled_from(list(gguf.TYPE_OF_ID.values()))).name
     if TYPES[type].block > 1 and draw(st.booleans()):
         size = TYPES[type].block
@@ -57,22 +58,29 @@ def inputs(draw) -> bytes:
     elif TYPES[type].block > 1:
         type = "f16"
     keys = keys_of(config, pieces=texts.PIECES[: config.vocab_size])
-    for key in draw(st.lists(st.sampled_from(list(keys)), max_size=1)):
-        keys[key] = draw(values())
-    for key in draw(st.lists(st.sampled_from([*ODD_KEYS, "other"]), max_size=2)):
-        keys[key] = draw(values())
+    what = draw(st.sampled_from(["tensors", "places", "keys", "fields", "everything"]))
+    if what in ("keys", "everything"):
+        for key in draw(st.lists(st.sampled_from([*keys, *ODD_KEYS, "other"]), max_size=2)):
+            keys[key] = draw(values())
     alignment = draw(st.sampled_from([32, 32, 8, 64, 4096]))
     if alignment != 32:
         keys["general.alignment"] = [Number("I", U32), Number("I", alignment)]
     version = draw(st.sampled_from([3, 3, 2]))
     fill = draw(st.sampled_from([b"\0", b"\x11\x22\x33", b"\xff", b"\x00\x7c", b"\x00\x3c"]))
-    tied = draw(st.booleans())
-    return draw(damaged(fields(config, keys, type, alignment, version, fill, tied)))
+    shapes = shapes_of(config, tied=draw(st.booleans()))
+    tensors = draw(odd_tensors(shapes)) if what in ("tensors", "everything") else list(shapes.items())
+    places = draw(st.dictionaries(st.sampled_from(list(shapes)), PLACES, min_size=1, max_size=2))
+    places = places if what in ("places", "everything") else {}
+    whole = fields(keys, tensors, type, alignment, version, fill, places)
+    return draw(damaged(whole)) if what in ("fields", "everything") else pack(whole)
 
 
 ODD_KEYS = ["general.alignment", "llama.expert_count", "split.count", "llama.rope.scaling.type"]
 ODD_KEYS += ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.add_space_prefix"]
 ODD_KEYS += ["tokenizer.ggml.pre", "tokenizer.ggml.merges", "llama.vocab_size", "llama.attention.key_length"]
+
+
+PLACES = st.sampled_from([0, 1, 32, 64, 2**40, 2**63, 2**64 - 32]) | st.integers(0, 40).map(lambda n: 8 * n)
 
 
 def configs() -> st.SearchStrategy[Config]:
@@ -152,21 +160,25 @@ def keys_of(config: Config, pieces: list[tuple[str, float, int]]) -> dict[str, l
     }
 
 
-def fields(config, keys, type="f16", alignment=32, version=3, fill=b"\0", tied=False) -> list[Field]:
-    """A whole file."""
-    shapes = config.tensor_shapes()
+def shapes_of(config: Config, tied: bool = False) -> dict[str, tuple[int, ...]]:
+    """GGUF's name and the shape of every tensor."""
+    shapes, names = config.tensor_shapes(), tensor_names(config.n_layers)
+    return {gguf: shapes[name] for name, gguf, _ in names if not (tied and gguf == "output.weight")}
+
+
+def fields(keys, tensors, type="f16", alignment=32, version=3, fill=b"\0", places=None) -> list[Field]:
+    """A whole file; `places` are offsets of tensors that say another one than where their data is."""
     infos, data, end = [], [], 0
-    names = [names for names in tensor_names(config.n_layers) if not (tied and names[1] == "output.weight")]
-    for name, gguf_name, _ in names:
-        kind = TYPES[type if len(shapes[name]) == 2 else "f32"]
-        n_bytes = kind.nbytes(shapes[name])
-        axes = [Number("Q", axis) for axis in reversed(shapes[name])]
-        infos += [*string(gguf_name.encode()), Number("I", len(axes)), *axes]
-        infos += [Number("I", kind.gguf_id), Number("Q", end)]
+    for name, shape in tensors:
+        kind = TYPES[type if len(shape) == 2 else "f32"]
+        n_bytes = kind.nbytes(shape)
+        axes = [Number("Q", axis) for axis in reversed(shape)]
+        infos += [*string(name.encode()), Number("I", len(axes)), *axes]
+        infos += [Number("I", kind.gguf_id), Number("Q", (places or {}).get(name, end))]
         padded = -(-n_bytes // alignment) * alignment
         data += [(fill * n_bytes)[:n_bytes], bytes(padded - n_bytes)]
         end += padded
-    head = [b"GGUF", Number("I", version), Number("Q", len(names)), Number("Q", len(keys))]
+    head = [b"GGUF", Number("I", version), Number("Q", len(tensors)), Number("Q", len(keys))]
     head += [field for key, value in keys.items() for field in [*string(key.encode()), *value]]
     head += infos
     return [*head, bytes(-len(pack(head)) % alignment), *data]
@@ -183,8 +195,10 @@ def seeds() -> dict[str, bytes]:
         "tokenizer.ggml.merges": strings([b"a b", b"ab c"]),
         "general.alignment": [Number("I", U32), Number("I", 64)],
     }
+    whole, tied = shapes_of(blocks).items(), shapes_of(blocks, tied=True).items()
+    f16 = fields(keys_of(small, pieces), shapes_of(small).items(), fill=b"\x00\x3c\x00\x38")
     return {
-        "f16": pack(fields(small, keys_of(small, pieces), fill=b"\x00\x3c\x00\x38")),
-        "q4_0_tied": pack(fields(blocks, keys_of(blocks, pieces), "q4_0", tied=True, fill=b"\x11\x22\x33")),
-        "q8_0_bpe": pack(fields(blocks, bpe, "q8_0", alignment=64, version=2)),
+        "f16": pack(f16),
+        "q4_0_tied": pack(fields(keys_of(blocks, pieces), tied, "q4_0", fill=b"\x11\x22\x33")),
+        "q8_0_bpe": pack(fields(bpe, whole, "q8_0", alignment=64, version=2)),
     }

@@ -66,7 +66,7 @@ def checkpoint(n_parts: int, type: str) -> dict[str, bytes]:
     files = {"params.json": json.dumps(PARAMS).encode(), "tokenizer.model": b"\n"}
     for number in range(n_parts):
         shapes = {name: share(name, shape, n_parts) for name, shape in CONFIG.tensor_shapes().items()}
-        steps = pth.program({name: (type, shape) for name, shape in shapes.items()})
+        steps = pth.program(shapes.items(), type)
         sizes = [TYPES[type].nbytes(shape) for shape in shapes.values()]
         members = {f"data/{key}": bytes(size) for key, size in enumerate(sizes)}
         files[f"consolidated.{number:02d}.pth"] = pack(pth.archive({"data.pkl": pack(steps), **members}))

@@ -15,7 +15,7 @@ from tinyllama.formats.parts import Part
 from tinyllama.quant import dequantize
 
 from .. import contract
-from ..damage import Field, Number, damaged, pack
+from ..damage import Field, Number, damaged, odd_tensors, pack
 
 READS = ("tinyllama.formats.pth",)
 WORDS = [b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"ctorch\nHalfStorage\n", b"cos\nsystem\n", b"data/0"]
@@ -62,12 +62,21 @@ def inputs(draw) -> bytes:
     type = draw(st.sampled_from(list(STORAGES)))
     config = draw(st.sampled_from([Config(8, 1, 2, 5, 24, 2), Config(4, 2, 1, 3, 12, 1)]))
     members = checkpoint(config, type, draw(st.sampled_from([b"\0", b"\x00\x3c", b"\xff"])))
-    steps = program({name: (type, shape) for name, shape in config.tensor_shapes().items()})
-    for _ in range(draw(st.integers(0, 1))):
+    what = draw(st.sampled_from(["views", "tensors", "code", "pickle", "archive"]))
+    shapes = config.tensor_shapes()
+    tensors = draw(odd_tensors(shapes)) if what == "tensors" else list(shapes.items())
+    views = draw(st.dictionaries(st.sampled_from(list(shapes)), VIEWS, max_size=2)) if what == "views" else {}
+    steps = program(tensors, type, views)
+    if what == "code":
         place = draw(st.integers(0, len(steps)))
         steps[place:place] = [draw(st.sampled_from(HOSTILE))]
-    members["data.pkl"] = draw(damaged(steps, most=2))
-    return draw(damaged(archive(members), most=2))
+    members["data.pkl"] = draw(damaged(steps)) if what == "pickle" else pack(steps)
+    return draw(damaged(archive(members))) if what == "archive" else pack(archive(members))
+
+
+#: Where a tensor begins in its storage, and its strides.
+STRIDES = [(), (1,), (0, 1), (1, 1), (1, 4), (4, 1), (8, 1), (1, 8), (-1, 1), (4, 1, 1), (2**31 - 1, 1)]
+VIEWS = st.tuples(st.sampled_from([0, 0, 1, 4, -1, 2**31 - 1]), st.sampled_from(STRIDES))
 
 
 #: What a pickle can try: to run code, to fill the memory, to compute for ever, to confuse the machine.
@@ -103,15 +112,15 @@ def checkpoint(config: Config, type: str, fill: bytes = b"\0") -> dict[str, byte
     return {"version": b"3\n", "byteorder": b"little", **weights}
 
 
-def program(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> list[Field]:
-    """A pickle, instruction by instruction, as torch.save writes it for these types and shapes."""
+def program(tensors, type: str, views: dict | None = None) -> list[Field]:
+    """A pickle, instruction by instruction, as torch.save writes it for these names and shapes."""
     steps = [b"\x80\x02", b"}", b"q", Number("B", 0), b"("]
-    for key, (name, (type, shape)) in enumerate(tensors.items()):
+    for key, (name, shape) in enumerate(tensors):
         n_elements = int(np.prod(shape))
-        strides = (shape[1], 1) if len(shape) == 2 else (1,)
+        start, strides = (views or {}).get(name, (0, (*shape[1:], 1)))
         steps += [*text(name.encode()), b"ctorch._utils\n_rebuild_tensor_v2\n", b"(", b"(", *text(b"storage")]
         steps += [b"ctorch\n%s\n" % STORAGES[type], *text(str(key).encode()), *text(b"cpu")]
-        steps += [*integer(n_elements), b"t", b"Q", *integer(0), *numbers(shape), *numbers(strides)]
+        steps += [*integer(n_elements), b"t", b"Q", *integer(start), *numbers(shape), *numbers(strides)]
         steps += [b"\x89", b"ccollections\nOrderedDict\n", b")", b"R", b"t", b"R"]
     return [*steps, b"u", b"."]
 
@@ -127,8 +136,8 @@ def integer(value: int) -> list[Field]:
 
 
 def numbers(values: tuple[int, ...]) -> list[Field]:
-    """Push a tuple of one or two whole numbers."""
-    return [step for value in values for step in integer(value)] + [b"\x85" if len(values) == 1 else b"\x86"]
+    """Push a tuple of at most three whole numbers."""
+    return [step for value in values for step in integer(value)] + [b")\x85\x86\x87"[len(values) :][:1]]
 
 
 def archive(members: dict[str, bytes], folder: str = "consolidated") -> list[Field]:
@@ -158,7 +167,7 @@ def archive(members: dict[str, bytes], folder: str = "consolidated") -> list[Fie
 
 def file(config: Config, type: str, fill: bytes = b"\0") -> bytes:
     """A whole file with every tensor of a model."""
-    steps = program({name: (type, shape) for name, shape in config.tensor_shapes().items()})
+    steps = program(config.tensor_shapes().items(), type)
     return pack(archive({"data.pkl": pack(steps), **checkpoint(config, type, fill)}))
 
 

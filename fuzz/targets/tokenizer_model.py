@@ -18,6 +18,10 @@ def check(data: bytes) -> bool:
     with contract.folder({"tokenizer.model": data}) as folder:
         path = folder / "tokenizer.model"
         vocabulary = contract.opened(vocabulary_from_model, path)
+        if vocabulary is not None:
+            contract.must(
+                all(isinstance(piece, str) for piece in vocabulary.pieces), "a piece that is no text"
+            )
         contract.opened(ggml.token_texts, path)
         return vocabulary is not None and texts.keeps_texts(vocabulary, path)
 
@@ -40,6 +44,8 @@ def inputs(draw) -> bytes:
             spec, field = name.split(".")
             setattr(getattr(proto, spec), field, draw(values))
     data = proto.SerializeToString()
+    if draw(st.integers(0, 5)) == 0:
+        return data.replace(draw(st.sampled_from(pieces[3:] or pieces))[0].encode(), b"\xd7")
     return draw(damaged([data[start : start + 4] for start in range(0, len(data), 4)]))
 
 
@@ -47,7 +53,8 @@ SPELLING = st.sampled_from(
     ["", "▁", " ", "a", "\0", "\n", "<0x41>", "<0xZZ>", "x" * 3000, "▁▁", "é", "🦙", "<s>"]
 )
 SCORE = st.sampled_from([0.0, -1.0, 1e38, float("inf"), float("-inf"), float("nan")])
-PIECE = st.tuples(SPELLING | st.text(max_size=4), SCORE, st.integers(1, 6))
+SCORE |= st.just(-9.5)  # most scores are numbers
+PIECE = st.tuples(SPELLING | st.text(max_size=4) | st.sampled_from("abé0"), SCORE, st.integers(1, 6))
 IDS = st.sampled_from([-1, 0, 1, 2, 3, 10**6, 2**31 - 1, -(2**31)])
 FIELDS = {
     "trainer_spec.model_type": st.integers(1, 4),
