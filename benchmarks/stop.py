@@ -48,7 +48,9 @@ def _stop(flag: threading.Event, at: list[float]) -> None:
 def main(shape: str, name: str) -> None:
     config = replace(PRESETS[shape], n_layers=1)
     backend = get_backend(name)
-    model = build(config, RandomWeights(config, "q4_0"), lambda tensor: backend.prepare(tensor, copy=name == "c"))
+    model = build(
+        config, RandomWeights(config, "q4_0"), lambda tensor: backend.prepare(tensor, copy=name == "c")
+    )
     for n_tokens in (batch_size(config), 1):
         with one_blas_thread():
             found = delays(model, backend, n_tokens)
