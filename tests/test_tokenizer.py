@@ -108,6 +108,12 @@ def test_a_control_token_of_one_character_isnt_found_in_plain_text(small_spm):
     assert tokenizer.vocab_size - 1 in tokenizer.encode("a\uf8ffb", special=True)
 
 
+def test_bytes_without_a_piece_become_the_unknown_token_whatever_its_name():
+    pieces, types = ("?", "<s>", "</s>", "▁", "a"), (2, 3, 3, 1, 1)
+    vocabulary = Vocabulary("sentencepiece", pieces=pieces, scores=(0.0,) * 5, types=types)
+    assert make_tokenizer(vocabulary).encode(b"a\xff", bos=False) == [3, 4, 0]
+
+
 def test_half_a_surrogate_pair_is_refused(tokenizer):
     with pytest.raises(TinyllamaError, match="half a character at position 1"):
         tokenizer.encode("a\ud83e")

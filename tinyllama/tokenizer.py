@@ -205,7 +205,9 @@ class SentencePiece(Tokenizer):
     def __init__(self, vocabulary: Vocabulary):
         super().__init__(vocabulary)
         self._processor = _processor(vocabulary)
-        self._unk_id = self._processor.unk_id()
+        self._unk_id = vocabulary.types.index(
+            UNKNOWN
+        )  # SentencePiece wants one, and knows it as "<unk>" alone
         rows = enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True))
         self._byte_ids = {int(piece[1:-1], 16): token_id for token_id, (piece, kind) in rows if kind == BYTE}
         self.prefix = b" " if vocabulary.add_space_prefix else b""
