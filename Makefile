@@ -63,6 +63,7 @@ ifeq ($(shell uname -sm),Linux x86_64)
 TILES := build/sanitize/tiles.so
 SANITIZE += -DTINYLLAMA_EMULATE_TILES
 endif
+POOL := $(addprefix ext/,threads.c operations.c ahead.c weights.c pack.c ref.c) tests/ext/pool.c
 sanitize: .venv/test.installed
 ifeq ($(LIBASAN),)
 	@echo "$(compiler) is not GCC with libasan.so: the C backend is not tested under sanitizers."
@@ -73,7 +74,7 @@ else
 	@$(if $(TILES),$(compiler) -O2 $(SANITIZE) -shared -fPIC tests/ext/tiles.c -lm -o $(TILES))
 	@LD_PRELOAD="$(strip $(LIBASAN)) $(TILES)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
 	  $(BIN)/pytest -p no:faulthandler tests/ext tests/fuzz/test_targets.py -k "ext or native" --ignore=tests/ext/test_amx.py
-	@$(compiler) -O1 -g -fsanitize=thread ext/threads.c tests/ext/pool.c -o build/sanitize/pool -lpthread
+	@$(compiler) -O1 -g -ffp-contract=off -fsanitize=thread $(POOL) -o build/sanitize/pool -lpthread -lm
 	@build/sanitize/pool
 endif
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "sanitized"
 EXTENSION = "tinyllama/_native.abi3.so"
 CLANG = os.environ.get("CLANG", "clang")
-COUNTED = "-g -O1 -fprofile-instr-generate -fcoverage-mapping"
+COUNTED = "-O0 -fprofile-instr-generate -fcoverage-mapping"
 #: AMX is emulated where the CPU lacks it (tests/ext/tiles.c).
 TILES = "-DTINYLLAMA_EMULATE_TILES"
 CHECKED = "-g -O1 -fsanitize=fuzzer-no-link,address,undefined,float-cast-overflow -fno-sanitize-recover=all"
