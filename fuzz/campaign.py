@@ -66,6 +66,7 @@ class Run:
             f"-max_total_time={seconds}",
             f"-max_len={LARGEST}",
             f"-timeout={TOO_LONG}",
+            f"-report_slow_units={TOO_LONG}",
             "-rss_limit_mb=4096",
             f"-artifact_prefix={folder / 'deaths'}/",
         ]

@@ -205,9 +205,7 @@ class SentencePiece(Tokenizer):
     def __init__(self, vocabulary: Vocabulary):
         super().__init__(vocabulary)
         self._processor = _processor(vocabulary)
-        self._unk_id = vocabulary.types.index(
-            UNKNOWN
-        )  # SentencePiece wants one, and knows it as "<unk>" alone
+        self._unk_id = vocabulary.types.index(UNKNOWN)  # unk_id() only knows one named "<unk>"
         rows = enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True))
         self._byte_ids = {int(piece[1:-1], 16): token_id for token_id, (piece, kind) in rows if kind == BYTE}
         self.prefix = b" " if vocabulary.add_space_prefix else b""
