@@ -6,6 +6,7 @@ is either the same as before, or what the damaged bytes really say, such as anot
 """
 
 import io
+import itertools
 import os
 import random
 import struct
@@ -78,37 +79,91 @@ def ours_of_tokenizer(path: Path) -> dict:
 
 
 def by_gguf_package(path: Path) -> dict:
-    """Hyper-parameters, pieces and weights as the gguf package reads them."""
+    """As the gguf package reads it, which takes it long."""
     reader = gguf_package.GGUFReader(path)
     values = {key: field.contents() for key, field in reader.fields.items()}
-    n_layers = values["llama.block_count"]
-    names = {gguf_name: name for name, gguf_name, _ in tensor_names(n_layers)}
-    found = {
-        names.get(tensor.name, tensor.name): (
-            tensor.tensor_type.name.lower(),
-            tuple(reversed(tensor.shape.tolist())),
-            [tensor.data.tobytes()],
-        )
+    tensors = {
+        tensor.name: (tensor.tensor_type, tensor.shape.tolist(), tensor.data.tobytes())
         for tensor in reader.tensors
     }
-    keys = {
-        "dim": "embedding_length",
-        "n_layers": "block_count",
-        "n_heads": "attention.head_count",
-        "hidden_dim": "feed_forward_length",
-        "n_kv_heads": "attention.head_count_kv",
-        "norm_eps": "attention.layer_norm_rms_epsilon",
-        "rope_theta": "rope.freq_base",
-        "max_seq_len": "context_length",
+    return _said_by_gguf(values, tensors)
+
+
+def by_gguf_struct(path: Path) -> dict:
+    """A number at a time; once in fifty times the gguf package must read the same."""
+    data = memoryview(path.read_bytes())
+    at = 8
+
+    def number(code: str):
+        nonlocal at
+        value = struct.unpack_from("<" + code, data, at)[0]
+        at += struct.calcsize("<" + code)
+        return value
+
+    def value(kind: int):
+        nonlocal at
+        if kind == 8:
+            length = number("Q")
+            at += length
+            return bytes(data[at - length : at]).decode()
+        if kind == 9:
+            kind, count = number("I"), number("Q")
+            return [value(kind) for _ in range(count)]
+        return number("BbHhIif?__Qqd"[kind])
+
+    n_tensors, n_keys = number("Q"), number("Q")
+    values = {}
+    for _ in range(n_keys):
+        key = value(8)
+        values[key] = value(number("I"))
+    infos = {
+        value(8): ([number("Q") for _ in range(number("I"))], number("I"), number("Q"))
+        for _ in range(n_tensors)
     }
-    found |= {ours: values[f"llama.{key}"] for ours, key in keys.items() if f"llama.{key}" in values}
-    tokenizer = {"pieces": "tokens", "scores": "scores", "types": "token_type", "merges": "merges"}
-    for ours, key in tokenizer.items():
+    start = -(-at // values.get("general.alignment", 32)) * values.get("general.alignment", 32)
+    tensors = {}
+    for name, (shape, kind, offset) in infos.items():
+        block, size = gguf_package.GGML_QUANT_SIZES[kind]
+        n_bytes = int(np.prod(shape)) // block * size
+        tensors[name] = (kind, shape, bytes(data[start + offset : start + offset + n_bytes]))
+    found = _said_by_gguf(values, tensors)
+    if not next(_COUNTED) % 50:
+        assert found == by_gguf_package(path)
+    return found
+
+
+_COUNTED = itertools.count()
+
+
+def _said_by_gguf(values: dict, tensors: dict[str, tuple]) -> dict:
+    names = {gguf_name: name for name, gguf_name, _ in tensor_names(values["llama.block_count"])}
+    found = {
+        names.get(name, name): (
+            gguf_package.GGMLQuantizationType(kind).name.lower(),
+            tuple(shape[::-1]),
+            [raw],
+        )
+        for name, (kind, shape, raw) in tensors.items()
+    }
+    keys = {
+        "dim": "llama.embedding_length",
+        "n_layers": "llama.block_count",
+        "n_heads": "llama.attention.head_count",
+        "hidden_dim": "llama.feed_forward_length",
+        "n_kv_heads": "llama.attention.head_count_kv",
+        "norm_eps": "llama.attention.layer_norm_rms_epsilon",
+        "rope_theta": "llama.rope.freq_base",
+        "max_seq_len": "llama.context_length",
+        "bos_id": "tokenizer.ggml.bos_token_id",
+        "eos_id": "tokenizer.ggml.eos_token_id",
+        "add_bos": "tokenizer.ggml.add_bos_token",
+        "pre": "tokenizer.ggml.pre" if values["tokenizer.ggml.model"] == "gpt2" else "",
+    }
+    found |= {field: values[key] for field, key in keys.items() if key in values}
+    arrays = {"pieces": "tokens", "scores": "scores", "types": "token_type", "merges": "merges"}
+    for field, key in arrays.items():
         if f"tokenizer.ggml.{key}" in values:
-            found[ours] = tuple(values[f"tokenizer.ggml.{key}"])
-    for name in ("bos", "eos"):
-        if f"tokenizer.ggml.{name}_token_id" in values:
-            found[f"{name}_id"] = values[f"tokenizer.ggml.{name}_token_id"]
+            found[field] = tuple(values[f"tokenizer.ggml.{key}"])
     return found
 
 
@@ -235,7 +290,7 @@ def subjects(root: Path) -> dict[str, Subject]:
     _write_bpe(root / "bpe.gguf")
     for title, path in (("GGUF, SentencePiece", root / "spm.gguf"), ("GGUF, BPE", root / "bpe.gguf")):
         start = min(t.data_offset for t in gguf_package.GGUFReader(path).tensors)
-        found[title] = Subject(path, path, [range(int(start))], ours, by_gguf_package)
+        found[title] = Subject(path, path, [range(int(start))], ours, by_gguf_struct)
     path = one / "tokenizer.model"
     found["tokenizer.model"] = Subject(path, path, [range(path.stat().st_size)], ours_of_tokenizer, by_wire)
     return found
@@ -362,13 +417,19 @@ def positions(subject: Subject, n_data: int = 1000) -> tuple[list[int], list[int
     return header, sorted(chance.sample(within, min(n_data, len(within))))
 
 
-def sweep(subject: Subject, every: int = 1, bits=(*(1 << i for i in range(8)), 0xFF)) -> dict[str, Counter]:
-    """Cut and flip; of all that can be tried each `every`-th. -> "cuts" and "flips", counted by outcome."""
-    header, data = positions(subject)
+def sweep(subject: Subject, every: int = 1) -> dict[str, Counter]:
+    """Cut and flip; of all that can be tried each `every`-th. -> "cuts" and "flips", counted by outcome.
+
+    A byte of the header is turned round, and then two of its bits, one at a time, that chance chooses.
+    """
+    (header, data), chance = positions(subject), random.Random(2)
     cuts, flips = Sweep(subject), Sweep(subject)
     for size in [*header, *data][::every]:
         cuts.cut(size)
-    for at, mask in [(at, mask) for at in header for mask in bits][::every]:
+    masks = [
+        (at, mask) for at in header for mask in (0xFF, *(1 << bit for bit in chance.sample(range(8), 2)))
+    ]
+    for at, mask in masks[::every]:
         flips.flip(at, mask)
     return {"cuts": cuts.counts, "flips": flips.counts}
 
