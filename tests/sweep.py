@@ -225,27 +225,28 @@ def by_wire(path: Path) -> dict:
     """Pieces, scores and types of a tokenizer.model, by the wire format of protocol buffers."""
     found = {"pieces": [], "scores": [], "types": []}
     for field, value in _fields(path.read_bytes()):
-        if field == 1:
-            piece = dict(_fields(value))
-            found["pieces"].append(piece.get(1, b"").decode())
-            found["scores"].append(struct.unpack("<f", piece.get(2, bytes(4)))[0])
-            found["types"].append(piece.get(3, 1) if piece.get(3, 1) in range(1, 7) else 1)
+        if field == (1, 2):
+            piece = dict(_fields(value))  # a field of another wire type is one that nobody knows
+            found["pieces"].append(piece.get((1, 2), b"").decode())
+            found["scores"].append(struct.unpack("<f", piece.get((2, 5), bytes(4)))[0])
+            found["types"].append(piece.get((3, 0), 1) if piece.get((3, 0), 1) in range(1, 7) else 1)
     return {name: tuple(values) for name, values in found.items()}
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, object]]:
+def _fields(data: bytes) -> Iterator[tuple[tuple[int, int], object]]:
+    """((number, wire type), value) of each field."""
     file = io.BytesIO(data)
     while file.tell() < len(data):
         tag = _varint(file)
         match tag & 7:
             case 0:
-                yield tag >> 3, _varint(file)
+                yield (tag >> 3, 0), _varint(file)
             case 1:
-                yield tag >> 3, file.read(8)
+                yield (tag >> 3, 1), file.read(8)
             case 2:
-                yield tag >> 3, file.read(_varint(file))
+                yield (tag >> 3, 2), file.read(_varint(file))
             case 5:
-                yield tag >> 3, file.read(4)
+                yield (tag >> 3, 5), file.read(4)
             case _:
                 raise ValueError("a group")
 

@@ -138,7 +138,7 @@ class Cursor:
             for _ in range(count):
                 end = start + 8 + (unpack(data, start)[0] if start <= last else 8)
                 if end > size or end - start - 8 > longest:
-                    self._refuse_string(start, end, f"string {len(strings)} of {what}")
+                    self._refuse_string(start, end, f"string {len(strings)} of {what}", longest)
                 strings.append(data[start + 8 : end].decode())
                 start = end
         except UnicodeDecodeError:
@@ -153,10 +153,11 @@ class Cursor:
                 f"truncated or damaged: {what} at offset {self.offset} has {count} elements: too many"
             )
 
-    def _refuse_string(self, start: int, end: int, what: str) -> None:
+    def _refuse_string(self, start: int, end: int, what: str, longest: int) -> None:
+        if end <= self.size and end - start - 8 > longest:
+            raise TinyllamaError(f"damaged: {what} at offset {start} has {end - start - 8} bytes")
         self.offset = start
         self.skip(end - start, what)
-        raise TinyllamaError(f"damaged: {what} at offset {start} has {end - start - 8} bytes")
 
 
 def read_metadata(cursor: Cursor, n_keys: int) -> Metadata:
@@ -173,16 +174,17 @@ def read_metadata(cursor: Cursor, n_keys: int) -> Metadata:
 
 def _read_value(cursor: Cursor, key: str, kind: int) -> tuple[object, int]:
     """A value, and its type or that of its elements."""
+    what = f"the key {key}"
     if kind == ARRAY:
-        kind, count = cursor.numbers("IQ", key)
+        kind, count = cursor.numbers("IQ", what)
         if kind == STRING:
-            return cursor.strings(count, key), kind
+            return cursor.strings(count, what), kind
         if kind in NUMBERS:
-            return cursor.array(NUMBERS[kind], count, key), kind
+            return cursor.array(NUMBERS[kind], count, what), kind
     elif kind == STRING:
-        return cursor.string(key), kind
+        return cursor.string(what), kind
     elif kind in NUMBERS:
-        return cursor.numbers(NUMBERS[kind], key)[0], kind
+        return cursor.numbers(NUMBERS[kind], what)[0], kind
     raise TinyllamaError(f"the key {key} has values of type {kind}, which isn't supported")
 
 
