@@ -1,4 +1,5 @@
 import gc
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import tinyllama
 from tinyllama import llama as llama_module
 from tinyllama import memory, resources
 from tinyllama.backends import available
+from tinyllama.convert import convert
 from tinyllama.download import small_folder
 from tinyllama.errors import Cancelled, TinyllamaError
 from tinyllama.formats import open_checkpoint
@@ -31,6 +33,15 @@ def test_a_changed_file_is_loaded_anew(folder):
     weights = folder / "consolidated.00.pth"
     weights.write_bytes(weights.read_bytes())
     assert tinyllama.load(folder) is not before
+
+
+@pytest.mark.parametrize("name", ["model[1].gguf", "**.gguf", "a?.gguf"])
+def test_a_changed_file_whose_name_is_a_pattern_is_loaded_anew(folder, name):
+    (path,) = convert(folder, 1, folder / name, "gguf")
+    before = tinyllama.load(path)
+    assert tinyllama.load(path) is before
+    os.utime(path, ns=(0, 0))
+    assert tinyllama.load(path) is not before
 
 
 def test_a_changed_tokenizer_is_loaded_anew(folder):
