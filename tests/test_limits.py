@@ -104,6 +104,22 @@ def test_what_a_tap_is_shown_is_known_beforehand(backend):
     assert list(taps) == list(shapes), "in the same order"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "-p", "a b " * 50_000],
+        ["bench", "--prefill", "1000000000"],
+        ["bench", "-n", "1000000000"],
+        ["bench", "--shape", "65B"],
+        ["perplexity", "-f", __file__, "-c", "1000000000"],
+    ],
+)
+def test_every_command_refuses_in_a_line_what_is_too_large(arguments, little_memory, capsys):
+    assert cli.main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("tinyllama: ") and ("are free" in line or "n_predict" in line or "window" in line)
+
+
 # --- settings -------------------------------------------------------------------------------------
 
 

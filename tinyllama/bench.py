@@ -25,6 +25,7 @@ from .config import PRESETS, Config
 from .errors import TinyllamaError
 from .formats import open_checkpoint
 from .llama import find
+from .memory import check_run
 from .model import build, forward
 from .quant import Tensor, bits_per_weight, quantize
 
@@ -123,6 +124,8 @@ def bench(
         raise TinyllamaError("a shape has no file that could be mapped")
     if type not in TYPES:
         raise TinyllamaError(f"there is no type {type!r}: there are {', '.join(TYPES)}")
+    if not 1 <= n_predict <= CONTEXT:
+        raise TinyllamaError(f"n_predict must be from 1 to {CONTEXT}, not {n_predict}")
     for backend in backends or [None]:
         for n_threads in threads or [None]:
             table = get_backend(backend, n_threads)
@@ -164,11 +167,14 @@ def _measure(model, shape, type, table, mapped: bool, n_predict: int, prefill: t
         resources.require_memory(_memory(config, bits_per_weight(type) / 8), name)
     else:
         type = tensors["layers.0.attention.wq.weight"].type
+        resources.require_memory((not mapped) * sum(tensor.nbytes for tensor in tensors.values()), name)
+    n_ctx, at_once = max(prefill, default=0) + CONTEXT, max(prefill, default=1)
+    check_run(config, table.name, n_ctx, at_once)
     result = Result(name, type, table.name, _level_of(table), table.threads, mapped=mapped)
     loaded = build(config, tensors, partial(_timed, result, table))
-    cache = table.new_cache(config, max(prefill, default=0) + CONTEXT)
+    cache = table.new_cache(config, n_ctx)
     run = partial(forward, loaded, table, cache=cache, last=True)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, max(prefill, default=1))
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, at_once)
     result.first_token = result.load + _seconds(run, tokens[:SHORT_PROMPT], 0)
     for n_tokens in prefill:
         seconds = [_seconds(run, tokens[:n_tokens], 0) for _ in range(REPEATS)]

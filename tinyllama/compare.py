@@ -20,8 +20,9 @@ from .backends import OPERATIONS, Backend, get_backend, one_blas_thread
 from .errors import TinyllamaError
 from .formats import open_checkpoint
 from .llama import find
-from .memory import stays_in_file
+from .memory import memory_needed, stays_in_file
 from .model import build, forward
+from .resources import require_memory
 from .tokenizer import make_tokenizer
 
 #: Mean squared error of a step, as a fraction of its mean square, that is explained by how it computes:
@@ -109,8 +110,11 @@ def compare_backends(
     steps = _Steps(config.n_layers)
     both = _in_step(*tables, steps)
     copies = [not stays_in_file(checkpoint, table.name) for table in tables]
-    loaded = build(config, checkpoint.tensors, partial(both.prepare, copies=copies))
     tokens = tokenizer.encode(prompt, special=True)
+    for table, copy in zip(tables, copies, strict=True):
+        needed = memory_needed(checkpoint, table.name, len(tokens), len(tokens))
+        require_memory(sum(needed.values()) - (not copy) * needed["weights"], f"{model} with this prompt")
+    loaded = build(config, checkpoint.tensors, partial(both.prepare, copies=copies))
     with one_blas_thread():
         first = forward(loaded, both, tokens, 0, both.new_cache(config, len(tokens)))
         alone = _only_second(tables[1])
