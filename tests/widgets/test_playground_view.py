@@ -52,6 +52,12 @@ def test_buttons_are_enabled_when_they_do_something(tool):
     assert finished(tool)._stop.disabled and not tool._continue.disabled
 
 
+def test_a_prompt_that_is_too_long_is_refused_in_a_line(tool):
+    tool.prompt.value = "a word " * 500_000
+    tool._generate.click()
+    assert "the context is full: the prompt has 3500000 characters" in finished(tool)._error.value
+
+
 def test_a_click_on_a_token_shows_alternatives_and_one_can_be_picked(tool):
     tool._generate.click()
     finished(tool)
