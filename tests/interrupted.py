@@ -1,5 +1,7 @@
 """Interrupts at random moments: `python tests/interrupted.py MODEL BACKEND N [--mmap] [--only load,prefill]`.
 
+MODEL is a file, a name, or a size, "7B": a few layers of random weights, in a temporary file.
+
 A timer's signal raises KeyboardInterrupt as Ctrl-C and a notebook's interrupt do, N times in each step.
 Prints how long each took to be heard, as JSON; fails where the model doesn't then say what a fresh one says.
 """
@@ -8,16 +10,48 @@ import argparse
 import json
 import random
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 from threadpoolctl import threadpool_info
 
 import tinyllama
 from tinyllama import llama as llama_module
+from tinyllama.bench import RandomWeights
+from tinyllama.config import PRESETS
+from tinyllama.download import small_folder
+from tinyllama.formats import gguf
+from tinyllama.vocabulary import NORMAL, vocabulary_from_model
 
 PROMPT = "Once upon a time there was a little girl who lived near the forest, and "
+
+
+def write_shape(path: Path, shape: str, n_layers: int) -> None:
+    """A GGUF file of q4_0 weights of a size with few layers, which are as good as many."""
+    config = replace(PRESETS[shape], n_layers=n_layers, vocab_size=32000)
+    words = vocabulary_from_model(small_folder() / "tokenizer.model")
+    more = range(config.vocab_size - len(words.pieces))
+    words = replace(
+        words,
+        model=None,
+        pieces=words.pieces + tuple(f"unused {number}" for number in more),
+        scores=words.scores + (-1e9,) * len(more),
+        types=words.types + (NORMAL,) * len(more),
+    )
+    weights = RandomWeights(config, "q4_0")
+    shapes = config.tensor_shapes().items()
+    infos = [(name, "f32" if len(shape) == 1 else "q4_0", shape) for name, shape in shapes]
+    head, offsets, size = gguf.header(config, words, infos, gguf.FILE_TYPES["q4_0"], shape)
+    with path.open("wb") as file:
+        file.truncate(size)
+        file.write(head)
+        for (name, *_), offset in zip(infos, offsets, strict=True):
+            file.seek(offset)
+            file.write(weights[name].parts[0].tobytes())
 
 
 class Trial:
@@ -99,12 +133,18 @@ def main() -> None:
     parser.add_argument("n", type=int)
     parser.add_argument("--mmap", action="store_true")
     parser.add_argument("--prompt", type=int, default=96, help="tokens")
+    parser.add_argument("--layers", type=int, default=2, help="of a size")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="load,prefill,decode,score,trace,with")
     args = parser.parse_args()
     random.seed(args.seed)
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     blas = blas_threads()
+    folder = tempfile.TemporaryDirectory()
+    if args.model in PRESETS:
+        path = Path(folder.name) / f"{args.model}.gguf"
+        write_shape(path, args.model, args.layers)
+        args.model = path
     trial = Trial(args.model, args.backend, args.mmap, args.prompt)
     for step in args.only.split(","):
         trial.interrupt(step, args.n)

@@ -27,7 +27,7 @@ N_MODELS = 16
 
 def tokens(model: str, backend: str, n: int) -> Iterator[int]:
     """Yields how many tokens there are so far."""
-    llama, done = tinyllama.load(model, backend, 2), 0
+    llama, done = tinyllama.load(model, backend, 2, progress=iter), 0
     words = llama.tokens("Once upon a time there was a king who had three daughters and a dog. ") * 100
     while done < n:
         n_prompt = random.choice((1, 5, 30, 200))
@@ -43,7 +43,7 @@ def loads(model: str, backend: str, n: int) -> Iterator[int]:
     with tempfile.TemporaryDirectory() as folder:
         paths = [shutil.copytree(find(model), Path(folder) / str(number)) for number in range(N_MODELS)]
         for done in range(1, n + 1):
-            models = [tinyllama.load(path, backend, 2) for path in paths]
+            models = [tinyllama.load(path, backend, 2, progress=iter) for path in paths]
             assert len({llama.generate("Once", n_predict=2, temp=0) for llama in models}) == 1
             for llama in models:
                 llama.close()
