@@ -56,6 +56,7 @@ class Run:
 
     def _once(self, folder: Path, start: float, seconds: int) -> bool:
         """One process. Returns whether it died of an input."""
+        (folder / "done.json").unlink(missing_ok=True)  # of the process before, counted already
         target = targets.load(self.target)
         dictionary = folder / "words"
         dictionary.write_text("\n".join(map(_quoted, getattr(target, "WORDS", ()))))

@@ -62,7 +62,7 @@ def coverage(paths: list[Path]) -> dict[str, str]:
     report = [_tool("llvm-cov"), "report", extension, f"-instr-profile={data}", "-show-branch-summary"]
     (BUILD / "coverage.txt").write_text(_output(*report, "-show-region-summary=false", "ext"))
     totals = json.loads(
-        _output(_tool("llvm-cov"), "export", "-summary-only", extension, f"-instr-profile={data}")
+        _output(_tool("llvm-cov"), "export", "-summary-only", extension, f"-instr-profile={data}", "ext")
     )
     totals = totals["data"][0]["totals"]
     return {name: f"{int(totals[name]['percent'])}%" for name in ("lines", "branches")}
