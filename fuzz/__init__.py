@@ -9,7 +9,7 @@
     engine      one target under atheris: coverage decides which inputs are kept and changed again
     campaign    several targets, so many minutes each, with a table at the end: `make fuzz MINUTES=5`
     replay      inputs tried again: a finding, the corpus, what the corpus covers
-    corpus/     a folder of small inputs for each target: the seeds, and every finding of the past
+    corpus/     a folder of small inputs for each target: the seeds, and findings of the past
 
 `make test` replays the corpus and tries a fixed number of nearly valid inputs (tests/fuzz).
 """

@@ -1,4 +1,4 @@
-"""The contract of every target: for its corpus, all findings of the past included, and so many new inputs."""
+"""The contract of every target: for its corpus, findings of the past included, and so many new inputs."""
 
 import pytest
 from hypothesis import HealthCheck, Verbosity, given, settings
