@@ -158,13 +158,13 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float, *, threads: int) -> 
 
 def matmul(x: np.ndarray, *weights, threads: int):
     """As ops.matmul."""
-    n_tokens, n_out = len(x), sum([weight.shape[0] for weight in weights])
-    outs = tuple([np.empty((n_tokens, weight.shape[0]), np.float32) for weight in weights])
-    if n_tokens <= TOGETHER or x.size * n_out <= AT_ONCE:
+    outs = tuple([np.empty((len(x), weight.shape[0]), np.float32) for weight in weights])
+    if len(x) <= TOGETHER:
         _native.matmul(x, weights, outs, threads)
     else:
-        step = max(1, AT_ONCE // (n_out * x.shape[1] * TOGETHER)) * TOGETHER
-        for some in (slice(start, start + step) for start in range(0, n_tokens, step)):
+        n_weights = sum(weight.shape[0] * weight.shape[1] for weight in weights)
+        step = max(1, AT_ONCE // (n_weights * TOGETHER)) * TOGETHER
+        for some in (slice(start, start + step) for start in range(0, len(x), step)):
             _native.matmul(x[some], weights, tuple([out[some] for out in outs]), threads)
     return list(outs) if len(outs) > 1 else outs[0]
 
