@@ -1,5 +1,6 @@
-"""Fixtures for files that a checkout may or may not have beside it."""
+"""Fixtures for files that a checkout may or may not have beside it, and signals as on a terminal."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,11 @@ import pytest
 from tinyllama import download
 
 ROOT = Path(__file__).parents[1]
+
+# Who is started in the background by a script, or by nohup, ignores these, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def runs(request):
     wanted = dict.fromkeys(
         (item.callspec.params["topic"], item.callspec.params["setting"])
         for item in request.session.items
-        if "setting" in getattr(getattr(item, "callspec", None), "params", {})
+        if item.path == request.path and "setting" in getattr(getattr(item, "callspec", None), "params", {})
     )
     with ThreadPoolExecutor(2) as pool:
         yield {
