@@ -150,7 +150,12 @@ def text(string: str) -> bytes:
     return struct.pack("<Q", len(string.encode())) + string.encode()
 
 
-for number, words in {0: "positive whole number", 3: "power of two", 2**63: "file ends at"}.items():
+for number, words in {
+    0: "positive whole number",
+    3: "power of two",
+    2**63: "can't be right",
+    2**17: "131072",
+}.items():
     spm(f"alignment {number}", with_key("general.alignment", 10, struct.pack("<Q", number)), words)
 spm("alignment as text", with_key("general.alignment", 8, text("32")), "positive whole number, not '32'")
 spm("add_bos as text", with_key("tokenizer.ggml.add_eos", 9, struct.pack("<IQ", 9, 1)), "type 9")
@@ -159,6 +164,13 @@ spm(
     with_key("llama.rope.freq_bale", 6, bytes(4)),
     "llama.rope.freq_bale",
 )
+for key, kind, packed in (
+    ("llama.attention.causal", 7, b"\0"),
+    ("llama.use_parallel_residual", 7, b"\1"),
+    ("llama.rope.scaling.factor", 6, struct.pack("<f", 4)),
+    ("llama.rope.scaling.attn_factor", 6, struct.pack("<f", 0.5)),
+):
+    spm(f"{key}, which changes what is computed", with_key(key, kind, packed), key, "isn't supported")
 nested = struct.pack("<IQ", 9, 1) * 100_000
 spm("arrays of arrays of arrays", with_key("nested", 9, nested), "the key nested has values of type 9")
 spm("a type that isn't any", with_key("odd", 13, b""), "the key odd has values of type 13")
@@ -293,6 +305,18 @@ def first_tensor(offset: int, code: str, *values):
 
 ggml("another type in the header", put(28, "i", 0), "isn't of the type that the header names")
 ggml("n_rot that isn't dim / n_heads", put(24, "i", 8), "contradict each other")
+
+
+def norm_in_blocks(number: int, n_bytes: int):
+    """The last norm, of 64 numbers of 4 bytes, as blocks of another type, and the file is whole."""
+    name = b"norm.weight"
+    old = struct.pack("<4i", 1, len(name), 0, 64) + name
+    new = struct.pack("<4i", 1, len(name), number, 64) + name + bytes(n_bytes)
+    return lambda data: data[: data.index(old)] + new + data[data.index(old) + len(old) + 4 * 64 :]
+
+
+ggml("a norm in blocks of q4_0", norm_in_blocks(2, 40), "'norm.weight' has the shape [64] and the type q4_0")
+ggml("a norm in blocks of q4_1", norm_in_blocks(3, 48), "'norm.weight' has the shape [64] and the type q4_1")
 ggml("an axis of 0", first_tensor(12, "i", 0), "has the shape [400, 0]")
 ggml("a negative axis", first_tensor(12, "i", -64), "has the shape [400, -64]")
 ggml(
@@ -539,6 +563,7 @@ params("dim 10^30", said(dim=10**30), "can't be right")
 params("multiple_of 10^30", said(multiple_of=10**30), "can't be right")
 params("ffn_dim_multiplier 1e29", said(ffn_dim_multiplier=1e29), "ffn_dim_multiplier can't be 1e+29")
 params("ffn_dim_multiplier 0", said(ffn_dim_multiplier=0), "ffn_dim_multiplier can't be 0")
+params("RoPE of Llama 3.1", said(use_scaled_rope=True), "use_scaled_rope")
 params("vocab_size 401", said(vocab_size=401), "vocab_size isn't the 400")
 case("20 GB", "params.json", "is too large")(lambda path: huge(path, b'{"dim": '))
 

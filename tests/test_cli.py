@@ -490,6 +490,12 @@ def test_perplexity_prints_its_figures_on_one_line(run, text_file):
     assert "perplexity: 100%" in err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a file that can't be read")
+def test_a_text_that_fails_while_it_is_read_is_named(run):
+    status, _, error = run("generate", "--file", "/proc/self/mem")
+    assert (status, error) == (1, "tinyllama: /proc/self/mem: Input/output error\n")
+
+
 def test_perplexity_as_json_has_the_same_figures(run, text_file):
     line = run("perplexity", "-f", text_file, "-c", "64")[1]
     figures = json.loads(run("perplexity", "-f", text_file, "-c", "64", "--json")[1])

@@ -221,3 +221,11 @@ def test_loading_tells_its_progress_and_ends_if_that_raises(folder):
         tinyllama.load(folder, progress=stop_at_third)
     assert len(seen) == 3
     assert tinyllama.load(folder).generate(STORY, n_predict=1)
+
+
+def test_a_prompt_may_be_an_array_of_ids():
+    llama = tinyllama.load("small", "numpy", 1)
+    assert llama.tokens(np.array([1, 2])) == [1, 2]
+    for empty in ([], "", b"", np.array([], int)):
+        with pytest.raises(TinyllamaError, match="the prompt is empty"):
+            llama.tokens(empty)

@@ -1,4 +1,6 @@
 import random
+import re
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,7 @@ from vocabularies import LANGUAGES, TEXT, bpe, bpe_by_hand, sentencepiece_model
 
 from tinyllama.errors import TinyllamaError
 from tinyllama.formats import ggml, gguf
-from tinyllama.tokenizer import TextStream, make_tokenizer
+from tinyllama.tokenizer import TextStream, _Known, make_tokenizer
 from tinyllama.vocabulary import CONTROL, Vocabulary, vocabulary_from_model
 
 settings.register_profile("untimed", deadline=None)
@@ -251,6 +253,25 @@ def test_of_two_special_pieces_that_begin_together_the_longer_one_is_meant():
     pieces = ("<|a", "<|a|>", *bpe().pieces)
     tokenizer = make_tokenizer(replace(bpe(), pieces=pieces, types=(3, 3, *bpe().types)))
     assert tokenizer.encode("<|a|>", special=True) == [1]
+
+
+def test_special_pieces_are_found_as_a_regular_expression_finds_them():
+    rng = random.Random(0)
+    for letters in ["ab", "<|>a", "]^-\\a", "a\udcff漢"] * 250:
+        pieces = {"".join(rng.choices(letters, k=rng.randint(1, 6))) for _ in range(rng.randint(1, 12))}
+        text = "".join(rng.choices(letters, k=rng.randint(0, 30)))
+        pattern = "|".join(map(re.escape, sorted(pieces, key=len, reverse=True)))
+        found = _Known({piece: token_id for token_id, piece in enumerate(pieces)}).cut(text)
+        assert found == [run for run in re.split(f"({pattern})", text) if run]
+
+
+def test_long_special_pieces_in_each_other_take_no_more_memory_than_themselves():
+    known = _Known({"a" * length: length for length in range(2, 2000)})  # of 2 MB
+    tracemalloc.start()
+    assert known.cut("ab" * 2000 + "a" * 2500) == ["ab" * 2000, "a" * 1999, "a" * 501]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_all_tokens_that_end_a_text_are_known():

@@ -279,7 +279,10 @@ def _read_text(path: str) -> str:
     Raises TinyllamaError if there is no text.
     """
     with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
-        data = file.read(LARGEST_TEXT + 1)
+        try:
+            data = file.read(LARGEST_TEXT + 1)
+        except OSError as error:  # which doesn't know the file's name
+            raise TinyllamaError(f"{path}: {error.strerror}") from None
     if len(data) > LARGEST_TEXT:
         raise TinyllamaError(f"{path}: more than {human(LARGEST_TEXT)} of text")
     text = data.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")

@@ -92,6 +92,8 @@ class Config:
         n_heads, multiplier = _whole(params, "n_heads"), _number(params, "ffn_dim_multiplier", 1.0)
         if not 0 < dim <= LARGEST["dim"] or not 0 < multiple_of <= LARGEST["hidden_dim"]:
             raise TinyllamaError(f"dim {dim} and multiple_of {multiple_of} can't be right")
+        if params.get("use_scaled_rope"):  # of Llama 3.1
+            raise TinyllamaError("use_scaled_rope, other frequencies of RoPE, isn't supported")
         if not 0 < multiplier <= LARGEST["hidden_dim"]:
             raise TinyllamaError(f"ffn_dim_multiplier can't be {multiplier}")
         return cls(

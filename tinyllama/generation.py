@@ -45,7 +45,8 @@ class Settings(Sampling):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        stop = (self.stop,) if isinstance(self.stop, str | int | float | None) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
         if not all(isinstance(text, str) and text for text in self.stop):
             raise TinyllamaError(f"stop must be strings that aren't empty, not {self.stop!r}")
         for name, least in (("n_predict", -1), ("seed", -1), ("batch_size", 1), ("ctx_size", 1)):

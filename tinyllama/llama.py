@@ -167,7 +167,7 @@ class Llama:
 
         Raises TinyllamaError if it is empty or an id is none of the vocabulary's.
         """
-        if prompt in ("", b"", []):
+        if isinstance(prompt, str | bytes | list) and not prompt:
             raise TinyllamaError("the prompt is empty")
         tokens = self._encode(prompt)
         if not tokens:

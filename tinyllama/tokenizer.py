@@ -13,7 +13,10 @@ a list of merges) and in how they keep every text writable:
 import codecs
 import re
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from functools import cached_property
+from os.path import commonprefix
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -64,7 +67,7 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.add_bos = vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos
         stops = (vocabulary.eos_id, *vocabulary.stop_ids)
         self.stop_ids = frozenset(token_id for token_id in stops if token_id is not None)
-        self._special = {False: self._written_out(special=False), True: self._written_out(special=True)}
+        self._special = {special: _Known(self._written_out(special)) for special in (False, True)}
 
     def encode(self, text: str | bytes, bos: bool | None = None, special: bool = False) -> list[int]:
         """Text -> ids. Unless it is `special` or has `missing_bytes`, `decode_bytes` gives exactly it back.
@@ -80,8 +83,8 @@ class Tokenizer:
         if len(text) > LONG:
             require_memory(ENCODED * len(_bytes(text)), f"cutting {len(text)} characters into tokens")
         known = self._special[special]
-        for run in self._cut(text, known):
-            ids += [known[run]] if run in known else self._encode_text(run)
+        for run in known.cut(text):
+            ids += [known.ids[run]] if run in known.ids else self._encode_text(run)
         return ids
 
     def decode_bytes(self, ids: Iterable[int], strip_prefix: bool = True) -> bytes:
@@ -126,12 +129,6 @@ class Tokenizer:
         ids = [token_id for token_id, kind in enumerate(self.vocabulary.types) if kind in types]
         return {pieces[token_id]: token_id for token_id in ids if pieces[token_id]}
 
-    def _cut(self, text: str, known: dict[str, int]) -> list[str]:
-        """Cut text before and after every known piece; of two that begin together the longer one is meant."""
-        longest_first = sorted(known, key=len, reverse=True)
-        pattern = f"({'|'.join(map(re.escape, longest_first))})"
-        return [run for run in (re.split(pattern, text) if known else [text]) if run]
-
     def _encode_text(self, text: str) -> list[int]:
         """Text without special pieces, not empty -> ids."""
         raise NotImplementedError
@@ -139,6 +136,49 @@ class Tokenizer:
     def _spell(self, piece: str, token_id: int) -> bytes:
         """The bytes that a token which is no control token stands for."""
         raise NotImplementedError
+
+
+class _Known:
+    """Pieces that are looked for before anything else. A regular expression of them all would take a hundred
+    bytes of memory for each of their characters, and of those a file may have millions.
+
+    Attributes:
+        ids: piece -> its id.
+    """
+
+    def __init__(self, ids: dict[str, int]):
+        self.ids, self._longest = ids, max(map(len, ids), default=0)
+
+    @cached_property
+    def _pieces(self) -> list[str]:
+        return sorted(self.ids)
+
+    @cached_property
+    def _first(self) -> re.Pattern:
+        """Any character with which one begins."""
+        return re.compile(f"[{re.escape(''.join({piece[0] for piece in self.ids}))}]")
+
+    def cut(self, text: str) -> list[str]:
+        """Cut text before and after every known piece; of two that begin together the longer one is meant."""
+        runs, start, match = [], 0, self._first.search(text) if self.ids else None
+        while match:
+            at, piece = match.start(), self._at(text, match.start())
+            if piece:
+                runs += [text[start:at], piece]
+                start = at + len(piece)
+            match = self._first.search(text, start if piece else at + 1)
+        return [run for run in (*runs, text[start:]) if run]
+
+    def _at(self, text: str, at: int) -> str:
+        """The longest known piece with which text goes on at a place, "" if there is none."""
+        rest, last = text[at : at + self._longest], len(self._pieces)
+        while last := bisect_right(self._pieces, rest, hi=last):
+            # The piece that sorts last of those up to the rest begins as the rest does for the longest.
+            piece = self._pieces[last - 1]
+            if rest.startswith(piece):
+                return piece
+            rest = commonprefix((piece, rest))  # noqa: RUF071 (of text, not of paths)
+        return ""
 
 
 class TextStream:

@@ -252,7 +252,8 @@ def _read_entry(cursor: _Cursor) -> Entry:
         )
     shape = cursor.ints(n_dims, "a tensor's shape")[::-1]
     name = cursor.take(name_length, "a tensor's name").decode("utf-8", "backslashreplace")
-    if not name.isprintable() or min(shape) < 1 or shape[-1] % TYPES[types[0]].block:
+    block = TYPES[types[0]].block
+    if not name.isprintable() or min(shape) < 1 or shape[-1] % block or (n_dims == 1 and block > 1):
         raise TinyllamaError(
             f"{cursor.path} is damaged: {name!r} has the shape {list(shape)} and the type {types[0]}"
         )

@@ -69,6 +69,16 @@ KNOWN_KEYS = re.compile(
     r"|attention\.(head_count(_kv)?|layer_norm(_rms)?_epsilon|key_length|value_length|causal))"
 )
 
+#: Values with which known keys change nothing; any other is refused.
+WITHOUT_EFFECT = {
+    "llama.attention.causal": (True,),
+    "llama.use_parallel_residual": (False,),
+    "llama.rope.scaling.attn_factor": (0.0, 1.0),
+}
+
+#: Those of keys by which llama.cpp scales linearly where no type is named.
+LINEAR = {"llama.rope.scaling.factor": (0.0, 1.0)}
+
 ROPE_FREQS = "rope_freqs.weight"  # of Llama 3.1: a divisor for each RoPE frequency, [head_dim / 2]
 
 
@@ -153,6 +163,10 @@ def _check_architecture(metadata: Metadata) -> None:
     for key in metadata:
         if key.startswith("llama.") and not KNOWN_KEYS.fullmatch(key):
             raise TinyllamaError(f"the key {key}, which may change what a model computes, isn't supported")
+    fixed = WITHOUT_EFFECT if "llama.rope.scaling.type" in metadata else WITHOUT_EFFECT | LINEAR
+    for key, values in fixed.items():
+        if metadata.get(key, values[0]) not in values:
+            raise TinyllamaError(f"the key {key} is {shown(metadata[key])}, which isn't supported")
     if metadata.get("llama.expert_count"):
         raise TinyllamaError("a mixture of experts (llama.expert_count), which isn't supported")
     if metadata.get("split.count", 1) not in (0, 1):

@@ -21,6 +21,7 @@ LONGEST_NAME = 1 << 8  # bytes of a key's or tensor's name; ggml's have at most 
 LARGEST_ARRAYS = 160_000_000  # bytes that the elements of all arrays take as Python's objects
 NUMBER_BYTES, STRING_BYTES = 40, 72  # such an element with its place in a list; a short string
 MOST_KEYS = MOST_TENSORS = 1 << 14
+LARGEST_ALIGNMENT = 1 << 16  # bytes; so many are written between header and data
 
 #: Type -> format code of the struct module.
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
@@ -79,6 +80,10 @@ class Metadata(dict):
         alignment = self.count("general.alignment", 32)
         if alignment & (alignment - 1):
             raise TinyllamaError(f"general.alignment is {alignment}, not a power of two")
+        if alignment > LARGEST_ALIGNMENT:
+            raise TinyllamaError(
+                f"general.alignment is {alignment}: more than {LARGEST_ALIGNMENT} can't be right"
+            )
         return alignment
 
 
