@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -349,10 +350,10 @@ class Fault:
     def __init__(self, fail):
         self.calls, self.fail, self.move = itertools.count(1), fail, streaming._move
 
-    def __call__(self, path, rows, cast):
+    def __call__(self, path, rows, *others):
         if next(self.calls) == 10:  # one step, so that two threads never count the same call
             self.fail()
-        return self.move(path, rows, cast)
+        return self.move(path, rows, *others)
 
 
 def raise_(error):
@@ -384,6 +385,22 @@ def test_a_failure_leaves_good_files_alone_and_nothing_else_behind(
     assert "\n" not in str(caught.value)
     assert names(cut_folder) == before
     assert {path: path.read_bytes() for path in good} == good
+
+
+def test_at_an_interrupt_portions_that_were_begun_end_with_the_chunk(folder, monkeypatch):
+    writes, write = itertools.count(1), streaming._write
+
+    def interrupted(*args):
+        if next(writes) == 1:
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.01)  # as long as a busy disk lets one wait, at least
+        write(*args)
+
+    monkeypatch.setattr(streaming, "_write", interrupted)
+    monkeypatch.setattr(streaming, "CHUNK", 1)  # a row
+    with pytest.raises(KeyboardInterrupt):
+        convert(folder)
+    assert next(writes) < 50  # of 3,000 rows
 
 
 def test_a_source_that_shrinks_meanwhile_is_refused(folder, monkeypatch):

@@ -263,7 +263,7 @@ def test_told_to_end_it_says_so_and_leaves_everything_as_it_was(commands, models
         os.kill(command.pid, number)
         time.sleep(0.002)
     assert command.wait() == status
-    assert command.said().splitlines()[-1] == "tinyllama: interrupted; no file was changed"
+    assert command.said().splitlines()[-1] == "tinyllama: interrupted; no file was left half-written"
     assert [path.name for path in tmp_path.iterdir()] == ["m.bin"]
     assert (tmp_path / "m.bin").read_text() == "old"
 

@@ -1,7 +1,10 @@
 import errno
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -164,6 +167,26 @@ def test_the_files_are_on_the_disk_before_they_get_their_names(parts, monkeypatc
     monkeypatch.setattr(os, "replace", lambda *names: [replace(*names), done.append("renamed")])
     write(*parts)
     assert done == ["on disk"] * 2 + ["renamed"] * 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_an_interrupt_does_not_wait_until_the_disk_has_everything(parts, monkeypatch):
+    emptied = []
+
+    def slow_disk(file):
+        time.sleep(0.5)  # until it is waited for
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        for _ in range(100):
+            if not os.fstat(file).st_size:
+                return emptied.append(True)
+            time.sleep(0.1)
+
+    monkeypatch.setattr(os, "fsync", slow_disk)
+    with pytest.raises(KeyboardInterrupt):
+        write(*parts)
+    assert emptied == [True]
+    assert names(parts[0]) == ["model.bin", "model.bin.1"]
+    assert [part.read_text() for part in parts] == ["old", "old"]
 
 
 # --- at once --------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt as interrupt:
         status = 128 + (interrupt.args or (signal.SIGINT,))[0]
         if args.command in ("convert", "quantize", "download"):
-            _say("tinyllama: interrupted; no file was changed")
+            _say("tinyllama: interrupted; no file was left half-written")
     except BrokenPipeError:
         status = 141
     except (TinyllamaError, OSError, MemoryError) as error:

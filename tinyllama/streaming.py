@@ -224,18 +224,19 @@ def _in_background(check: Callable[[threading.Event], None] | None):
 
 
 def _in_parallel(work: Iterable[tuple[Path, Rows]]) -> Iterator[int]:
-    """Move every portion; yields the bytes of each. If one fails the rest isn't begun."""
+    """Move every portion; yields the bytes of each. After a failure or an interrupt the rest isn't."""
     _keep_freed_memory()
     cast = get_backend().cast
-    pool, begun = ThreadPoolExecutor(N_THREADS), deque()
+    pool, begun, give_up = ThreadPoolExecutor(N_THREADS), deque(), threading.Event()
     try:
         for path, rows in work:
-            begun.append(pool.submit(_move, path, rows, cast))
+            begun.append(pool.submit(_move, path, rows, cast, give_up))
             if len(begun) > 4 * N_THREADS:
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()
     finally:
+        give_up.set()
         pool.shutdown(cancel_futures=True)
 
 
@@ -248,13 +249,15 @@ def _keep_freed_memory() -> None:
     np.empty(24 << 20, np.uint8)
 
 
-def _move(path: Path, rows: Rows, cast: Callable) -> int:
-    """Read, turn into the wanted type, write. `cast` is a backend's."""
+def _move(path: Path, rows: Rows, cast: Callable, give_up: threading.Event) -> int:
+    """Read, turn into the wanted type, write, until told to give up. `cast` is a backend's."""
     with ExitStack() as stack:
         files = [stack.enter_context(source.path.open("rb", buffering=0)) for source in rows.sources]
         target = stack.enter_context(path.open("r+b", buffering=0))
         target.seek(rows.offset)
         for chunk in rows.cut(CHUNK):
+            if give_up.is_set():  # a disk that others keep busy can make a portion wait for half a minute
+                break
             pieces = [
                 _read(file, source, chunk.n_rows) for file, source in zip(files, chunk.sources, strict=True)
             ]

@@ -19,6 +19,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -208,6 +209,14 @@ def _settle(files: list[Path]) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until the disk has it: after a power cut there might else be the name of a whole file on zeros."""
-    with blamed(path), path.open("r+b") as file:
-        os.fsync(file.fileno())
+    """Wait until the disk has it: after a power cut there might else be the name of a whole file on zeros.
+
+    In a thread, since no signal ends fsync: an interrupt empties the file, and little is left to wait for.
+    """
+    with blamed(path), path.open("r+b") as file, ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(os.fsync, file.fileno()).result()
+        except BaseException:
+            with suppress(OSError):
+                file.truncate(0)
+            raise
