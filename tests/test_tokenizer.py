@@ -12,7 +12,7 @@ from vocabularies import LANGUAGES, TEXT, bpe, bpe_by_hand, sentencepiece_model
 from tinyllama.errors import TinyllamaError
 from tinyllama.formats import ggml, gguf
 from tinyllama.tokenizer import TextStream, _Known, make_tokenizer
-from tinyllama.vocabulary import CONTROL, Vocabulary, vocabulary_from_model
+from tinyllama.vocabulary import CONTROL, USER_DEFINED, Vocabulary, vocabulary_from_model
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -272,6 +272,15 @@ def test_long_special_pieces_in_each_other_take_no_more_memory_than_themselves()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+def test_no_merge_leads_to_a_piece_that_means_its_letters_themselves():
+    vocabulary = bpe()
+    merged = next(merge.replace(" ", "") for merge in vocabulary.merges if not merge.isascii())
+    types = list(vocabulary.types)
+    types[vocabulary.pieces.index(merged)] = USER_DEFINED
+    with pytest.raises(TinyllamaError, match="isn't of two pieces of the vocabulary into a third"):
+        make_tokenizer(replace(vocabulary, types=tuple(types)))
 
 
 def test_all_tokens_that_end_a_text_are_known():

@@ -316,8 +316,9 @@ class ByteLevelBPE(Tokenizer):
         super().__init__(vocabulary)
         plain = dict(zip(vocabulary.pieces, range(self.vocab_size), strict=True))
         for token_id, kind in enumerate(vocabulary.types):
-            if kind == CONTROL:
-                del plain[vocabulary.pieces[token_id]]
+            piece = vocabulary.pieces[token_id]
+            if kind == CONTROL or (kind != NORMAL and not piece.isascii()):  # "Ġ" means itself, not a space
+                del plain[piece]
         self._byte_ids = {byte: plain[char] for char, byte in _BYTE_OF.items() if char in plain}
         self.missing_bytes = frozenset(range(256)) - self._byte_ids.keys()
         self._bpe = _bpe(vocabulary, plain)
