@@ -7,6 +7,7 @@ is really used.
 import math
 from pathlib import Path
 
+from . import resources
 from .blocks import TYPES
 from .config import Config
 from .formats import Checkpoint
@@ -89,9 +90,10 @@ def check_run(
         TinyllamaError: names the context and the memory that is needed and that is free.
     """
     cache = cache_bytes(config, backend, n_ctx)
-    require_memory(cache, f"a context of {n_ctx} tokens")
     computed = activation_bytes(config, backend, at_once, n_ctx, n_logits) + SCORED * n_scored
-    require_memory(cache + computed, f"a context of {n_ctx} tokens, {at_once} of them computed at once,")
+    if cache + computed > resources.available_memory():  # which is slow to find out: once where all is well
+        require_memory(cache, f"a context of {n_ctx} tokens")
+        require_memory(cache + computed, f"a context of {n_ctx} tokens, {at_once} of them computed at once,")
 
 
 def check_trace(config: Config, backend: str, n_tokens: int, names: list[str]) -> None:
