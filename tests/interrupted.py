@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -121,9 +122,9 @@ def blas_threads() -> set[int]:
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
-def others() -> list[threading.Thread]:
-    """Threads beside this one and the progress bar's."""
-    return [thread for thread in threading.enumerate() if "Thread-" in thread.name]
+def others() -> set[int]:
+    """The bare threads that run Python: those of products and of long texts."""
+    return sys._current_frames().keys() - {thread.ident for thread in threading.enumerate()}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import tinyllama
+from interrupted import others
 from tinyllama import backends, tokenizer
 from tinyllama.backends import available
 from tinyllama.download import small_folder
@@ -121,11 +123,25 @@ def test_jobs_of_a_product_end_with_an_interrupt(alarm):
         backends.shared_out(3, job, range(100_000))
     assert 0 < len(started) < 100_000
     deadline = time.monotonic() + 10
-    while any("work" in thread.name for thread in threading.enumerate()) and time.monotonic() < deadline:
+    while others() and time.monotonic() < deadline:
         time.sleep(0.001)
     n = len(started)
     time.sleep(0.02)
     assert len(started) == n
+
+
+def test_interrupts_as_threads_start_and_end_leave_none_behind_and_are_nothing_but_interrupts(alarm):
+    for seed in range(2000):
+        try:
+            alarm(random.Random(seed).uniform(1e-5, 3e-4))
+            for _ in range(10_000):
+                backends.shared_out(3, id, range(3))
+        except KeyboardInterrupt:
+            pass
+    deadline = time.monotonic() + 10
+    while others() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert not others()
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -10,9 +10,9 @@ a list of merges) and in how they keep every text writable:
   text into words by a rule that its model file names.
 """
 
+import _thread
 import codecs
 import re
-import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -221,7 +221,7 @@ def _interruptibly(encode: Callable[[str], list[int]], text: str) -> list[int]:
         except Exception as error:
             answer.put((None, error))
 
-    threading.Thread(target=work, daemon=True).start()
+    _thread.start_new_thread(work, ())  # bare, as in backends.shared_out
     ids, error = answer.get()
     if error:
         raise error

@@ -4,6 +4,7 @@
 works from its first entry on, and each entry is tested against its definition.
 """
 
+import _thread
 import os
 import sys
 import threading
@@ -70,6 +71,8 @@ def shared_out(threads: int, job: Callable, *arguments: Iterable) -> tuple:
 
     Threads that stay would outlive an interrupt that comes as they are made, be missing in a forked child,
     and refuse work when Python exits. An exception in any of them, an interrupt too, ends the others' jobs.
+    The threads are bare ones: threading.Thread.start is Python's own code, and an interrupt inside it can leave
+    a lock taken for which the new thread then waits for ever.
     """
     jobs, failures = list(zip(*arguments, strict=True)), []
     waiting = iter(jobs)
@@ -81,13 +84,19 @@ def shared_out(threads: int, job: Callable, *arguments: Iterable) -> tuple:
         except BaseException as error:
             failures.append(error)
 
-    helpers = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(jobs)) - 1)]
-    try:
-        for helper in helpers:
-            helper.start()
+    def help(done: threading.Lock) -> None:
         work()
-        for helper in helpers:
-            helper.join()
+        done.release()
+
+    helpers = []
+    try:
+        for _ in range(min(threads, len(jobs)) - 1):
+            helpers.append(done := threading.Lock())
+            done.acquire()
+            _thread.start_new_thread(help, (done,))
+        work()
+        for done in helpers:
+            done.acquire()
     except BaseException as interrupt:
         failures.append(interrupt)
     if failures:
