@@ -31,6 +31,13 @@ def test_labels_show_a_token_s_spaces_and_newlines_and_leave_names_alone():
     assert plots.labels([" Once", "  ", "\n", "layer 0"]) == ["▁Once", "▁▁", "\\n", "layer 0"]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", PICTURES)
+def test_pieces_of_a_stranger_s_vocabulary_are_drawn_as_text_and_not_at_any_length(name, monkeypatch):
+    monkeypatch.setitem(globals(), "PIECES", ["$\\frac{", "\x1b]0;\x07", "A" * 60_000, "\udc80\u202e\0"])
+    assert PICTURES[name]()._repr_png_().startswith(b"\x89PNG")
+
+
 def test_the_future_is_no_number_but_grey():
     (axes, _) = PICTURES["attention"]().axes
     (image,) = axes.images

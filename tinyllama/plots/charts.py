@@ -208,12 +208,12 @@ def logit_lens(
         probs, cmap=AMOUNT, vmin=0, vmax=1, aspect="auto", interpolation="nearest", origin="lower"
     )
     for layer in range(n_layers):
-        for column, label in enumerate(labels(pieces[layer])):
+        for column, label in enumerate(labels(pieces[layer], 9)):
             style = {
                 "fontsize": min(8, 95 / n_tokens),
                 "color": "white" if probs[layer, column] > 0.45 else "black",
             }
-            axes.text(column, layer, label[:9], ha="center", va="center", **style)
+            axes.text(column, layer, label, ha="center", va="center", **style)
     tick(axes.xaxis, prompt, rotation=90)
     axes.set_yticks(range(n_layers), ["embedding", *(f"layer {layer}" for layer in range(n_layers - 1))])
     axes.set(title=title, xlabel="n_tokens: the prompt")

@@ -12,11 +12,14 @@ import matplotlib
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from ..errors import printable
+
 BLUE, ORANGE, GREEN, RED, SKY, PINK, YELLOW = COLORS = (
     ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442"]
 )  # fmt: skip
 GREY = "#8A8A8A"
 WIDTH, DPI = 7.5, 120  # inches, pixels an inch
+LONGEST, TALLEST = 48, 22  # characters of a label, of one that stands upright; a piece may have hundreds
 
 #: From nothing to much (white, then ever more blue), and from below zero to above it.
 AMOUNT = LinearSegmentedColormap.from_list("amount", ["#FFFFFF", SKY, BLUE, "#002B4A"])
@@ -56,10 +59,16 @@ class Picture(Figure):
         return f"<Picture: {self.title}>"
 
 
-def labels(pieces: Sequence[str]) -> list[str]:
+def labels(pieces: Sequence[str], longest: int = LONGEST) -> list[str]:
     """Tokens as tick labels: a space in front is "▁", as LLaMA's vocabulary spells it; a newline is "\\n"."""
-    spelled = (re.sub("^ +", lambda found: "▁" * len(found[0]), piece) for piece in pieces)
-    return [piece.replace("\n", "\\n").replace("$", r"\$") for piece in spelled]  # a dollar begins a formula
+    return [_label(piece, longest) for piece in pieces]
+
+
+def _label(piece: str, longest: int) -> str:
+    spelled = printable(re.sub("^ +", lambda found: "▁" * len(found[0]), piece))
+    if len(spelled) > longest:
+        spelled = spelled[: longest - 1] + "…"
+    return spelled.replace("$", r"\$")  # a dollar begins a formula
 
 
 def name_axis(axis, what: str | Sequence[str], **style) -> None:
@@ -72,5 +81,6 @@ def name_axis(axis, what: str | Sequence[str], **style) -> None:
 
 def tick(axis, pieces: Sequence[str], size: float = 8, rotation: float = 0) -> None:
     """Tokens, or other names, as the tick labels of an axis."""
-    axis.set_ticks(range(len(pieces)), labels(pieces), fontsize=size, rotation=rotation)
+    names = labels(pieces, TALLEST if rotation else LONGEST)
+    axis.set_ticks(range(len(pieces)), names, fontsize=size, rotation=rotation)
     axis.set_tick_params(length=2)
