@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 import tinyllama
-from tinyllama.llama import find
+from tinyllama.download import find
 
 N_MODELS = 16
 

@@ -22,9 +22,9 @@ from . import resources
 from .backends import get_backend
 from .blocks import TYPES
 from .config import PRESETS, Config
+from .download import find
 from .errors import TinyllamaError
 from .formats import open_checkpoint
-from .llama import find
 from .memory import check_run
 from .model import build, forward
 from .quant import Tensor, bits_per_weight, quantize

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from .backends import OPERATIONS, Backend, get_backend, one_blas_thread
+from .download import find
 from .errors import TinyllamaError
 from .formats import open_checkpoint
-from .llama import find
 from .memory import memory_needed, stays_in_file
 from .model import build, forward
 from .resources import require_memory

@@ -86,6 +86,27 @@ def small_folder() -> Path:
     return installed if installed.is_dir() else checkout
 
 
+def find(model: str | Path) -> Path:
+    """The file or folder of a model, given its path or its name.
+
+    Raises TinyllamaError, with what to do, if it isn't there.
+    """
+    if not isinstance(model, str | Path) or model == "":
+        raise TinyllamaError(f"a model is a path or a name, not {model!r}")
+    if Path(model).exists():
+        return Path(model)
+    if model == "small":
+        return small_folder()
+    if model in MODELS:
+        path = models_folder() / MODELS[model].filename
+        if path.exists():
+            return path
+        raise TinyllamaError(f"{model} isn't here yet: `tinyllama download {model}` fetches it")
+    raise TinyllamaError(
+        f"{model}: there is no such file, nor a model of this name (small, {', '.join(MODELS)})"
+    )
+
+
 def download(name: str, folder: str | Path | None = None) -> Path:
     """Fetch the model `name` of MODELS into `folder` (default `models_folder()`) and return its file's path.
 

@@ -7,9 +7,9 @@ from itertools import groupby
 from pathlib import Path
 
 from .backends import get_backend
+from .download import find
 from .errors import printable
 from .formats import Checkpoint, open_checkpoint
-from .llama import find
 from .memory import default_ctx_size, memory_needed
 from .quant import Tensor
 from .resources import human

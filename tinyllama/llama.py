@@ -18,7 +18,7 @@ import numpy as np
 
 from . import resources
 from .backends import Backend, get_backend, one_blas_thread, stoppable
-from .download import MODELS, models_folder, small_folder
+from .download import find
 from .errors import TinyllamaError
 from .formats import Checkpoint, open_checkpoint
 from .generation import Completion, Generation, Token, score
@@ -26,6 +26,7 @@ from .mapped import mapped_files, unchanged
 from .memory import (
     announcement,
     announcement_of_mapping,
+    check_load,
     check_run,
     check_trace,
     default_ctx_size,
@@ -324,7 +325,7 @@ def load(
         needed = memory_needed(checkpoint, table.name, default_ctx_size(checkpoint.config), mmap=mmap)
         while _loaded and (len(_loaded) >= KEPT or sum(needed.values()) > resources.available_memory()):
             del _loaded[next(iter(_loaded))]
-        _check_memory(path, needed, stays_in_file(checkpoint, table.name, mmap))
+        check_load(path, needed, stays_in_file(checkpoint, table.name, mmap))
         if verbose:
             say = announcement_of_mapping if mmap else announcement
             print(say(path, needed), file=sys.stderr)
@@ -371,27 +372,6 @@ def _start(prompt, model, backend=None, threads=None, mmap=False, **settings) ->
     return run
 
 
-def find(model: str | Path) -> Path:
-    """The file or folder of a model, given its path or its name.
-
-    Raises TinyllamaError, with what to do, if it isn't there.
-    """
-    if not isinstance(model, str | Path) or model == "":
-        raise TinyllamaError(f"a model is a path or a name, not {model!r}")
-    if Path(model).exists():
-        return Path(model)
-    if model == "small":
-        return small_folder()
-    if model in MODELS:
-        path = models_folder() / MODELS[model].filename
-        if path.exists():
-            return path
-        raise TinyllamaError(f"{model} isn't here yet: `tinyllama download {model}` fetches it")
-    raise TinyllamaError(
-        f"{model}: there is no such file, nor a model of this name (small, {', '.join(MODELS)})"
-    )
-
-
 def _identity(path: Path) -> tuple:
     """Changes when a file of a model does, so that a new file under an old name is loaded anew."""
     path = path.resolve()
@@ -400,13 +380,3 @@ def _identity(path: Path) -> tuple:
     files += [folder / "tokenizer.model", folder.parent / "tokenizer.model"]
     stats = [(str(file), file.stat()) for file in sorted(set(files)) if file.exists()]
     return (str(path), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
-
-
-def _check_memory(path: Path, needed: dict[str, int], in_file: bool) -> None:
-    """Refuse what doesn't fit; of weights that stay in their file, warn."""
-    total, free = sum(needed.values()), resources.available_memory()
-    resources.require_memory(total - in_file * needed["weights"], str(path))
-    if total > free:
-        weights, free = resources.human(needed["weights"]), resources.human(free)
-        message = f"{path}: {weights} of weights and {free} of free memory: every token will read the disk"
-        warnings.warn(message, stacklevel=3)

@@ -5,6 +5,7 @@ is really used.
 """
 
 import math
+import warnings
 from pathlib import Path
 
 from . import resources
@@ -76,6 +77,16 @@ def activation_bytes(
     wide = 3 * config.hidden_dim + 6 * config.dim
     scores = 0 if backend == "c" and not tapped else (3 * config.n_heads + 4) * n_past
     return 4 * (n_tokens * (wide + scores) + n_logits * config.vocab_size)
+
+
+def check_load(path: Path, needed: dict[str, int], in_file: bool) -> None:
+    """Refuse to load a model whose `memory_needed` isn't there; of weights that stay in their file, warn."""
+    total, free = sum(needed.values()), resources.available_memory()
+    require_memory(total - in_file * needed["weights"], str(path))
+    if total > free:
+        weights, free = human(needed["weights"]), human(free)
+        message = f"{path}: {weights} of weights and {free} of free memory: every token will read the disk"
+        warnings.warn(message, stacklevel=3)
 
 
 def check_run(

@@ -102,7 +102,7 @@ plots.lines(
 
 # %%
 is_meta = llama.checkpoint.format == "meta"
-checkpoint = llama.checkpoint if is_meta else meta.read(tinyllama.llama.find("small"))
+checkpoint = llama.checkpoint if is_meta else meta.read(tinyllama.download.find("small"))
 path = checkpoint.files[0]
 
 with zipfile.ZipFile(path) as archive:

@@ -4,7 +4,7 @@ import pytest
 
 from tinyllama.download import MODELS, models_folder
 from tinyllama.formats import open_checkpoint
-from tinyllama.llama import find
+from tinyllama.download import find
 from tinyllama.widgets.models import choices, folders
 
 
