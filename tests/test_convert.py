@@ -391,8 +391,8 @@ def test_at_an_interrupt_portions_that_were_begun_end_with_the_chunk(folder, mon
     writes, write = itertools.count(1), streaming._write
 
     def interrupted(*args):
-        if next(writes) == 1:
-            os.kill(os.getpid(), signal.SIGINT)  # to the process, as Ctrl-C: raise_signal tells this thread alone
+        if next(writes) == 1:  # as Ctrl-C, to the process: raise_signal would tell this thread alone
+            os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)  # as long as a busy disk lets one wait, at least
         write(*args)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interrupted import others
 
 import tinyllama
-from interrupted import others
 from tinyllama import backends, tokenizer
 from tinyllama.backends import available
 from tinyllama.download import small_folder

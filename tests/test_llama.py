@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import tinyllama
-from tinyllama import llama as llama_module
-from tinyllama import memory, resources
+from tinyllama import download, memory, resources
 from tinyllama.backends import available
 from tinyllama.convert import convert
 from tinyllama.download import small_folder
@@ -150,7 +149,7 @@ def test_a_model_that_is_not_there_is_named(name):
 
 
 def test_a_model_that_was_not_downloaded_says_how_to(monkeypatch, tmp_path):
-    monkeypatch.setattr(llama_module, "models_folder", lambda: tmp_path)
+    monkeypatch.setattr(download, "models_folder", lambda: tmp_path)
     with pytest.raises(TinyllamaError, match="tinyllama download smollm2"):
         tinyllama.load("smollm2")
 

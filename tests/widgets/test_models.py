@@ -2,9 +2,8 @@ import os
 
 import pytest
 
-from tinyllama.download import MODELS, models_folder
+from tinyllama.download import MODELS, find, models_folder
 from tinyllama.formats import open_checkpoint
-from tinyllama.download import find
 from tinyllama.widgets.models import choices, folders
 
 

@@ -71,8 +71,8 @@ def shared_out(threads: int, job: Callable, *arguments: Iterable) -> tuple:
 
     Threads that stay would outlive an interrupt that comes as they are made, be missing in a forked child,
     and refuse work when Python exits. An exception in any of them, an interrupt too, ends the others' jobs.
-    The threads are bare ones: threading.Thread.start is Python's own code, and an interrupt inside it can leave
-    a lock taken for which the new thread then waits for ever.
+    The threads are bare ones: the start of a threading.Thread is Python code, and an interrupt inside it can
+    leave a lock taken for which the new thread then waits for ever.
     """
     jobs, failures = list(zip(*arguments, strict=True)), []
     waiting = iter(jobs)
