@@ -6,6 +6,7 @@
 #     site/     NumPy and what else the tests import, for arm64
 #     lib/      tinyllama, its extension compiled for arm64 by zig, or by the compiler that ARM_CC names
 #     python    runs root's Python with both on the processor that ARM_CPU names
+#     LEVEL/    what came of a level's tests
 #
 # PYTHON names a Python that has zig and this checkout's tinyllama.
 set -euo pipefail
@@ -83,7 +84,7 @@ write_texts() {
     "$python" -m tinyllama generate --backend c -m "$folder/$type.bin" --temp 0 -n 32 -p 'Once upon a time' \
       >"$folder/$type.txt" || return
   done
-} 2>"$ARM/log"
+} 2>"$2.log"
 
 # A processor that has the level's instructions and no better ones. Apple's library is emulated too.
 declare -A PROCESSORS=(
@@ -95,8 +96,8 @@ test_level() {
   echo "== $1, on an emulated ${ARM_CPU%,*}"
   "$ARM/python" -c 'from tinyllama import _native; print("It has", *_native.levels())'
   "$ARM/python" -m pytest -p no:cacheprovider tests/ext tests/backends
-  write_texts "$ARM/python" "$ARM/there" || { tail "$ARM/log" >&2; exit 1; }
-  diff -r "$ARM/here" "$ARM/there"
+  write_texts "$ARM/python" "$ARM/$1/texts" || { tail "$ARM/$1/texts.log" >&2; exit 1; }
+  diff -r "$ARM/here" "$ARM/$1/texts"
   echo "The small model's files and texts are those of this computer."
 }
 
@@ -112,6 +113,18 @@ install_site
 rm -rf "$ARM/lib"
 "$HERE" -m zipfile --extract "$wheel" "$ARM/lib"
 
-write_texts "$HERE" "$ARM/here" || { tail "$ARM/log" >&2; exit 1; }
+write_texts "$HERE" "$ARM/here" || { tail "$ARM/here.log" >&2; exit 1; }
 levels=$("$ARM/python" -c 'from tinyllama import _native; print(*_native.levels()[:-1])') # but the reference
-for level in ${@:-$levels}; do test_level "$level"; done
+declare -A running
+trap 'trap "" TERM; kill 0' INT # what runs in the background ignores Ctrl-C
+for level in ${@:-$levels}; do # all at once: the emulator uses one core for each
+  mkdir -p "$ARM/$level"
+  test_level "$level" >"$ARM/$level/tests.log" 2>&1 &
+  running[$level]=$!
+done
+failed=0
+for level in ${@:-$levels}; do
+  wait "${running[$level]}" || failed=1
+  cat "$ARM/$level/tests.log"
+done
+exit "$failed"
