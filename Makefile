@@ -17,7 +17,7 @@ help:
 	@echo "make lab       set up .venv for notebooks and open the course in JupyterLab"
 	@echo "make test      set up .venv for tests (adds torch and transformers) and run them"
 	@echo "make test-all  the same, with the tests that take minutes"
-	@echo "make soak      hundreds of interrupts, threads and forks, 100,000 tokens: half an hour, with figures"
+	@echo "make soak      hundreds of interrupts, threads and forks, 100,000 tokens: an hour, with figures"
 	@echo "make test-browser  try the playground and the stepper in JupyterLab, in Chromium"
 	@echo "make notebooks execute the notebooks and write what changed, in them and in notebooks/src/"
 	@echo "make sanitize  run the C backend's tests under the address, undefined-behaviour and thread sanitizers"
