@@ -290,17 +290,14 @@ def million_pieces(kind):
     return Vocabulary(kind, None, pieces, (), types, merges, "gpt-2")
 
 
-@pytest.fixture(scope="module", params=["sentencepiece", pytest.param("bpe", marks=long)])
-def million(request, tmp_path_factory):
+def write_million(path, kind):
     """A model of zeros with a million pieces."""
-    path = tmp_path_factory.mktemp("million") / f"{request.param}.gguf"
     config = Config(32, 1, 2, MILLION, hidden_dim=64, n_kv_heads=2, multiple_of=32)
     shapes = config.tensor_shapes().items()
     infos = [(name, "f32" if len(shape) == 1 else "f16", shape) for name, shape in shapes]
-    header, _, size = gguf.header(config, million_pieces(request.param), infos, 1, "million")
+    header, _, size = gguf.header(config, million_pieces(kind), infos, 1, "million")
     path.write_bytes(header)
     os.truncate(path, size)
-    return path
 
 
 PEAK = """
@@ -322,11 +319,20 @@ def peak(path, backend, word, n_words, n_ctx):
 
 
 @pytest.mark.skipif(available()["c"] is not None, reason="the C backend was not built")
-def test_a_million_pieces_are_loaded_in_the_memory_that_is_told(million):
+def test_a_million_pieces_are_loaded_in_the_memory_that_is_told(tmp_path):
+    million = tmp_path / "million.gguf"
+    write_million(million, "sentencepiece")
     told = sum(memory_needed(open_checkpoint(million), "c", 16).values())
     taken, n_tokens = peak(million, "c", "abc", 1, 16)
     assert n_tokens == 4
     assert 0.4 * told < taken < told
+
+
+@long
+def test_a_million_pieces_with_as_many_merges_are_refused(tmp_path):
+    write_million(tmp_path / "million.gguf", "bpe")
+    with pytest.raises(TinyllamaError, match=r"million\.gguf: .*tokenizer\.ggml\.merges .* too many"):
+        open_checkpoint(tmp_path / "million.gguf")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of other systems counts other things")
