@@ -17,6 +17,7 @@ from interrupted import others
 import tinyllama
 from tinyllama import backends, tokenizer
 from tinyllama.backends import available
+from tinyllama.blocks import TYPES
 from tinyllama.download import small_folder
 from tinyllama.formats import open_checkpoint
 
@@ -142,6 +143,16 @@ def test_interrupts_as_threads_start_and_end_leave_none_behind_and_are_nothing_b
     while others() and time.monotonic() < deadline:
         time.sleep(0.001)
     assert not others()
+
+
+def test_no_interrupt_is_dropped_while_weights_are_viewed(alarm):
+    kind, rows = TYPES["q4_0"], bytes(18)
+    for _ in range(30):
+        with pytest.raises(KeyboardInterrupt):
+            alarm(1e-3)
+            end = time.monotonic() + HEARD_WITHIN
+            while time.monotonic() < end:
+                kind.view(rows, (1, 32))
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -22,6 +22,7 @@ The `_2023` types are those of llama.cpp's ggml files of March 2023 (`_planar`: 
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class BlockType:
 
     @property
     def block_bytes(self) -> int:
-        return np.dtype(list(self.fields)).itemsize
+        return _record(self.fields).itemsize
 
     def row_bytes(self, n_cols: int) -> int:
         return n_cols // self.block * self.block_bytes
@@ -70,15 +71,21 @@ class BlockType:
         elif self.planar:
             dtype, layout = self._planar_row(n_blocks), tuple(rows)
         else:
-            dtype, layout = np.dtype(list(self.fields)), (*rows, n_blocks)
+            dtype, layout = _record(self.fields), (*rows, n_blocks)
         return np.frombuffer(buffer, dtype, math.prod(layout), offset).reshape(layout)
 
     def _planar_row(self, n_blocks: int) -> np.dtype:
-        return np.dtype([(name, dtype, (n_blocks, *length)) for name, dtype, *length in self.fields])
+        return _record(tuple((name, dtype, (n_blocks, *length)) for name, dtype, *length in self.fields))
 
     def empty(self, n_rows: int, n_cols: int) -> np.ndarray:
         """Room for `n_rows` rows of blocks to be filled field by field."""
         return self.view(bytearray(n_rows * self.row_bytes(n_cols)), (n_rows, n_cols))
+
+
+@lru_cache
+def _record(fields: tuple[tuple, ...]) -> np.dtype:
+    """Made once: NumPy drops every other Ctrl-C that comes while it makes a dtype with sub-arrays."""
+    return np.dtype(list(fields))
 
 
 TYPES = {
