@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from interrupted import others
 
 import tinyllama
-from tinyllama import backends, tokenizer
+from tinyllama import backends, threads, tokenizer
 from tinyllama.backends import available
 from tinyllama.blocks import TYPES
 from tinyllama.download import small_folder
@@ -121,7 +122,7 @@ def test_jobs_of_a_product_end_with_an_interrupt(alarm):
         time.sleep(0.001)
 
     with pytest.raises(KeyboardInterrupt):
-        backends.shared_out(3, job, range(100_000))
+        threads.shared_out(3, job, range(100_000))
     assert 0 < len(started) < 100_000
     deadline = time.monotonic() + 10
     while others() and time.monotonic() < deadline:
@@ -136,9 +137,27 @@ def test_interrupts_as_threads_start_and_end_leave_none_behind_and_are_nothing_b
         try:
             alarm(random.Random(seed).uniform(1e-5, 3e-4))
             for _ in range(10_000):
-                backends.shared_out(3, id, range(3))
+                threads.shared_out(3, id, range(3))
         except KeyboardInterrupt:
             pass
+    deadline = time.monotonic() + 10
+    while others() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert not others()
+
+
+def test_interrupts_of_threads_that_yield_results_are_nothing_but_interrupts_and_end_them_all(alarm):
+    def endless(given_up):
+        while not given_up.is_set():
+            yield 1
+
+    for seed in range(1000):
+        given_up = threading.Event()
+        jobs = [endless(given_up) for _ in range(3)]
+        with pytest.raises(KeyboardInterrupt):
+            alarm(random.Random(seed).uniform(1e-5, 1e-3))
+            with closing(threads.results_of(jobs, given_up.set)) as results:
+                sum(results)
     deadline = time.monotonic() + 10
     while others() and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -155,8 +174,8 @@ def test_no_interrupt_is_dropped_while_weights_are_viewed(alarm):
                 kind.view(rows, (1, 32))
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-def test_a_job_that_fails_ends_the_others_and_is_told(threads):
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_a_job_that_fails_ends_the_others_and_is_told(n_threads):
     done = []
 
     def job(number):
@@ -165,7 +184,7 @@ def test_a_job_that_fails_ends_the_others_and_is_told(threads):
         done.append(number)
 
     with pytest.raises(MemoryError, match="no room"):
-        backends.shared_out(threads, job, range(100_000))
+        threads.shared_out(n_threads, job, range(100_000))
     assert len(done) < 100_000
 
 

@@ -24,6 +24,7 @@ The modules in reading order:
     inspect     what is in a model file, and what running it needs
     download    models by name
     resources   what this computer has of memory and disk
+    threads     threads that an interrupt can't leave waiting for ever
     writing     files that appear when they are whole, whatever happens meanwhile
     bench       how fast this computer runs a model, held against what the hardware allows
     compare     the same prompt through two backends, step by step

@@ -12,12 +12,11 @@ in any order, and what is in memory at a time is a chunk a thread, however large
 import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from .blocks import TYPES
 from .errors import TinyllamaError
 from .quant import is_finite
 from .resources import disk_needed, human, require_disk, require_memory
+from .threads import results_of
 from .writing import NO_ROOM, Unchanged, blamed, reserve, written_beside
 
 PORTION = 1 << 24  # bytes of source that a thread takes at a time
@@ -140,20 +140,19 @@ def _fill(
     for path, output in unfinished:
         with blamed(path):
             bar.update(_write_headers(path, output))
-    with _in_background(check) as checked:
-        work = (
-            (path, portion)
-            for path, output in unfinished
-            for rows in output.rows
-            for portion in rows.cut(PORTION)
-        )
-        with closing(_in_parallel(work)) as moved:
-            for n_bytes in moved:
-                bar.update(n_bytes)
-                if checked.done():
-                    checked.result()
-        bar.set_postfix_str("" if checked.done() else "checking")
-        checked.result()
+    portions = [
+        (path, portion)
+        for path, output in unfinished
+        for rows in output.rows
+        for portion in rows.cut(PORTION)
+    ]
+    with closing(_in_parallel(portions, check)) as moved:
+        for n_bytes in islice(moved, len(portions)):
+            bar.update(n_bytes)
+        bar.set_postfix_str("checking" if check else "")
+        for _ in moved:  # nothing more: this waits for the check
+            pass
+    bar.set_postfix_str("")
     bar.update(bar.total - bar.n)  # padding
 
 
@@ -212,32 +211,26 @@ def _write_headers(path: Path, output: Output) -> int:
 # --- threads --------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _in_background(check: Callable[[threading.Event], None] | None):
-    """Run the check in a thread of its own; leaving early tells it to give up."""
-    give_up = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            yield pool.submit(check or (lambda _: None), give_up)
-        finally:
-            give_up.set()
+def _in_parallel(
+    portions: list[tuple[Path, Rows]], check: Callable[[threading.Event], None] | None
+) -> Iterator[int]:
+    """Move every portion; yields the bytes of each, and ends when the check has ended as well.
 
-
-def _in_parallel(work: Iterable[tuple[Path, Rows]]) -> Iterator[int]:
-    """Move every portion; yields the bytes of each. After a failure or an interrupt the rest isn't."""
+    After a failure or an interrupt the rest isn't moved.
+    """
     _keep_freed_memory()
-    cast = get_backend().cast
-    pool, begun, give_up = ThreadPoolExecutor(N_THREADS), deque(), threading.Event()
-    try:
-        for path, rows in work:
-            begun.append(pool.submit(_move, path, rows, cast, give_up))
-            if len(begun) > 4 * N_THREADS:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
-    finally:
-        give_up.set()
-        pool.shutdown(cancel_futures=True)
+    cast, give_up, waiting = get_backend().cast, threading.Event(), iter(portions)
+
+    def move_portions() -> Iterator[int]:
+        for path, rows in waiting:
+            yield _move(path, rows, cast, give_up)
+
+    def run_check() -> Iterator[int]:
+        check(give_up)
+        yield from ()
+
+    jobs = [move_portions() for _ in range(N_THREADS)] + ([run_check()] if check else [])
+    return results_of(jobs, give_up.set)
 
 
 def _keep_freed_memory() -> None:

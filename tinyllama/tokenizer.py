@@ -221,7 +221,7 @@ def _interruptibly(encode: Callable[[str], list[int]], text: str) -> list[int]:
         except Exception as error:
             answer.put((None, error))
 
-    _thread.start_new_thread(work, ())  # bare, as in backends.shared_out
+    _thread.start_new_thread(work, ())  # bare, as in threads.py
     ids, error = answer.get()
     if error:
         raise error

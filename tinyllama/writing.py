@@ -19,12 +19,12 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import TinyllamaError
+from .threads import results_of
 
 try:
     import fcntl
@@ -213,10 +213,10 @@ def _to_disk(path: Path) -> None:
 
     In a thread, since no signal ends fsync: an interrupt empties the file, and little is left to wait for.
     """
-    with blamed(path), path.open("r+b") as file, ThreadPoolExecutor(1) as pool:
-        try:
-            pool.submit(os.fsync, file.fileno()).result()
-        except BaseException:
+    with blamed(path), path.open("r+b") as file:
+
+        def empty() -> None:
             with suppress(OSError):
                 file.truncate(0)
-            raise
+
+        list(results_of([map(os.fsync, [file.fileno()])], empty))

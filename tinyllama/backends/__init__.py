@@ -4,11 +4,10 @@
 works from its first entry on, and each entry is tested against its definition.
 """
 
-import _thread
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +20,7 @@ from .. import ops
 from ..errors import Cancelled, TinyllamaError
 from ..quant import cast
 from ..resources import macos_number
+from ..threads import shared_out
 
 
 @dataclass(frozen=True)
@@ -64,44 +64,6 @@ def stoppable(backend: Backend, cancel) -> Backend:
             backend.matmul, run=lambda job, *args: share(looking_first(job), *args)
         )
     return replace(backend, **{name: looking_first(operation) for name, operation in operations.items()})
-
-
-def shared_out(threads: int, job: Callable, *arguments: Iterable) -> tuple:
-    """As `map`, at once and without results, on several threads: this one, and others while it lasts.
-
-    Threads that stay would outlive an interrupt that comes as they are made, be missing in a forked child,
-    and refuse work when Python exits. An exception in any of them, an interrupt too, ends the others' jobs.
-    The threads are bare ones: the start of a threading.Thread is Python code, and an interrupt inside it can
-    leave a lock taken for which the new thread then waits for ever.
-    """
-    jobs, failures = list(zip(*arguments, strict=True)), []
-    waiting = iter(jobs)
-
-    def work() -> None:
-        try:
-            while not failures and (job_arguments := next(waiting, None)) is not None:
-                job(*job_arguments)
-        except BaseException as error:
-            failures.append(error)
-
-    def help(done: threading.Lock) -> None:
-        work()
-        done.release()
-
-    helpers = []
-    try:
-        for _ in range(min(threads, len(jobs)) - 1):
-            helpers.append(done := threading.Lock())
-            done.acquire()
-            _thread.start_new_thread(help, (done,))
-        work()
-        for done in helpers:
-            done.acquire()
-    except BaseException as interrupt:
-        failures.append(interrupt)
-    if failures:
-        raise failures.pop(0)  # a list that still held it would be a cycle
-    return ()
 
 
 def numpy_backend(threads: int) -> Backend:
