@@ -195,13 +195,14 @@ def _read_tokens(cursor: _Cursor, count: int) -> list[bytes]:
     """The texts of all tokens, in one tight loop: there may be a million."""
     data, at, end, texts = cursor.buffer, cursor.offset, len(cursor.buffer), []
     for token in range(count):
-        (length,) = LENGTH.unpack_from(data, at) if at + 4 <= end else (-1,)
-        if not 0 <= length <= min(LONGEST_TOKEN, end - at - 4):
+        start = at + LENGTH.size
+        (length,) = LENGTH.unpack_from(data, at) if start <= end else (-1,)
+        if not 0 <= length <= LONGEST_TOKEN or start + length > end:
             raise TinyllamaError(
                 f"{cursor.path} is cut short or damaged: token {token} at byte {at:,} has {length:,} bytes"
             )
-        texts.append(data[at + 4 : at + 4 + length])
-        at += 4 + length
+        at = start + length
+        texts.append(data[start:at])
         if at > LARGEST_VOCABULARY:
             raise TinyllamaError(f"{cursor.path} is damaged: its vocabulary goes on after byte {at:,}")
     cursor.offset = at
