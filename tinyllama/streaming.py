@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from io import FileIO
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -222,7 +222,7 @@ def _in_parallel(
     cast, give_up, waiting = get_backend().cast, threading.Event(), iter(portions)
 
     def move_portions() -> Iterator[int]:
-        for path, rows in waiting:
+        for path, rows in takewhile(lambda _: not give_up.is_set(), waiting):
             yield _move(path, rows, cast, give_up)
 
     def run_check() -> Iterator[int]:
