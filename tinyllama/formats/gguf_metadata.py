@@ -141,10 +141,11 @@ class Cursor:
         data, last, unpack, strings = self.data, size - 8, struct.Struct("<Q").unpack_from, []
         try:
             for _ in range(count):
-                end = start + 8 + (unpack(data, start)[0] if start <= last else 8)
-                if end > size or end - start - 8 > longest:
+                text = start + 8
+                end = text + (unpack(data, start)[0] if start <= last else 8)
+                if end > size or end - text > longest:
                     self._refuse_string(start, end, f"string {len(strings)} of {what}", longest)
-                strings.append(data[start + 8 : end].decode())
+                strings.append(data[text:end].decode())
                 start = end
         except UnicodeDecodeError:
             raise TinyllamaError(f"string {len(strings)} of {what} at offset {start} isn't UTF-8") from None
