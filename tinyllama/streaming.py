@@ -163,10 +163,9 @@ def _announce(outputs: list[Output], verb: str) -> None:
     quantized = sum(rows.n_rows * rows.n_cols for rows in every_row if TYPES[rows.type].block > 1)
     seconds = max(size / WRITING_SPEED, quantized / (QUANTIZING_SPEED * N_THREADS))
     names, folder = _where(outputs)
-    print(
-        f"{verb}: writes {names}, {human(size)}; takes about {seconds:.0f} s and {human(MEMORY)} of memory",
-        file=sys.stderr,
-    )
+    needs = f"takes about {seconds:.0f} s and {human(MEMORY)} of memory"
+    # The line's end with the line: print writes it on its own, and an interrupt can come between.
+    sys.stderr.write(f"{verb}: writes {names}, {human(size)}; {needs}\n")
     require_disk(size, folder, f"writing {names}")
     require_memory(MEMORY, f"writing {names}")
 
