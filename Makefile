@@ -47,7 +47,7 @@ test-all: .venv/test.installed $(MODEL)
 	@$(MAKE) --no-print-directory sanitize
 
 soak: .venv/test.installed $(MODEL)
-	@$(RUN) pytest -s -m long tests/test_interrupts.py tests/test_concurrency.py
+	@$(RUN) pytest -s -m long tests/machine/test_interrupts.py tests/test_concurrency.py
 
 test-browser: .venv/browser.installed $(MODEL)
 	@$(RUN) pytest -m browser tests/browser
@@ -87,7 +87,7 @@ test-arm: .venv/cross.installed
 
 wheel-macos: .venv/cross.installed
 	@wheel=$$($(BIN)/python tools/cross_wheel.py macos dist) && echo "$$wheel" && \
-	  MACOS_WHEEL="$$wheel" $(RUN) pytest tests/test_macos_wheel.py
+	  MACOS_WHEEL="$$wheel" $(RUN) pytest tests/project/test_macos_wheel.py
 
 wheels: .venv/wheels.installed
 	@$(RUN) cibuildwheel --output-dir dist

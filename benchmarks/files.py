@@ -22,9 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinyllama.convert import convert, quantize
+from tinyllama.commands.convert import convert, quantize
 from tinyllama.formats import meta
-from tinyllama.resources import human
+from tinyllama.machine.limits import human
 
 STEP = 1 << 17  # bytes that are copied at a time
 

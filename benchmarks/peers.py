@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 
 from tinyllama.backends import default_threads
-from tinyllama.resources import human, peak_memory
+from tinyllama.machine.limits import human, peak_memory
 
 PROMPTS = (32, 128, 512)
 FIRST, WRITTEN, N_CTX = 8, 32, 1024

@@ -13,11 +13,11 @@ from dataclasses import replace
 import numpy as np
 
 from tinyllama.backends import get_backend, one_blas_thread, stoppable
-from tinyllama.bench import RandomWeights
+from tinyllama.commands.bench import RandomWeights
 from tinyllama.config import PRESETS
 from tinyllama.errors import Cancelled
 from tinyllama.model import build, forward
-from tinyllama.widgets.worker import batch_size
+from tinyllama.lab.widgets.worker import batch_size
 
 CONTEXT, TRIALS = 2048, 25
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from tinyllama.config import N_PARTS, PRESETS, Config, hidden_dim_of
 from tinyllama.formats import meta
 from tinyllama.formats.parts import share
-from tinyllama.streaming import WRITE
+from tinyllama.commands.streaming import WRITE
 
 CHUNK = WRITE  # bytes
 

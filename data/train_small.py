@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tinyllama.writing import written_beside
+from tinyllama.machine.files import written_beside
 
 SOURCES = {"fairy tales": "fairytaleqa_278_stories.txt", "TinyStories": "tinystories_train_2MiB.txt"}
 PARAMS = {"dim": 256, "multiple_of": 32, "n_heads": 8, "n_layers": 4, "norm_eps": 1e-6, "vocab_size": 1536}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 _FORK = """
 import json, os, sys, torch
-import tinyllama.convert, tinyllama.backends, tinyllama.formats.meta, tinyllama.download
+import tinyllama.commands.convert, tinyllama.backends, tinyllama.formats.meta, tinyllama.machine.download
 for line in sys.stdin:
     code, log = json.loads(line)
     pid = os.fork()
@@ -74,7 +74,7 @@ class Commander:
     def tinyllama(self, *arguments: object, before: str = "") -> Command:
         """The command line; `before` is code to run before it."""
         argv = [str(argument) for argument in arguments]
-        return self.start(f"{before}\nimport os\nfrom tinyllama.cli import main\nos._exit(main({argv!r}))")
+        return self.start(f"{before}\nimport os\nfrom tinyllama.commands.cli import main\nos._exit(main({argv!r}))")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama import download
+from tinyllama.machine import download
 
 ROOT = Path(__file__).parents[1]
 

@@ -22,9 +22,9 @@ from threadpoolctl import threadpool_info
 
 import tinyllama
 from tinyllama import llama as llama_module
-from tinyllama.bench import RandomWeights
+from tinyllama.commands.bench import RandomWeights
 from tinyllama.config import PRESETS
-from tinyllama.download import small_folder
+from tinyllama.machine.download import small_folder
 from tinyllama.formats import gguf
 from tinyllama.vocabulary import NORMAL, vocabulary_from_model
 

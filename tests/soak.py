@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 import tinyllama
-from tinyllama.download import find
+from tinyllama.machine.download import find
 
 N_MODELS = 16
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import vocabularies
 
-from tinyllama import convert
+from tinyllama.commands import convert
 from tinyllama.config import Config, hidden_dim_of, tensor_names
 from tinyllama.errors import TinyllamaError
 from tinyllama.formats import gguf, open_checkpoint

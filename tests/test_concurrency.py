@@ -14,7 +14,7 @@ import pytest
 
 import tinyllama
 from tinyllama.backends import available
-from tinyllama.download import small_folder
+from tinyllama.machine.download import small_folder
 from tinyllama.errors import TinyllamaError
 
 ROOT = Path(__file__).parents[1]

@@ -12,11 +12,11 @@ import pytest
 import vocabularies
 from hostile import CASES, huge, text
 
-from tinyllama import commands
-from tinyllama.cli import main
-from tinyllama.convert import convert
+from tinyllama.commands import run as commands
+from tinyllama.commands.cli import main
+from tinyllama.commands.convert import convert
 from tinyllama.errors import TinyllamaError
-from tinyllama.inspect import inspect, report
+from tinyllama.commands.inspect import inspect, report
 
 ROOT = Path(__file__).parents[1]
 SECONDS, MEMORY = 1.0, 200 << 20

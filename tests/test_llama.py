@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import tinyllama
-from tinyllama import download, memory, resources
+from tinyllama.machine import download, limits as resources
+from tinyllama import memory
 from tinyllama.backends import available
-from tinyllama.convert import convert
-from tinyllama.download import small_folder
+from tinyllama.commands.convert import convert
+from tinyllama.machine.download import small_folder
 from tinyllama.errors import Cancelled, TinyllamaError
 from tinyllama.formats import open_checkpoint
-from tinyllama.lessons import same
+from tinyllama.lab.lessons import same
 
 STORY = "Once upon a time"
 

@@ -14,16 +14,16 @@ import vocabularies
 
 import tinyllama
 from tinyllama.backends import available, get_backend
-from tinyllama.cli import main
-from tinyllama.convert import convert, quantize
-from tinyllama.download import small_folder
+from tinyllama.commands.cli import main
+from tinyllama.commands.convert import convert, quantize
+from tinyllama.machine.download import small_folder
 from tinyllama.errors import TinyllamaError
 from tinyllama.formats import Checkpoint
 from tinyllama.llama import Llama
-from tinyllama.perplexity import perplexity
+from tinyllama.score import perplexity
 from tinyllama.quant import Tensor, is_finite
 from tinyllama.quant import quantize as to_blocks
-from tinyllama.widgets.steps import Walk
+from tinyllama.lab.widgets.steps import Walk
 
 BACKENDS = [name for name, reason in available().items() if reason is None]
 CONFIG = replace(tiny.CONFIG, vocab_size=400)

@@ -58,11 +58,11 @@ def __getattr__(name: str):
 
         return getattr(llama, name)
     if name in ("playground", "stepper"):
-        from . import widgets
+        from .lab import widgets
 
         return getattr(widgets, name)
     if name == "compare_backends":
-        from .compare import compare_backends
+        from .commands.compare import compare_backends
 
         return compare_backends
     raise AttributeError(f"module 'tinyllama' has no attribute {name!r}")

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from . import resources
+from .machine import limits as resources
 from .backends import Backend, get_backend, one_blas_thread, stoppable
-from .download import find
+from .machine.download import find
 from .errors import TinyllamaError
 from .formats import Checkpoint, open_checkpoint
 from .generation import Completion, Generation, Token, score
-from .mapped import mapped_files, unchanged
+from .machine.mapped import mapped_files, unchanged
 from .memory import (
     announcement,
     announcement_of_mapping,

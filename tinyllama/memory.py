@@ -8,12 +8,12 @@ import math
 import warnings
 from pathlib import Path
 
-from . import resources
+from .machine import limits as resources
 from .blocks import TYPES
 from .config import Config
 from .formats import Checkpoint
 from .model import tap_shapes
-from .resources import human, require_memory
+from .machine.limits import human, require_memory
 
 #: The NumPy backends dequantize a model once, when it is loaded, if its float32 weights take fewer bytes.
 UNPACK_BELOW = 2 * 2**30

@@ -21,7 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from .errors import TinyllamaError
-from .resources import require_memory
+from .machine.limits import require_memory
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, check, vocabulary_from_model
 
 LONG = 100_000  # characters; what cutting a shorter text takes of memory isn't worth a look

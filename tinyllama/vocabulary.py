@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .config import LARGEST
 from .errors import TinyllamaError
-from .files import read_file
+from .machine.opening import read_file
 
 LARGEST_MODEL = 1 << 25  # bytes of a tokenizer.model; LLaMA's has half a million
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)

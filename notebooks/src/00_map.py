@@ -13,9 +13,9 @@ import os
 import numpy as np
 
 import tinyllama
-from tinyllama import plots
+from tinyllama.lab import plots
 from tinyllama.config import PRESETS
-from tinyllama.lessons import check
+from tinyllama.lab.lessons import check
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)

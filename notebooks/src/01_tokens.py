@@ -18,8 +18,9 @@ import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
 
 import tinyllama
-from tinyllama import ops, plots
-from tinyllama.lessons import check
+from tinyllama import ops
+from tinyllama.lab import plots
+from tinyllama.lab.lessons import check
 from tinyllama.tokenizer import make_tokenizer
 from tinyllama.vocabulary import Vocabulary
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 import tinyllama
-from tinyllama import plots
+from tinyllama.lab import plots
 from tinyllama.formats import meta, parts, pth
-from tinyllama.lessons import check, same
+from tinyllama.lab.lessons import check, same
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)
@@ -102,7 +102,7 @@ plots.lines(
 
 # %%
 is_meta = llama.checkpoint.format == "meta"
-checkpoint = llama.checkpoint if is_meta else meta.read(tinyllama.download.find("small"))
+checkpoint = llama.checkpoint if is_meta else meta.read(tinyllama.machine.download.find("small"))
 path = checkpoint.files[0]
 
 with zipfile.ZipFile(path) as archive:

@@ -13,9 +13,10 @@ import os
 import numpy as np
 
 import tinyllama
-from tinyllama import ops, plots
+from tinyllama import ops
+from tinyllama.lab import plots
 from tinyllama.config import PRESETS
-from tinyllama.lessons import check, same
+from tinyllama.lab.lessons import check, same
 from tinyllama.quant import bits_per_weight
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B

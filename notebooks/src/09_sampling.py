@@ -13,9 +13,10 @@ import os
 import numpy as np
 
 import tinyllama
-from tinyllama import ops, plots, sampling
-from tinyllama.lessons import check
-from tinyllama.widgets.session import PROMPTS
+from tinyllama import ops, sampling
+from tinyllama.lab import plots
+from tinyllama.lab.lessons import check
+from tinyllama.lab.widgets.session import PROMPTS
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)

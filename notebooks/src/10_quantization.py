@@ -16,10 +16,11 @@ import numpy as np
 from ipywidgets import interact
 
 import tinyllama
-from tinyllama import plots, quant
+from tinyllama.lab import plots
+from tinyllama import quant
 from tinyllama.blocks import TYPES
-from tinyllama.lessons import check
-from tinyllama.perplexity import perplexity
+from tinyllama.lab.lessons import check
+from tinyllama.score import perplexity
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)

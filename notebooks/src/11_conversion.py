@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 
 import tinyllama
-from tinyllama import plots, quant
+from tinyllama.lab import plots
+from tinyllama import quant
 from tinyllama.blocks import TYPES
-from tinyllama.convert import convert, quantize
+from tinyllama.commands.convert import convert, quantize
 from tinyllama.formats import ggml, gguf, parts
-from tinyllama.lessons import check, same
+from tinyllama.lab.lessons import check, same
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)

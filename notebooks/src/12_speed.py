@@ -15,9 +15,11 @@ from statistics import median
 import numpy as np
 
 import tinyllama
-from tinyllama import bench, plots, quant
+from tinyllama.commands import bench
+from tinyllama.lab import plots
+from tinyllama import quant
 from tinyllama.backends import available, default_threads
-from tinyllama.lessons import check, same
+from tinyllama.lab.lessons import check, same
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)

@@ -18,9 +18,12 @@ from statistics import median
 import numpy as np
 
 import tinyllama
-from tinyllama import bench, ops, plots, quant, resources
+from tinyllama.commands import bench
+from tinyllama import ops, quant
+from tinyllama.lab import plots
+from tinyllama.machine import limits as resources
 from tinyllama.backends import get_backend
-from tinyllama.lessons import check, same
+from tinyllama.lab.lessons import check, same
 from tinyllama.model import build, forward
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B

@@ -19,8 +19,8 @@ from threadpoolctl import ThreadpoolController
 from .. import ops
 from ..errors import Cancelled, TinyllamaError
 from ..quant import cast
-from ..resources import macos_number
-from ..threads import shared_out
+from ..machine.limits import macos_number
+from ..machine.threads import shared_out
 
 
 @dataclass(frozen=True)

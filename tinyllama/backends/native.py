@@ -15,9 +15,9 @@ import numpy as np
 from .. import ops, quant
 from ..blocks import TYPES
 from ..config import Config
-from ..mapped import owner
+from ..machine.mapped import owner
 from ..quant import Tensor
-from ..resources import human
+from ..machine.limits import human
 
 try:
     from .. import _native

@@ -36,7 +36,7 @@ from ..blocks import TYPES
 from ..config import PRESETS, Config, hidden_dim_of
 from ..errors import TinyllamaError
 from ..vocabulary import Vocabulary, vocabulary_from_model
-from ..writing import newest
+from ..machine.files import newest
 from . import Checkpoint
 from .meta import find_tokenizer, read_params
 from .parts import Entry, Part, check, count_parts, map_file, merge, what_it_is

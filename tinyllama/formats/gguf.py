@@ -23,7 +23,7 @@ from pathlib import Path
 from ..blocks import TYPES, BlockType
 from ..config import Config, tensor_names
 from ..errors import TinyllamaError
-from ..files import open_file
+from ..machine.opening import open_file
 from ..quant import Tensor
 from ..vocabulary import CONTROL, Vocabulary, vocabulary_from_model
 from . import Checkpoint

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from ..config import Config
 from ..errors import TinyllamaError
-from ..files import read_file
-from ..resources import require_disk
+from ..machine.opening import read_file
+from ..machine.limits import require_disk
 from ..vocabulary import Vocabulary
-from ..writing import newest, written_beside
+from ..machine.files import newest, written_beside
 from . import Checkpoint
 from .parts import Part, count_parts, cut, merge, split_axis
 from .pth import read_part, write_part

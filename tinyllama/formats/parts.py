@@ -22,8 +22,8 @@ import numpy as np
 from ..blocks import TYPES
 from ..config import Config
 from ..errors import TinyllamaError
-from ..files import open_file
-from ..mapped import MappedFile
+from ..machine.opening import open_file
+from ..machine.mapped import MappedFile
 from ..quant import Tensor
 
 MOST_PARTS = 100  # consolidated.00.pth to .99; Meta cut into 8

@@ -29,7 +29,7 @@ import numpy as np
 from ..blocks import TYPES
 from ..errors import TinyllamaError
 from ..quant import Tensor
-from ..writing import blamed
+from ..machine.files import blamed
 from .parts import Entry, Part, map_file, what_it_is
 from .unpickle import SavedTensor, read_tensors
 

@@ -1,0 +1,127 @@
+import math
+
+import pytest
+
+from tinyllama.generation import Token
+from tinyllama.lab.widgets import report
+from tinyllama.lab.widgets.session import Session
+
+STORY = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def session():
+    session = Session()
+    for how in ({"seed": 4, "repeat_penalty": 1.1}, {"seed": 5, "temp": 0}):
+        session.generate(STORY, backend="numpy", n_predict=12, **how)
+        session.worker.wait(30)
+    session.select(2)
+    session.worker.wait(30)
+    session.show(1)
+    return session
+
+
+@pytest.fixture(scope="module")
+def run(session):
+    return session.find(1)
+
+
+def test_a_token_comes_with_the_ten_likeliest_and_what_became_of_them(run):
+    index = len(run.prompt_tokens) + 2
+    token, shown = run.tokens[index], report.token_report(run, index)
+    assert [column["name"].split()[0] for column in shown["columns"]] == [
+        "the",
+        "repetition",
+        "temperature",
+        "top-k",
+        "top-p",
+    ]
+    assert len(shown["rows"]) in (10, 11)
+    assert [row["id"] for row in shown["rows"][:10]] == token.stages[0].kept[:10].tolist()
+    (chosen,) = [row for row in shown["rows"] if row["is_chosen"]]
+    assert chosen["id"] == token.id and chosen["cells"][0]["share"] == pytest.approx(token.prob, rel=1e-4)
+    last = token.stages[-1]
+    for row in shown["rows"]:
+        assert (row["cells"][-1] == "removed") == (row["id"] not in last.kept)
+
+
+def test_a_stage_says_what_it_did_with_the_setting_it_had(run):
+    columns = report.token_report(run, len(run.prompt_tokens) + 2)["columns"]
+    assert [column["name"] for column in columns[1:]] == [
+        "repetition penalty 1.1",
+        "temperature 0.8",
+        "top-k 40",
+        "top-p 0.9",
+    ]
+    assert columns[2]["note"] == "sharpens"
+    assert columns[3]["note"].startswith("keeps 40, removes 1,496: ")
+
+
+def test_a_token_says_how_surprising_it_was(run):
+    index = len(run.prompt_tokens) + 2
+    facts = report.token_report(run, index)["facts"]
+    assert f"{run.tokens[index].surprise:.1f} bits" in facts
+    assert report.percent(run.tokens[index].prob) in facts
+
+
+def test_greedy_says_so(session):
+    run = session.find(2)
+    shown = report.token_report(run, len(run.prompt_tokens))
+    assert "Temperature 0 takes the likeliest" in shown["facts"] and len(shown["columns"]) == 1
+
+
+def test_a_prompt_s_token_tells_what_was_expected_there(session):
+    shown = report.token_report(session.find(2), 2)
+    assert "part of the prompt" in shown["facts"] and len(shown["rows"]) >= 10
+
+
+def test_the_first_token_tells_why_it_has_no_probability(run):
+    shown = report.token_report(run, 0)
+    assert "nothing before it" in shown["facts"] and not shown["rows"]
+
+
+def test_a_taken_token_is_listed_however_unlikely_it_was(run):
+    index = len(run.prompt_tokens)
+    first = run.tokens[index].stages[0]
+    unlikely = next(i for i in range(run.tokenizer.vocab_size) if i not in first.kept)
+    run.completion.tokens[0] = Token(unlikely, "x", 1e-9, run.tokens[index].stages)
+    row = report.token_report(run, index)["rows"][-1]
+    assert row["id"] == unlikely and row["is_chosen"] and row["rank"] is None
+    assert row["cells"][0]["text"] == "< 0.01 %" and row["cells"][-1] == "removed"
+
+
+def test_the_status_gives_both_speeds_the_context_and_the_memory(session):
+    line = report.status(session)
+    for words in (
+        "Prompt 5 tokens at",
+        "text 12 tokens at",
+        "context 17 of 2,048",
+        "memory",
+        "seed 4",
+        "ended",
+    ):
+        assert words in line
+
+
+def test_two_runs_are_compared_by_what_differs(session):
+    differing = {name for name, _, differs in report.comparison(session.find(1), session.find(2)) if differs}
+    assert differing == {"Temperature", "Repetition penalty", "Seed"}
+
+
+def test_a_run_s_title_tells_it_from_others(session):
+    assert report.title(session.find(1)) == "1: Once upon a time · small · temperature 0.8, seed 4"
+
+
+@pytest.mark.parametrize(
+    "share, text",
+    [
+        (1, "100 %"),
+        (0.1234, "12 %"),
+        (0.0123, "1.2 %"),
+        (0.00123, "0.12 %"),
+        (1e-9, "< 0.01 %"),
+        (math.nan, "–"),
+    ],
+)
+def test_shares_are_written_with_two_digits(share, text):
+    assert report.percent(share) == text

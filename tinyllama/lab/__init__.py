@@ -1,0 +1,1 @@
+"""What the notebooks use: pictures, exercises, the playground and the stepper."""

@@ -1,0 +1,86 @@
+"""The one style of all pictures: size, font, colours, how tokens are spelled.
+
+Importing it sets matplotlib's style, so that a picture of your own looks like the others. Colours are Okabe
+and Ito's, which people who see red and green alike can tell apart.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from ...errors import printable
+
+BLUE, ORANGE, GREEN, RED, SKY, PINK, YELLOW = COLORS = (
+    ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442"]
+)  # fmt: skip
+GREY = "#8A8A8A"
+WIDTH, DPI = 7.5, 120  # inches, pixels an inch
+LONGEST, TALLEST = 48, 22  # characters of a label, of one that stands upright; a piece may have hundreds
+
+#: From nothing to much (white, then ever more blue), and from below zero to above it.
+AMOUNT = LinearSegmentedColormap.from_list("amount", ["#FFFFFF", SKY, BLUE, "#002B4A"])
+SIGNED = LinearSegmentedColormap.from_list("signed", ["#7A3300", RED, "#FFFFFF", BLUE, "#002B4A"])
+MASKED = "#DDDDDD"
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+}
+matplotlib.rcParams.update(STYLE)
+
+
+class Picture(Figure):
+    """A figure that shows itself in a notebook, with the same bytes every time."""
+
+    def __init__(self, height: float, title: str = "", width: float = WIDTH):
+        super().__init__(figsize=(width, height), layout="constrained")
+        self.title = title
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", metadata={"Software": None})
+        return file.getvalue()
+
+    def __repr__(self) -> str:
+        return f"<Picture: {self.title}>"
+
+
+def labels(pieces: Sequence[str], longest: int = LONGEST) -> list[str]:
+    """Tokens as tick labels: a space in front is "▁", as LLaMA's vocabulary spells it; a newline is "\\n"."""
+    return [_label(piece, longest) for piece in pieces]
+
+
+def _label(piece: str, longest: int) -> str:
+    spelled = printable(re.sub("^ +", lambda found: "▁" * len(found[0]), piece))
+    if len(spelled) > longest:
+        spelled = spelled[: longest - 1] + "…"
+    return spelled.replace("$", r"\$")  # a dollar begins a formula
+
+
+def name_axis(axis, what: str | Sequence[str], **style) -> None:
+    """An axis' name, or a tick label for each of its places."""
+    if isinstance(what, str):
+        axis.set_label_text(what)
+    else:
+        tick(axis, what, **style)
+
+
+def tick(axis, pieces: Sequence[str], size: float = 8, rotation: float = 0) -> None:
+    """Tokens, or other names, as the tick labels of an axis."""
+    names = labels(pieces, TALLEST if rotation else LONGEST)
+    axis.set_ticks(range(len(pieces)), names, fontsize=size, rotation=rotation)
+    axis.set_tick_params(length=2)

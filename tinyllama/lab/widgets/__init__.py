@@ -1,0 +1,57 @@
+"""Two live tools for a notebook: the prompt playground and the stepper.
+
+    models           the models that can be chosen
+    worker           one job at a time, in a thread that can be told to stop
+    session          what the playground knows and does: runs, history, alternatives
+    report           what it says about a token, a run, or two runs
+    kinds            what each step of the forward pass is called, what happens in it and why
+    source           the line of model.py or ops.py that computes it
+    steps            what the stepper knows: a prompt's way through a model
+    elements         the parts that ipywidgets lacks, through anywidget
+    controls         what both tools have, in one style
+    playground_view  the widgets on top of a session
+    stepper_view     the widgets on top of a walk
+
+State is plain Python that runs and is tested without a browser. What comes from `elements` on puts widgets on
+top of it, and needs the packages of the extra `notebooks`.
+"""
+
+from importlib.util import find_spec
+
+from ...errors import TinyllamaError
+
+
+def playground(model: str = "small", prompt: str = "", **settings):
+    """Prompt a model in a notebook: text as it is made, every token to be clicked.
+
+    Args:
+        model: the one that is chosen at first, as `load` takes it.
+        prompt: what the prompt says at first.
+        settings: of `backend`, `threads` and `generation.Settings`, what they are at first.
+    Raises:
+        TinyllamaError: ipywidgets or anywidget isn't installed.
+    """
+    _require_widgets()
+    from .playground_view import Playground
+
+    return Playground(model, prompt, **settings)
+
+
+def stepper(prompt: str = "Once upon a time", model: str = "small", backend: str = "auto"):
+    """Follow a token through a model, step by step: the line that is executed, its numbers, its reason.
+
+    Args:
+        prompt, model, backend: what is chosen at first.
+    Raises:
+        TinyllamaError: ipywidgets or anywidget isn't installed.
+    """
+    _require_widgets()
+    from .stepper_view import Stepper
+
+    return Stepper(prompt, model, backend)
+
+
+def _require_widgets() -> None:
+    missing = [name for name in ("ipywidgets", "anywidget") if find_spec(name) is None]
+    if missing:
+        raise TinyllamaError(f"{' and '.join(missing)} missing: `pip install tinyllama[notebooks]`")
