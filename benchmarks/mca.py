@@ -87,7 +87,7 @@ def run(command: list, text: str | None = None) -> str:
 def assembly(level: str) -> dict[str, str]:
     """{"decode": its instructions, "prefill": its instructions}."""
     code = (EXT / f"{level}.c").read_text()
-    at = code.index("\nconst kernels ")
+    at = code.index("\nLEVEL(")
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder, "loops.c"), Path(folder, "loops.s")
         source.write_text(code[:at] + FUNCTIONS + code[at:])

@@ -24,8 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 
-from tinyllama.backends import default_threads
-from tinyllama.machine.limits import human, peak_memory
+from tinyllama.machine.limits import default_threads, human, peak_memory
 
 PROMPTS = (32, 128, 512)
 FIRST, WRITTEN, N_CTX = 8, 32, 1024
@@ -44,7 +43,8 @@ class Tinyllama:
 
     def run(self, tokens: list[int], pos: int) -> None:
         """The logits that follow tokens, the first of which stands at `pos`."""
-        self._llama.forward(tokens, pos, self._cache, last=True)
+        self._cache.trim(pos)
+        self._llama.forward(tokens, self._cache, last=True)
 
 
 class LlamaCpp:

@@ -20,10 +20,10 @@ def measure(llama, tokens: list[int]) -> tuple[float, float]:
     """Tokens a second: (of a prompt in one batch, of tokens one at a time behind it)."""
     cache = llama.new_cache(len(tokens))
     started = time.perf_counter()
-    llama.forward(tokens[:PROMPT_TOKENS], 0, cache, last=True)
+    llama.forward(tokens[:PROMPT_TOKENS], cache, last=True)
     between = time.perf_counter()
-    for pos in range(PROMPT_TOKENS, len(tokens)):
-        llama.forward(tokens[pos : pos + 1], pos, cache)
+    for token in tokens[PROMPT_TOKENS:]:
+        llama.forward([token], cache)
     ended = time.perf_counter()
     return PROMPT_TOKENS / (between - started), NEW_TOKENS / (ended - between)
 

@@ -2,22 +2,23 @@
 
 A layer of a shape with random weights, over and over, and a flag that is set at random moments as the
 playground sets it: the time until `Cancelled` comes. One layer is as good as many, since the flag is looked
-at before every operation.
+at before every layer.
 """
 
 import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from tinyllama.backends import get_backend, one_blas_thread, stoppable
+from tinyllama.backends import get_backend
 from tinyllama.commands.bench import RandomWeights
 from tinyllama.config import PRESETS
-from tinyllama.errors import Cancelled
-from tinyllama.model import build, forward
-from tinyllama.lab.widgets.worker import batch_size
+from tinyllama.errors import Cancelled, cancellable
+from tinyllama.lab.widgets.session import batch_size
+from tinyllama.model import build, run_layers
 
 CONTEXT, TRIALS = 2048, 25
 
@@ -25,16 +26,21 @@ CONTEXT, TRIALS = 2048, 25
 def delays(model, backend, n_tokens: int) -> list[float]:
     """Seconds from the flag to the end, of TRIALS runs of the last tokens of a long prompt."""
     cache, rng, found = backend.new_cache(model.config, CONTEXT), np.random.default_rng(0), []
-    tokens = np.zeros(n_tokens, np.int64)
+    for array in cache.room(0, CONTEXT - n_tokens):
+        array[:] = 0  # the tokens before, which nobody has computed: room is memory as it was found
+    cache.ids += [0] * (CONTEXT - n_tokens)
+    run = partial(run_layers, model, backend, np.ones((n_tokens, model.config.dim), np.float32), cache)
+    run()
     started = time.perf_counter()
-    forward(model, backend, tokens, CONTEXT - n_tokens, cache, last=True)
+    run()
     once = time.perf_counter() - started
     for _ in range(TRIALS):
         flag, at = threading.Event(), []
         threading.Timer(rng.uniform(0, once), _stop, (flag, at)).start()
         try:
-            while True:
-                forward(model, stoppable(backend, flag), tokens, CONTEXT - n_tokens, cache, last=True)
+            with cancellable(flag):
+                while True:
+                    run()
         except Cancelled:
             found.append(time.perf_counter() - at[0])
     return found
@@ -46,13 +52,10 @@ def _stop(flag: threading.Event, at: list[float]) -> None:
 
 
 def main(shape: str, name: str) -> None:
-    config = replace(PRESETS[shape], n_layers=1)
-    backend = get_backend(name)
-    model = build(
-        config, RandomWeights(config, "q4_0"), lambda tensor: backend.prepare(tensor, copy=name == "c")
-    )
+    config, backend = replace(PRESETS[shape], n_layers=1, vocab_size=32), get_backend(name)
+    model = build(config, RandomWeights(config, "q4_0"), partial(backend.prepare, copy=name == "c"))
     for n_tokens in (batch_size(config), 1):
-        with one_blas_thread():
+        with backend.running():
             found = delays(model, backend, n_tokens)
         times = f"median {1000 * np.median(found):4.0f} ms, longest {1000 * max(found):4.0f} ms"
         print(f"{shape:4} {name:6} {n_tokens:3} tokens at once: {times}", flush=True)

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from tinyllama.config import N_PARTS, PRESETS, Config, hidden_dim_of
-from tinyllama.formats import meta
+from tinyllama.config import PRESETS, Config, hidden_dim_of
+from tinyllama.formats import meta, pth
 from tinyllama.formats.parts import share
-from tinyllama.commands.streaming import WRITE
 
-CHUNK = WRITE  # bytes
+CHUNK = 1 << 17  # bytes
+N_PARTS = {"7B": 1, "13B": 2, "30B": 4, "65B": 8}  # that Meta cut a size into
 
 # What weights are drawn from: 65,536 normal numbers. LLaMA's matrices have about this standard deviation.
 NORMAL = np.random.default_rng(0).standard_normal(1 << 16)
@@ -60,18 +60,18 @@ def fill(path: Path, seed: tuple[int, ...]) -> None:
     """Normally distributed weights; norms around 1, the same in every part."""
     with path.open("r+b") as file, ThreadPoolExecutor(min(4, os.cpu_count())) as pool:
         chunks = [
-            (entry, start)
-            for entry in meta.read_part(path).entries.values()
-            for start in range(0, entry.nbytes, CHUNK)
+            (piece, start)
+            for piece in pth.read_part(path).values()
+            for start in range(0, piece.nbytes, CHUNK)
         ]
 
         def work(numbered: tuple) -> int:
-            number, (entry, start) = numbered
-            is_norm = len(entry.shape) == 1
+            number, (piece, start) = numbered
+            is_norm = len(piece.shape) == 1
             generator = np.random.Generator(np.random.SFC64((number,) if is_norm else (*seed, number)))
-            indices = np.frombuffer(generator.bytes(min(CHUNK, entry.nbytes - start)), np.uint16)
+            indices = np.frombuffer(generator.bytes(min(CHUNK, piece.nbytes - start)), np.uint16)
             weights = (NORMS if is_norm else WEIGHTS).take(indices)
-            return os.pwrite(file.fileno(), weights.data, entry.offset + start)
+            return os.pwrite(file.fileno(), weights.data, piece.offset + start)
 
         with tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:
             for n_bytes in pool.map(work, enumerate(chunks)):
@@ -118,7 +118,9 @@ def main() -> None:
         vocab_size=args.vocab_size or config.vocab_size,
         hidden_dim=hidden_dim_of(dim, config.multiple_of),
     )
-    paths = make_checkpoint(args.folder, config, args.parts or N_PARTS.get(dim, 1), args.seed)
+    paths = make_checkpoint(
+        args.folder, config, args.parts or (1 if args.dim else N_PARTS[args.size]), args.seed
+    )
     if args.tokenizer:
         shutil.copyfile(args.tokenizer, args.folder / "tokenizer.model")
     if args.checklist:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tinyllama.machine.files import written_beside
+from tinyllama.machine.files import written
 
 SOURCES = {"fairy tales": "fairytaleqa_278_stories.txt", "TinyStories": "tinystories_train_2MiB.txt"}
 PARAMS = {"dim": 256, "multiple_of": 32, "n_heads": 8, "n_layers": 4, "norm_eps": 1e-6, "vocab_size": 1536}
@@ -66,7 +66,7 @@ def write_held_out(held_out, path, max_bytes=200_000):
         if sum(n_bytes) > max_bytes:
             break
         sample.append(story)
-    with written_beside(path) as (unfinished,):
+    with written(path) as (unfinished,):
         unfinished.write_text("".join(sample), encoding="utf-8")
 
 
@@ -186,7 +186,7 @@ def save_checkpoint(model, path):
         names += [f"layers.{layer}.feed_forward.{w}.weight" for w in ("w1", "w2", "w3")]
         names += [f"layers.{layer}.attention_norm.weight", f"layers.{layer}.ffn_norm.weight"]
     weights["output.weight"] = weights["tok_embeddings.weight"].clone()
-    with written_beside(path) as (unfinished,), unfinished.open("wb") as file:
+    with written(path) as (unfinished,), unfinished.open("wb") as file:
         torch.save({name: weights[name] for name in names}, file)
 
 
@@ -226,7 +226,7 @@ def loss_of(model, windows, reduction="mean"):
 def save_state(path, model, optimizers, **counters):
     """Everything that going on after an interruption needs."""
     state = {**counters, "parts": [part.state_dict() for part in (model, *optimizers)]}
-    with written_beside(path) as (unfinished,), unfinished.open("wb") as file:
+    with written(path) as (unfinished,), unfinished.open("wb") as file:
         torch.save(state, file)
 
 

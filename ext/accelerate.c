@@ -6,11 +6,7 @@
 #include "kernels.h"
 
 #if defined(HAVE_ACCELERATE)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
-#else
-#pragma GCC target("arch=armv8.2-a+dotprod")
-#endif
+TARGET("dotprod", "arch=armv8.2-a+dotprod")
 #include "neon.h"
 
 /* From Accelerate's cblas.h: c [m, n] = beta * c + alpha * a [m, k] @ b [k, n]; row by row, ld* floats from row to row. */
@@ -79,15 +75,12 @@ INLINE void numbers_of_rows(const weight_type type, const weight *w, long strip,
 
 /* to[i * PANEL + row]: inputs first..first+n-1 of a strip's rows. */
 static void make_numbers(const weight *w, long strip, long first, long n, float *to) {
+#define ROWS_CASE(id, ...) case id: numbers_of_rows(id, w, strip, first, n, to); break;
+#define BLOCKS_CASE(id, ...) case id: numbers_of_blocks(id, w, strip, first, n, to); break;
     switch (w->type) { /* each with its type known to the compiler */
-    case F32: numbers_of_rows(F32, w, strip, first, n, to); break;
-    case F16: numbers_of_rows(F16, w, strip, first, n, to); break;
-    case BF16: numbers_of_rows(BF16, w, strip, first, n, to); break;
-    case Q4_0: numbers_of_blocks(Q4_0, w, strip, first, n, to); break;
-    case Q4_1: numbers_of_blocks(Q4_1, w, strip, first, n, to); break;
-    case Q5_0: numbers_of_blocks(Q5_0, w, strip, first, n, to); break;
-    case Q5_1: numbers_of_blocks(Q5_1, w, strip, first, n, to); break;
-    default: numbers_of_blocks(Q8_0, w, strip, first, n, to); break;
+        NUMBER_TYPES(ROWS_CASE)
+        BLOCK_TYPES(BLOCKS_CASE)
+    default: break;
     }
 }
 
@@ -117,10 +110,6 @@ static const panel_kernels panels = {
     32, PANEL_STRIPS, 1, NULL, NULL, panel_scratch, multiply_panel_of_strips,
 };
 
-static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
-    dotprod_kernels.multiply_blocks(w, acts, strip, out, stride);
-}
-
 static double multiply_registers(long rounds, float *sink) {
     enum { SIZE = 128 }; /* of matrices that stay in the cache */
     static const float zeros[SIZE * SIZE];
@@ -132,12 +121,6 @@ static double multiply_registers(long rounds, float *sink) {
     return products;
 }
 
-const kernels accelerate_kernels = {
-    "accelerate", TILE_TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one,
-    to_f16, cast, attend_span, attend_tile, multiply_registers, &panels,
-};
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+LEVEL(accelerate, TILE_TOKENS, 4, dotprod_multiply_blocks, attend_tile, &panels)
+TARGET_END
 #endif

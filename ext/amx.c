@@ -9,13 +9,8 @@
 #include "kernels.h"
 
 #if defined(HAVE_AMX)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni," \
-                                                   "avx512bf16,amx-tile,amx-bf16"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16")
-#pragma GCC target("prefer-vector-width=512")
-#endif
+TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16",
+       "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
 #include "avx512.h"
 
 /* ---- tiles ---- */
@@ -153,15 +148,12 @@ static const uint8_t *block_of(const weight *w, long strip, long step) {
 }
 
 static void make_numbers(const weight *w, long strip, long step, uint8_t *to) {
+#define NUMBERS_CASE(id, ...) case id: numbers_of_strip(id, w, strip, step, to); break;
+#define BLOCK_CASE(id, ...) case id: numbers_of_block(id, w, block_of(w, strip, step), to); break;
     switch (w->type) { /* each with its type known to the compiler */
-    case F32: numbers_of_strip(F32, w, strip, step, to); break;
-    case F16: numbers_of_strip(F16, w, strip, step, to); break;
-    case BF16: numbers_of_strip(BF16, w, strip, step, to); break;
-    case Q4_0: numbers_of_block(Q4_0, w, block_of(w, strip, step), to); break;
-    case Q4_1: numbers_of_block(Q4_1, w, block_of(w, strip, step), to); break;
-    case Q5_0: numbers_of_block(Q5_0, w, block_of(w, strip, step), to); break;
-    case Q5_1: numbers_of_block(Q5_1, w, block_of(w, strip, step), to); break;
-    default: numbers_of_block(Q8_0, w, block_of(w, strip, step), to); break;
+        NUMBER_TYPES(NUMBERS_CASE)
+        BLOCK_TYPES(BLOCK_CASE)
+    default: break;
     }
 }
 
@@ -331,10 +323,6 @@ static const panel_kernels panels = {
     13, PANEL, ROWS, inputs_bytes, pack_inputs, panel_scratch, multiply_panel_of_strips,
 };
 
-static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
-    avx512_kernels.multiply_blocks(w, acts, strip, out, stride);
-}
-
 static double multiply_registers(long rounds, float *sink) {
     float sums[SUM_FLOATS] = {0};
     _tile_loadconfig(&whole_tiles);
@@ -356,12 +344,6 @@ static double multiply_registers(long rounds, float *sink) {
     return (double)rounds * 4 * ROWS * ROWS * STEP;
 }
 
-const kernels amx_kernels = {
-    "amx", TILE_TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one,
-    to_f16, cast, attend_span, attend_in_tiles, multiply_registers, &panels,
-};
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+LEVEL(amx, TILE_TOKENS, 4, avx512_multiply_blocks, attend_in_tiles, &panels)
+TARGET_END
 #endif

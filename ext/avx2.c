@@ -5,11 +5,7 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma,f16c")
-#endif
+TARGET("avx2,fma,f16c", "avx2,fma,f16c")
 #include <immintrin.h>
 
 typedef __m256 vec;
@@ -136,7 +132,7 @@ INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block
     const __m256i nibble = _mm256_set1_epi8(15), both = _mm256_load_si256((const __m256i *)q);
     *low = _mm256_and_si256(both, nibble);
     *high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
-    if (type == Q5_0 || type == Q5_1) {
+    if (has_fifth_bits(type)) {
         const uint8_t *bits = block + w->fifth + k * 32 + column / 2 * 16 + column % 2 * 4;
         *low = _mm256_or_si256(*low, fifth_bits(bits));
         *high = _mm256_or_si256(*high, fifth_bits(bits + 8));
@@ -147,7 +143,7 @@ INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block
 INLINE int zero_left(const weight_type type) { return type == Q8_0 ? 0 : zero_of(type); }
 
 /* How many products of bytes 16 bits can sum up, in pairs: 8 of 2 * 15 * 127, 4 of 2 * 31 * 127, 1 of 2 * 128 * 127. */
-INLINE int together(const weight_type type) { return type == Q8_0 ? 1 : type == Q5_0 || type == Q5_1 ? 4 : 8; }
+INLINE int together(const weight_type type) { return type == Q8_0 ? 1 : has_fifth_bits(type) ? 4 : 8; }
 
 INLINE __m256i byte_products(const weight_type type, __m256i weights, __m256i inputs) {
     if (type == Q8_0) /* one side must be unsigned: |w| * (x with the sign of w) */
@@ -247,15 +243,7 @@ INLINE void multiply_type(const weight_type type, const weight *w, const activat
         multiply_columns(type, TOKENS, 1, column, w, acts, strip, out, stride);
 }
 
-static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
-    switch (w->type) { /* each with its type known to the compiler */
-    case Q4_0: multiply_type(Q4_0, w, acts, strip, out, stride); break;
-    case Q4_1: multiply_type(Q4_1, w, acts, strip, out, stride); break;
-    case Q5_0: multiply_type(Q5_0, w, acts, strip, out, stride); break;
-    case Q5_1: multiply_type(Q5_1, w, acts, strip, out, stride); break;
-    default: multiply_type(Q8_0, w, acts, strip, out, stride); break;
-    }
-}
+static MULTIPLY_BLOCKS(multiply_blocks)
 
 static double multiply_registers(long rounds, float *sink) {
     enum { SUMS = 8 }; /* enough of them to hide the latency of each */
@@ -271,12 +259,6 @@ static double multiply_registers(long rounds, float *sink) {
     return (double)rounds * SUMS * 32;
 }
 
-const kernels avx2_kernels = {
-    "avx2", TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    cast, attend_span, attend_tile, multiply_registers,
-};
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+LEVEL(avx2, TOKENS, 4, multiply_blocks, attend_tile, NULL)
+TARGET_END
 #endif

@@ -6,12 +6,8 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \
-                             apply_to = function)
-#else
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")
-#endif
+TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+       "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")
 #include "avx512.h"
 
 /* ---- products of blocks ---- */
@@ -113,15 +109,7 @@ INLINE void multiply_type(const weight_type type, const weight *w, const activat
         multiply_strip(type, TILE_TOKENS, w, acts, strip, out, stride);
 }
 
-static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
-    switch (w->type) { /* each with its type known to the compiler */
-    case Q4_0: multiply_type(Q4_0, w, acts, strip, out, stride); break;
-    case Q4_1: multiply_type(Q4_1, w, acts, strip, out, stride); break;
-    case Q5_0: multiply_type(Q5_0, w, acts, strip, out, stride); break;
-    case Q5_1: multiply_type(Q5_1, w, acts, strip, out, stride); break;
-    default: multiply_type(Q8_0, w, acts, strip, out, stride); break;
-    }
-}
+MULTIPLY_BLOCKS(avx512_multiply_blocks)
 
 static double multiply_registers(long rounds, float *sink) {
     enum { SUMS = 12 }; /* enough of them to hide the latency of each */
@@ -137,12 +125,6 @@ static double multiply_registers(long rounds, float *sink) {
     return (double)rounds * SUMS * 64;
 }
 
-const kernels avx512_kernels = {
-    "avx512", TILE_TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one,
-    to_f16, cast, attend_span, attend_tile, multiply_registers,
-};
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+LEVEL(avx512, TILE_TOKENS, 4, avx512_multiply_blocks, attend_tile, NULL)
+TARGET_END
 #endif

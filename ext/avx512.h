@@ -86,8 +86,6 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
     }
 }
 
-#define INLINE static inline __attribute__((always_inline))
-
 /* Quarter k of 16 rows (half 0 or 1 of the strip): elements 4k..4k+3, and 16 + those, as unsigned bytes. */
 INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block, int k, int half, __m512i *low,
                    __m512i *high) {
@@ -100,7 +98,7 @@ INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block
     const __m512i nibble = _mm512_set1_epi8(15), both = _mm512_load_si512(q);
     *low = _mm512_and_si512(both, nibble);
     *high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
-    if (type == Q5_0 || type == Q5_1) {
+    if (has_fifth_bits(type)) {
         const __m512i fifth = _mm512_set1_epi8(16);
         uint64_t bits[2];
         memcpy(bits, block + w->fifth + k * 32 + half * 16, 16);

@@ -106,29 +106,30 @@ FLATTEN void quantize_q4_1_2023(float x[][LANES], block_group *b) {
     round_steps(x, 0, b);
 }
 
-FLATTEN void quantize_group(const file_type to, float x[][LANES], block_group *b) {
+FLATTEN void quantize_group(const weight_type to, float x[][LANES], block_group *b) {
     switch (to) {
-    case FILE_Q4_0: quantize_symmetric(x, 8, b); break;
-    case FILE_Q5_0: quantize_symmetric(x, 16, b); break;
-    case FILE_Q4_1: quantize_affine(x, 15, b); break;
-    case FILE_Q5_1: quantize_affine(x, 31, b); break;
-    case FILE_Q8_0: quantize_nearest(x, 127, 0, b); break;
-    case FILE_Q4_1_2023: quantize_q4_1_2023(x, b); break;
+    case Q4_0: quantize_symmetric(x, 8, b); break;
+    case Q5_0: quantize_symmetric(x, 16, b); break;
+    case Q4_1: quantize_affine(x, 15, b); break;
+    case Q5_1: quantize_affine(x, 31, b); break;
+    case Q8_0: quantize_nearest(x, 127, 0, b); break;
+    case Q4_1_2023: quantize_q4_1_2023(x, b); break;
     default: quantize_nearest(x, 7, 8, b); /* q4_0 of 2023, either layout */
     }
 }
 
-/* ---- into the file's bytes: blocks.py has the layouts ---- */
+/* ---- into the file's bytes: quant.py has the layouts ---- */
 
 /* Byte i of a block's quants: of neighbours nibbles 2i and 2i + 1, else i and i + 16. */
-FLATTEN uint32_t byte_of(const file_type to, const block_group *b, int i, int lane) {
-    if (to == FILE_Q8_0) return b->q[i][lane] & 255;
-    int low = to >= FILE_Q4_0_2023 ? 2 * i : i, high = to >= FILE_Q4_0_2023 ? 2 * i + 1 : i + BLOCK / 2;
+FLATTEN uint32_t byte_of(const weight_type to, const block_group *b, int i, int lane) {
+    if (to == Q8_0) return b->q[i][lane] & 255;
+    const int neighbours = types[to].scale_bytes == 4; /* in files of 2023 */
+    int low = neighbours ? 2 * i : i, high = neighbours ? 2 * i + 1 : i + BLOCK / 2;
     return (b->q[low][lane] & 15) | (b->q[high][lane] & 15) << 4;
 }
 
 /* The quants of each lane's block as words of four bytes. */
-FLATTEN void pack_words(const file_type to, const block_group *b, int n_words, uint32_t words[][LANES]) {
+FLATTEN void pack_words(const weight_type to, const block_group *b, int n_words, uint32_t words[][LANES]) {
     for (int k = 0; k < n_words; k++)
         EACH_LANE {
             words[k][lane] = byte_of(to, b, 4 * k, lane) | byte_of(to, b, 4 * k + 1, lane) << 8 |
@@ -141,39 +142,23 @@ FLATTEN void pack_fifth_bits(const block_group *b, uint32_t *words) {
     EACH_ELEMENT EACH_LANE words[lane] |= (b->q[j][lane] >> 4) << j;
 }
 
-FLATTEN uint8_t *put(uint8_t *at, const void *value, size_t n_bytes) {
-    memcpy(at, value, n_bytes);
-    return at + n_bytes;
-}
-
 /* The first n blocks of a group, of which the first is number `block` of rows of n_blocks. */
-FLATTEN void put_group(const file_type to, const block_group *b, uint8_t *out, long n_blocks, long block, int n) {
-    const int n_words = to == FILE_Q8_0 ? 8 : 4;
-    const long block_bytes = file_row_bytes(to, BLOCK);
+FLATTEN void put_group(const weight_type to, const block_group *b, uint8_t *out, long n_blocks, long block, int n) {
+    const int wide = types[to].scale_bytes == 4, n_words = to == Q8_0 ? 8 : 4;
+    const size_t scale = wide ? 4 : 2;
     uint32_t words[8][LANES], fifth[LANES];
     uint16_t d[LANES], m[LANES];
     pack_words(to, b, n_words, words);
-    if (to == FILE_Q5_0 || to == FILE_Q5_1) pack_fifth_bits(b, fifth);
+    if (has_fifth_bits(to)) pack_fifth_bits(b, fifth);
     to_f16(b->d, LANES, d);
     to_f16(b->m, LANES, m);
     for (int lane = 0; lane < n; lane++, block++) {
-        uint8_t *at = out + block * block_bytes, *row = out + block / n_blocks * n_blocks * block_bytes;
-        long i = block % n_blocks;
-        if (to == FILE_Q4_0_2023_PLANAR) {
-            put(row + 4 * i, &b->d[lane], 4);
-            at = row + 4 * n_blocks + 16 * i;
-        } else if (to == FILE_Q4_1_2023) {
-            put(row + 4 * i, &b->m[lane], 4);
-            put(row + 4 * (n_blocks + i), &b->d[lane], 4);
-            at = row + 8 * n_blocks + 16 * i;
-        } else if (to == FILE_Q4_0_2023) {
-            at = put(at, &b->d[lane], 4);
-        } else {
-            at = put(at, &d[lane], 2);
-            if (to == FILE_Q4_1 || to == FILE_Q5_1) at = put(at, &m[lane], 2);
-            if (to == FILE_Q5_0 || to == FILE_Q5_1) at = put(at, &fifth[lane], 4);
-        }
-        for (int k = 0; k < n_words; k++) at = put(at, &words[k][lane], 4);
+        const places at = places_of(to, n_blocks, block % n_blocks);
+        uint8_t *row = out + block / n_blocks * file_row_bytes(to, n_blocks * BLOCK);
+        memcpy(row + at.d, wide ? (const void *)&b->d[lane] : &d[lane], scale);
+        if (has_minimum(to)) memcpy(row + at.m, wide ? (const void *)&b->m[lane] : &m[lane], scale);
+        if (has_fifth_bits(to)) memcpy(row + at.fifth, &fifth[lane], 4);
+        for (int k = 0; k < n_words; k++) memcpy(row + at.q + 4 * k, &words[k][lane], 4);
     }
 }
 
@@ -181,7 +166,7 @@ FLATTEN void put_group(const file_type to, const block_group *b, uint8_t *out, l
 
 /* n <= GROUP numbers from `first` on as float32, zeros behind them. */
 FLATTEN void load_numbers(const file_blocks *from, long first, long n, float *x) {
-    const long bytes = from->type == FILE_F32 ? 4 : 2;
+    const long bytes = from->type == F32 ? 4 : 2;
     const uint8_t *at = from->data + first * bytes;
     _Alignas(float) uint8_t padded[GROUP * sizeof(float)];
     if (n < GROUP) {
@@ -189,9 +174,9 @@ FLATTEN void load_numbers(const file_blocks *from, long first, long n, float *x)
         at = memcpy(padded, at, (size_t)(n * bytes));
     }
     for (int i = 0; i < GROUP; i += LANES) {
-        if (from->type == FILE_F32)
+        if (from->type == F32)
             v_store(x + i, v_load((const float *)at + i));
-        else if (from->type == FILE_F16)
+        else if (from->type == F16)
             v_store(x + i, v_load_f16((const uint16_t *)at + i));
         else
             v_store(x + i, v_load_bf16((const uint16_t *)at + i));
@@ -211,8 +196,8 @@ FLATTEN int all_within(const float *x, float limit) {
     return largest <= highest;
 }
 
-FLATTEN int cast_to(const file_blocks *from, const file_type to, uint8_t *out) {
-    const float limit = to == FILE_F32 || to >= FILE_Q4_0_2023 ? FLT_MAX : 65504;
+FLATTEN int cast_to(const file_blocks *from, const weight_type to, uint8_t *out) {
+    const float limit = to == F32 || types[to].scale_bytes == 4 ? FLT_MAX : 65504;
     long n = from->n_rows * from->n_cols;
     for (long i = 0; i < n; i += GROUP) {
         long left = n - i < GROUP ? n - i : GROUP;
@@ -220,9 +205,9 @@ FLATTEN int cast_to(const file_blocks *from, const file_type to, uint8_t *out) {
         block_group b;
         load_numbers(from, i, left, x);
         if (!all_within(x, limit)) return -1;
-        if (to == FILE_F32) {
+        if (to == F32) {
             memcpy(out + 4 * i, x, (size_t)left * 4);
-        } else if (to == FILE_F16) {
+        } else if (to == F16) {
             to_f16(x, left, (uint16_t *)(out + 2 * i));
         } else {
             for (int j = 0; j < BLOCK; j += LANES) v_transpose(x + j, BLOCK, columns[j], LANES);
@@ -233,17 +218,14 @@ FLATTEN int cast_to(const file_blocks *from, const file_type to, uint8_t *out) {
     return 0;
 }
 
-static int cast(const file_blocks *from, file_type to, uint8_t *out) {
+static int cast(const file_blocks *from, weight_type to, uint8_t *out) {
+#define CAST_CASE(id, ...) case id: return cast_to(from, id, out);
     switch (to) { /* each with its type known to the compiler */
-    case FILE_F32: return cast_to(from, FILE_F32, out);
-    case FILE_F16: return cast_to(from, FILE_F16, out);
-    case FILE_Q4_0: return cast_to(from, FILE_Q4_0, out);
-    case FILE_Q4_1: return cast_to(from, FILE_Q4_1, out);
-    case FILE_Q5_0: return cast_to(from, FILE_Q5_0, out);
-    case FILE_Q5_1: return cast_to(from, FILE_Q5_1, out);
-    case FILE_Q8_0: return cast_to(from, FILE_Q8_0, out);
-    case FILE_Q4_0_2023: return cast_to(from, FILE_Q4_0_2023, out);
-    case FILE_Q4_0_2023_PLANAR: return cast_to(from, FILE_Q4_0_2023_PLANAR, out);
-    default: return cast_to(from, FILE_Q4_1_2023, out);
+        BLOCK_TYPES(CAST_CASE)
+    case F32: return cast_to(from, F32, out);
+    case F16: return cast_to(from, F16, out);
+    case Q4_0_2023: return cast_to(from, Q4_0_2023, out);
+    case Q4_0_2023_PLANAR: return cast_to(from, Q4_0_2023_PLANAR, out);
+    default: return cast_to(from, Q4_1_2023, out);
     }
 }

@@ -4,15 +4,13 @@
  * of a dot product. Neighbouring quarters of 4 rows are zipped for it. A single token would leave half of that
  * idle and is dotprod.c's. */
 #if defined(__aarch64__)
-#if defined(__clang__)
+#include "kernels.h"
+
 #if !defined(__ARM_FEATURE_MATMUL_INT8) /* as in dotprod.c */
 #define __ARM_FEATURE_MATMUL_INT8 1
 #endif
-#pragma clang attribute push(__attribute__((target("dotprod,i8mm"))), apply_to = function)
-#else
-#pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
-#endif
-enum { PAIRS = 1 };
+TARGET("dotprod,i8mm", "arch=armv8.2-a+dotprod+i8mm")
+enum { PAIRS = 1, COLUMNS_AT_ONCE = 2 };
 #include "neon_blocks.h"
 
 /* Rows 0, 1 and rows 2, 3 of two quarters: 8 elements of a row side by side. */
@@ -43,37 +41,13 @@ INLINE void block_products(const weight_type type, const int n, const int parts,
     }
 }
 
-INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
-                          long stride) {
-    for (int column = 0; column < STRIP / LANES; column += 2)
-        multiply_columns(type, TILE_TOKENS, 2, column, w, acts, strip, out, stride);
+static MULTIPLY_BLOCKS(multiply_pairs)
+
+static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
+    (acts->tile_tokens == 1 ? dotprod_multiply_blocks : multiply_pairs)(w, acts, strip, out, stride);
 }
 
-static void multiply(const weight *w, const activations *acts, long strip, float *out, long stride) {
-    (acts->tile_tokens == 1 ? dotprod_kernels.multiply_blocks : multiply_blocks)(w, acts, strip, out, stride);
-}
-
-static double multiply_registers(long rounds, float *sink) {
-    enum { SUMS = 16 }; /* enough of them to hide the latency of each */
-    int32x4_t sums[SUMS], total = vdupq_n_s32(0);
-    int8x16_t x = vdupq_n_s8(3);
-    for (int i = 0; i < SUMS; i++) sums[i] = vdupq_n_s32(0);
-    for (long n = 0; n < rounds; n++) {
-        __asm__ volatile("" : "+w"(x)); /* x may have changed, for all that the compiler knows */
-        UNROLL
-        for (int i = 0; i < SUMS; i++) sums[i] = vmmlaq_s32(sums[i], x, x);
-    }
-    for (int i = 0; i < SUMS; i++) total = vaddq_s32(total, sums[i]);
-    *sink += (float)vaddvq_s32(total);
-    return (double)rounds * SUMS * 32;
-}
-
-const kernels i8mm_kernels = {
-    "i8mm", TILE_TOKENS, 8, quantize, refine, multiply, multiply_floats, rms_norm_one, swiglu_run, rope_one,
-    to_f16, cast, attend_span, attend_tile, multiply_registers, NULL,
-};
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+MULTIPLY_REGISTERS(vmmlaq_s32, 32)
+LEVEL(i8mm, TILE_TOKENS, 8, multiply_blocks, attend_tile, NULL)
+TARGET_END
 #endif

@@ -24,6 +24,16 @@ enum {
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* The instructions that everything up to TARGET_END may use, as clang and as GCC name them. */
+#define PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define TARGET(for_clang, for_gcc) PRAGMA(clang attribute push(__attribute__((target(for_clang))), apply_to = function))
+#define TARGET_END PRAGMA(clang attribute pop)
+#else
+#define TARGET(for_clang, for_gcc) PRAGMA(GCC target(for_gcc))
+#define TARGET_END
+#endif
+
 /* Before a loop of a known, small number of steps: sums in registers need it written out. */
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
@@ -33,17 +43,63 @@ enum {
 
 /* ---- weights (weights.c, pack.c) ---- */
 
-/* The types that kernels multiply by. Everything in a file becomes one of these when it is loaded. */
-typedef enum { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, N_TYPES } weight_type;
+/* Every type of weights, once. Files hold all of them (quant.py says what their numbers mean); kernels multiply by the
+ * first two lists, and the third is prepared as one of these when it is loaded.
+ *
+ *       id                  name                prepared as
+ *                                                     block: weights, bytes
+ *                                                              quants: bits, zero, has a minimum
+ *                                                                        scales: bytes, those of a row first */
+#define NUMBER_TYPES(T)                                                        \
+    T(F32,                "f32",              F32,    1,   4,   0,   0, 0,  0, 0) \
+    T(F16,                "f16",              F16,    1,   2,   0,   0, 0,  0, 0) \
+    T(BF16,               "bf16",             BF16,   1,   2,   0,   0, 0,  0, 0)
+#define BLOCK_TYPES(T)                                                         \
+    T(Q4_0,               "q4_0",             Q4_0,  32,  18,   4,   8, 0,  2, 0) \
+    T(Q4_1,               "q4_1",             Q4_1,  32,  20,   4,   0, 1,  2, 0) \
+    T(Q5_0,               "q5_0",             Q5_0,  32,  22,   5,  16, 0,  2, 0) \
+    T(Q5_1,               "q5_1",             Q5_1,  32,  24,   5,   0, 1,  2, 0) \
+    T(Q8_0,               "q8_0",             Q8_0,  32,  34,   8, 128, 0,  2, 0)
+#define FILE_TYPES(T)                                                          \
+    T(Q6_K,               "q6_k",             Q8_0, 256, 210,   6,  32, 0,  2, 0) \
+    T(Q4_0_2023,          "q4_0_2023",        Q4_0,  32,  20,   4,   8, 0,  4, 0) \
+    T(Q4_0_2023_PLANAR,   "q4_0_2023_planar", Q4_0,  32,  20,   4,   8, 0,  4, 1) \
+    T(Q4_1_2023,          "q4_1_2023",        Q4_1,  32,  24,   4,   0, 1,  4, 1)
+#define TYPES(T) NUMBER_TYPES(T) BLOCK_TYPES(T) FILE_TYPES(T)
 
-/* Blocks as a file holds them: quant.py describes the layouts. */
-typedef enum {
-    FILE_F32, FILE_F16, FILE_BF16, FILE_Q4_0, FILE_Q4_1, FILE_Q5_0, FILE_Q5_1, FILE_Q8_0,
-    FILE_Q6_K, FILE_Q4_0_2023, FILE_Q4_0_2023_PLANAR, FILE_Q4_1_2023, N_FILE_TYPES
-} file_type;
+#define ID(id, ...) id,
+typedef enum { TYPES(ID) N_TYPES } weight_type;
+#undef ID
 
+#define FACTS(id, ...) [id] = {__VA_ARGS__},
+static const struct {
+    const char *name;
+    weight_type prepared;
+    int block, bytes, bits, zero, has_minimum, scale_bytes, planar;
+} types[N_TYPES] = {TYPES(FACTS)};
+#undef FACTS
+
+/* Of a compile-time constant these are constants too. `zero` is what is subtracted from unsigned quants. */
+static inline int zero_of(weight_type type) { return types[type].zero; }
+static inline int has_minimum(weight_type type) { return types[type].has_minimum; }
+static inline int has_fifth_bits(weight_type type) { return types[type].bits == 5; }
+static inline int has_blocks(weight_type type) { return types[type].block > 1; }
+static inline long file_row_bytes(weight_type type, long n_cols) { return n_cols / types[type].block * types[type].bytes; }
+
+/* Where the pieces of block i lie in a file's row of n_blocks; m and fifth bits of types that have them. */
 typedef struct {
-    file_type type;
+    long d, m, fifth, q;
+} places;
+INLINE places places_of(const weight_type type, long n_blocks, long i) {
+    const long scale = types[type].scale_bytes, scales = scale * (1 + has_minimum(type)), at = i * types[type].bytes;
+    if (types[type].planar)
+        return (places){scales * n_blocks - scale * (n_blocks - i), scale * i, 0, scales * n_blocks + BLOCK / 2 * i};
+    return (places){at, at + scale, at + scales, at + scales + 4 * has_fifth_bits(type)};
+}
+
+/* Blocks as a file holds them. */
+typedef struct {
+    weight_type type;
     long n_rows, n_cols;
     const uint8_t *data;
 } file_blocks;
@@ -88,16 +144,12 @@ void weight_layout(weight *w, weight_type type, long n_out, long n_in);
 size_t weight_bytes(const weight *w);
 size_t strips_bytes(const weight *w, long n); /* of n of its strips and SLACK, rounded to cache lines */
 
-/* What a type subtracts from its unsigned quants, and whether its blocks have a minimum. */
-static inline int zero_of(weight_type type) {
-    return type == Q4_0 ? 8 : type == Q5_0 ? 16 : type == Q8_0 ? 128 : 0;
-}
-static inline int has_minimum(weight_type type) { return type == Q4_1 || type == Q5_1; }
-static inline int has_blocks(weight_type type) { return type >= Q4_0; }
-
-weight_type prepared_type(file_type type);
-int file_block(file_type type); /* weights in a block of the file */
-long file_row_bytes(file_type type, long n_cols);
+/* Memory for weights: zeros, in huge pages where the system has them, since reading through gigabytes by 4 KB pages
+ * would cost a tenth of the speed. Small weights share a slab, which lives for as long as one of them does. Python's
+ * lock guards these. NULL where the system gives none. */
+typedef struct slab slab;
+slab *take_memory(size_t n_bytes, uint8_t **memory); /* on a cache line */
+void return_memory(slab *slab);
 
 /* Puts rows first..last-1 of the file's blocks to (row + i, col) of a weight. No two threads may put rows into
  * the same strip. */
@@ -233,7 +285,7 @@ typedef struct {
     void (*to_f16)(const float *x, long n, uint16_t *out);
     /* Numbers (f32, f16 or bf16) as numbers or blocks of another type, except bf16. -1 where one is NaN or too
      * large for it. */
-    int (*cast)(const file_blocks *from, file_type to, uint8_t *out);
+    int (*cast)(const file_blocks *from, weight_type to, uint8_t *out);
     /* One token, the query heads of one key/value head, positions first..last-1: for each query head
      * its highest score, the sum of e^(score - highest), and the values weighted by it. */
     void (*attend_span)(const heads *h, long kv_head, long first, long last, float *highest, float *sum,
@@ -245,6 +297,27 @@ typedef struct {
     double (*multiply_registers)(long rounds, float *sink);
     const panel_kernels *panels; /* or NULL */
 } kernels;
+
+/* multiply_blocks of levels that others share it with. */
+void avx512_multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride);
+void dotprod_multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride);
+
+/* What each level's file ends with: multiply_type for each type, known to the compiler ... */
+#define TYPE_CASE(id, ...) case id: multiply_type(id, w, acts, strip, out, stride); break;
+#define MULTIPLY_BLOCKS(name)                                                                                 \
+    void name(const weight *w, const activations *acts, long strip, float *out, long stride) {                \
+        switch (w->type) {                                                                                    \
+            BLOCK_TYPES(TYPE_CASE)                                                                            \
+        default: break;                                                                                       \
+        }                                                                                                     \
+    }
+
+/* ... and its table: what generic.h, cast.h and the file itself define under the kernels' names. */
+#define LEVEL(name, tile_tokens, run, multiply_blocks, attend_tile, panels)                                  \
+    const kernels name##_kernels = {                                                                          \
+        #name, tile_tokens, run, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, \
+        rope_one, to_f16, cast, attend_span, attend_tile, multiply_registers, panels,                         \
+    };
 
 /* Room that a thread needs for any kernel above. */
 size_t scratch_bytes(long shared_heads);
@@ -298,16 +371,6 @@ void pool_unlock(void);
 
 /* To be called before every product; lets idle workers ask for the one that followed it the last time (ahead.c). */
 void ask_for_next(long n_weights, const weight *const *weights, int threads);
-
-/* ---- mapped files that change (guard.c): to be called with Python's lock held ---- */
-
-enum { MAX_GUARDED = 1024 };
-
-/* Guards a mapped file against SIGBUS; returns its number, or -1 where there are too many. Ended by `unguard`. */
-int guard(const void *start, size_t n_bytes, const char *name);
-void unguard(int file);
-void guard_watch(int file, int change); /* +1: from now on somebody asks guard_lost afterwards; -1: no longer */
-int guard_lost(int file);               /* whether zeros were read in place of the file */
 
 /* ---- whole operations (operations.c): 0, or -1 where memory is short ---- */
 

@@ -13,11 +13,6 @@
 
 #include "kernels.h"
 
-/* ---- arrays ---- */
-
-/* The formats of NumPy's types, as the buffer protocol spells them. */
-static const char *const FLOAT32 = "f", *const FLOAT16 = "e", *const INT64 = "l", *const BYTES = "B";
-
 static int fail(PyObject *kind, const char *format, ...) {
     va_list values;
     va_start(values, format);
@@ -26,74 +21,7 @@ static int fail(PyObject *kind, const char *format, ...) {
     return -1;
 }
 
-static Py_ssize_t count(const Py_buffer *view) { return view->itemsize ? view->len / view->itemsize : 0; }
-
-static int is_contiguous(const Py_buffer *view) {
-    Py_ssize_t expected = view->itemsize;
-    if (!view->strides) return 1;
-    for (int i = view->ndim - 1; i >= 0; i--) {
-        if (view->shape[i] != 1 && view->strides[i] != expected) return 0;
-        expected *= view->shape[i];
-    }
-    return 1;
-}
-
-static int same_format(const char *have, const char *want) {
-    if (have && (*have == '<' || *have == '=' || *have == '@')) have++;
-    if (want == INT64 && have && !strcmp(have, "q")) return 1;
-    return have && !strcmp(have, want);
-}
-
-/* Formats alone don't tell: `l` has four bytes on some systems. */
-static Py_ssize_t size_of(const char *format) {
-    switch (*format) {
-    case 'B': return 1;
-    case 'e': case 'H': return 2;
-    case 'f': return 4;
-    default: return 8; /* l, Zf */
-    }
-}
-
-/* Opens a C-contiguous, aligned array of a format and a number of dimensions (-1: any). */
-static int open_array(PyObject *object, Py_buffer *view, const char *name, const char *format, int ndim,
-                      int writable) {
-    int flags = PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
-    view->obj = NULL;
-    if (PyObject_GetBuffer(object, view, flags)) return -1;
-    if (!same_format(view->format, format) || view->itemsize != size_of(format))
-        fail(PyExc_TypeError, "%s must be an array of type '%s', not '%s' of %zd bytes", name, format,
-             view->format ? view->format : "", view->itemsize);
-    else if (ndim >= 0 && view->ndim != ndim)
-        fail(PyExc_ValueError, "%s must have %d dimensions, not %d", name, ndim, view->ndim);
-    else if (!is_contiguous(view))
-        fail(PyExc_ValueError, "%s must be contiguous", name);
-    else if ((uintptr_t)view->buf % (uintptr_t)view->itemsize)
-        fail(PyExc_ValueError, "%s is not aligned", name);
-    else
-        return 0;
-    PyBuffer_Release(view);
-    view->obj = NULL;
-    return -1;
-}
-
-/* Arrays of one call, which are closed together. */
-typedef struct {
-    Py_buffer views[40];
-    int n;
-} opened;
-
-enum { MAX_WEIGHTS = 16 };
-
-static Py_buffer *array(opened *all, PyObject *object, const char *name, const char *format, int ndim,
-                        int writable) {
-    Py_buffer *view = &all->views[all->n];
-    if (open_array(object, view, name, format, ndim, writable)) return NULL;
-    all->n++;
-    return view;
-}
-
-static PyObject *finish(opened *all, int failed) {
-    for (int i = 0; i < all->n; i++) PyBuffer_Release(&all->views[i]);
+static PyObject *result(int failed) {
     if (failed) return PyErr_Occurred() ? NULL : PyErr_NoMemory();
     Py_RETURN_NONE;
 }
@@ -108,13 +36,82 @@ static PyObject *finish(opened *all, int failed) {
         Py_END_ALLOW_THREADS;                                                                                \
     } while (0)
 
-static int same_shape(const Py_buffer *a, const Py_buffer *b) {
-    for (int i = 0; a->ndim == b->ndim && i < a->ndim; i++)
-        if (a->shape[i] != b->shape[i]) return 0;
-    return a->ndim == b->ndim;
+/* ---- arrays ---- */
+
+/* The formats of NumPy's types, as the buffer protocol spells them. */
+#define FLOAT32 "f"
+#define FLOAT16 "e"
+#define COMPLEX64 "Zf"
+#define INT64 "l"
+#define BYTES "B"
+
+/* An argument that must be a C-contiguous, aligned array of a format and a number of dimensions (-1: any). */
+typedef struct {
+    const char *name, *format;
+    int ndim, writable;
+    Py_buffer view;
+} array;
+
+static void close_array(array *a) { PyBuffer_Release(&a->view); }
+
+/* Closed wherever the function returns. */
+#define ARRAY __attribute__((cleanup(close_array))) array
+#define INPUT(name, format, ndim) {name, format, ndim, 0, {.obj = NULL}}
+#define OUTPUT(name, format, ndim) {name, format, ndim, 1, {.obj = NULL}}
+
+static Py_ssize_t count(const array *a) { return a->view.len / a->view.itemsize; }
+
+static int is_contiguous(const Py_buffer *view) {
+    Py_ssize_t expected = view->itemsize;
+    if (!view->strides) return 1;
+    for (int i = view->ndim - 1; i >= 0; i--) {
+        if (view->shape[i] != 1 && view->strides[i] != expected) return 0;
+        expected *= view->shape[i];
+    }
+    return 1;
 }
 
-/* For "O&" of PyArg_ParseTuple. */
+/* Formats alone don't tell: `l` has four bytes on some systems. */
+static Py_ssize_t size_of(const char *format) {
+    switch (*format) {
+    case 'B': return 1;
+    case 'e': case 'H': return 2;
+    case 'f': return 4;
+    default: return 8; /* l, Zf */
+    }
+}
+
+static int same_format(const Py_buffer *view, const char *want) {
+    const char *have = view->format ? view->format : "";
+    if (*have && strchr("<=@", *have)) have++;
+    return view->itemsize == size_of(want) && (!strcmp(have, want) || (*want == 'l' && !strcmp(have, "q")));
+}
+
+/* For "O&" of PyArg_ParseTuple, as all parse_...: 0 where it fails. */
+static int parse_array(PyObject *object, void *opened) {
+    array *a = opened;
+    Py_buffer *view = &a->view;
+    if (PyObject_GetBuffer(object, view, PyBUF_STRIDES | PyBUF_FORMAT | (a->writable ? PyBUF_WRITABLE : 0))) return 0;
+    if (!same_format(view, a->format))
+        fail(PyExc_TypeError, "%s must be an array of type '%s', not '%s' of %zd bytes", a->name, a->format,
+             view->format ? view->format : "", view->itemsize);
+    else if (a->ndim >= 0 && view->ndim != a->ndim)
+        fail(PyExc_ValueError, "%s must have %d dimensions, not %d", a->name, a->ndim, view->ndim);
+    else if (!is_contiguous(view))
+        fail(PyExc_ValueError, "%s must be contiguous", a->name);
+    else if ((uintptr_t)view->buf % (uintptr_t)view->itemsize)
+        fail(PyExc_ValueError, "%s is not aligned", a->name);
+    else
+        return 1;
+    return 0;
+}
+
+static int same_shape(const array *a, const array *b) {
+    for (int i = 0; a->view.ndim == b->view.ndim && i < a->view.ndim; i++)
+        if (a->view.shape[i] != b->view.shape[i]) return 0;
+    return a->view.ndim == b->view.ndim;
+}
+
 static int parse_threads(PyObject *object, void *threads) {
     long n = PyLong_AsLong(object);
     if (n < 1 && !PyErr_Occurred()) fail(PyExc_ValueError, "there is at least one thread, not %ld", n);
@@ -122,135 +119,109 @@ static int parse_threads(PyObject *object, void *threads) {
     return n >= 1;
 }
 
+static int parse_type(PyObject *object, void *type) {
+    Py_ssize_t size;
+    const char *name = PyUnicode_AsUTF8AndSize(object, &size);
+    for (int i = 0; name && i < N_TYPES; i++) {
+        if (strcmp(name, types[i].name) || (size_t)size != strlen(name)) continue;
+        *(weight_type *)type = i;
+        return 1;
+    }
+    if (name) fail(PyExc_ValueError, "there is no type '%s'", name);
+    return 0;
+}
+
 /* ---- Weight ---- */
 
 typedef struct {
     PyObject_HEAD
     weight w;
-    Py_buffer memory;
+    slab *slab;    /* that it lies in */
     piece *pieces; /* of a mapped weight, and the arrays that they lie in */
     Py_buffer *arrays;
 } WeightObject;
 
 static PyTypeObject *weight_type_object;
 
-static const char *const type_names[N_TYPES] = {
-    [F32] = "f32", [F16] = "f16", [BF16] = "bf16", [Q4_0] = "q4_0",
-    [Q4_1] = "q4_1", [Q5_0] = "q5_0", [Q5_1] = "q5_1", [Q8_0] = "q8_0",
-};
-
-static const char *const file_type_names[N_FILE_TYPES] = {
-    [FILE_F32] = "f32",
-    [FILE_F16] = "f16",
-    [FILE_BF16] = "bf16",
-    [FILE_Q4_0] = "q4_0",
-    [FILE_Q4_1] = "q4_1",
-    [FILE_Q5_0] = "q5_0",
-    [FILE_Q5_1] = "q5_1",
-    [FILE_Q8_0] = "q8_0",
-    [FILE_Q6_K] = "q6_k",
-    [FILE_Q4_0_2023] = "q4_0_2023",
-    [FILE_Q4_0_2023_PLANAR] = "q4_0_2023_planar",
-    [FILE_Q4_1_2023] = "q4_1_2023",
-};
-
-static int find_name(const char *name, const char *const *names, int n) {
-    for (int i = 0; i < n; i++)
-        if (!strcmp(name, names[i])) return i;
-    return fail(PyExc_ValueError, "there is no type '%s'", name);
-}
-
-static int parse_layout(weight *w, const char *name, Py_ssize_t n_out, Py_ssize_t n_in) {
-    int type = find_name(name, type_names, N_TYPES);
-    if (type < 0) return -1;
+static int check_layout(weight_type type, Py_ssize_t n_out, Py_ssize_t n_in) {
+    if (types[type].prepared != type)
+        return fail(PyExc_ValueError, "%s is prepared as %s", types[type].name, types[types[type].prepared].name);
     if (n_out < 1 || n_in < 1 || n_out > INT32_MAX || n_in > INT32_MAX)
         return fail(PyExc_ValueError, "no weight has the shape [%zd, %zd]", n_out, n_in);
-    if (has_blocks(type) && n_in % BLOCK)
+    if (n_in % types[type].block)
         return fail(PyExc_ValueError, "rows of blocks hold a multiple of %d weights, not %zd", BLOCK, n_in);
-    if ((double)n_out * (double)n_in > 1e15) return fail(PyExc_ValueError, "no computer has the memory for it");
-    weight_layout(w, type, n_out, n_in);
-    return 0;
+    return (double)n_out * (double)n_in > 1e15 ? fail(PyExc_ValueError, "no computer has the memory for it") : 0;
+}
+
+static int take_memory_for(WeightObject *self) {
+    size_t n_bytes = weight_bytes(&self->w);
+    self->slab = take_memory(n_bytes, &self->w.data);
+    return self->slab ? 0 : fail(PyExc_MemoryError, "the system gave no %zu MB for a weight", n_bytes >> 20);
 }
 
 static PyObject *weight_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    const char *name;
+    static char *names[] = {"type", "n_out", "n_in", "factor", "mapped", NULL};
+    weight_type of;
     Py_ssize_t n_out, n_in;
-    float factor;
-    PyObject *memory;
-    weight w;
-    if (keywords && PyDict_Size(keywords)) {
-        PyErr_SetString(PyExc_TypeError, "Weight takes no keyword arguments");
+    float factor = 1;
+    int mapped = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&nn|f$p", names, parse_type, &of, &n_out, &n_in, &factor,
+                                     &mapped) ||
+        check_layout(of, n_out, n_in))
         return NULL;
-    }
-    if (!PyArg_ParseTuple(args, "snnfO", &name, &n_out, &n_in, &factor, &memory)) return NULL;
-    if (parse_layout(&w, name, n_out, n_in)) return NULL;
-    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    WeightObject *self = (WeightObject *)allocate(type, 0);
+    WeightObject *self = (WeightObject *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (!self) return NULL;
-    if (memory == Py_None) {
-        w.factor = factor;
-        self->w = w;
-        return (PyObject *)self;
-    }
-    if (open_array(memory, &self->memory, "memory", BYTES, 1, 1)) {
-        Py_DECREF(self);
-        return NULL;
-    }
-    if ((size_t)self->memory.len < weight_bytes(&w) || (uintptr_t)self->memory.buf % 64) {
-        fail(PyExc_ValueError, "memory must begin on a cache line and have %zu bytes", weight_bytes(&w));
-        Py_DECREF(self);
-        return NULL;
-    }
-    w.factor = factor;
-    w.data = self->memory.buf;
-    self->w = w;
-    return (PyObject *)self;
+    weight_layout(&self->w, of, n_out, n_in);
+    self->w.factor = factor;
+    if (mapped || !take_memory_for(self)) return (PyObject *)self;
+    Py_DECREF(self);
+    return NULL;
 }
 
 static void weight_dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     WeightObject *self = (WeightObject *)object;
-    if (self->memory.obj) PyBuffer_Release(&self->memory);
+    if (self->slab) return_memory(self->slab);
     for (long i = 0; i < self->w.n_pieces; i++) PyBuffer_Release(&self->arrays[i]);
     free(self->pieces);
     free(self->arrays);
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    release(object);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }
 
+static const weight *weight_of(PyObject *object) { return &((WeightObject *)object)->w; }
+
 static PyObject *weight_shape(PyObject *object, void *closure) {
     (void)closure;
-    const weight *w = &((WeightObject *)object)->w;
-    return Py_BuildValue("ll", w->n_out, w->n_in);
+    return Py_BuildValue("ll", weight_of(object)->n_out, weight_of(object)->n_in);
 }
 
 static PyObject *weight_type_name(PyObject *object, void *closure) {
     (void)closure;
-    return PyUnicode_FromString(type_names[((WeightObject *)object)->w.type]);
+    return PyUnicode_FromString(types[weight_of(object)->type].name);
 }
 
 static PyObject *weight_nbytes(PyObject *object, void *closure) {
     (void)closure;
-    const weight *w = &((WeightObject *)object)->w;
+    const weight *w = weight_of(object);
     return PyLong_FromSize_t(w->data ? weight_bytes(w) : 0);
 }
 
-static PyObject *weight_memory(PyObject *object, void *closure) {
+static long piece_bytes(const piece *p) { return p->blocks.n_rows * file_row_bytes(p->blocks.type, p->blocks.n_cols); }
+
+static PyObject *weight_bytes_read(PyObject *object, void *closure) {
     (void)closure;
-    WeightObject *self = (WeightObject *)object;
-    PyObject *list = PyList_New(0);
-    if (list && self->w.data && PyList_Append(list, self->memory.obj)) Py_CLEAR(list);
-    for (long i = 0; list && i < self->w.n_pieces; i++)
-        if (PyList_Append(list, self->arrays[i].obj)) Py_CLEAR(list);
-    return list;
+    const weight *w = weight_of(object);
+    size_t n = w->data ? weight_bytes(w) : 0;
+    for (long i = 0; i < w->n_pieces; i++) n += (size_t)piece_bytes(&w->pieces[i]);
+    return PyLong_FromSize_t(n);
 }
 
 static PyGetSetDef weight_attributes[] = {
     {"shape", weight_shape, NULL, "(n_out, n_in)", NULL},
     {"type", weight_type_name, NULL, "which kernels multiply by it", NULL},
-    {"memory", weight_memory, NULL, "the arrays it lies in", NULL},
     {"nbytes", weight_nbytes, NULL, "memory it takes beside its file", NULL},
+    {"bytes_read", weight_bytes_read, NULL, "what a product reads, in its memory or in the file", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -258,8 +229,8 @@ static PyType_Slot weight_slots[] = {
     {Py_tp_new, weight_new},
     {Py_tp_dealloc, weight_dealloc},
     {Py_tp_getset, weight_attributes},
-    {Py_tp_doc, "Weight(type, n_out, n_in, factor, memory): a prepared weight in writable memory, or, if that is "
-                "None, in the file's blocks that are put into it."},
+    {Py_tp_doc, "Weight(type, n_out, n_in, factor=1.0, *, mapped=False): a weight of zeros, for `pack` to fill. It owns "
+                "its memory; a mapped one has none and keeps the arrays that its blocks lie in."},
     {0, NULL},
 };
 
@@ -267,45 +238,38 @@ static PyType_Spec weight_spec = {
     "tinyllama._native.Weight", sizeof(WeightObject), 0, Py_TPFLAGS_DEFAULT, weight_slots,
 };
 
-static const weight *as_weight(PyObject *object) {
-    if (PyObject_TypeCheck(object, weight_type_object)) return &((WeightObject *)object)->w;
-    PyErr_SetString(PyExc_TypeError, "expected a Weight");
-    return NULL;
+static int parse_weight(PyObject *object, void *found) {
+    *(WeightObject **)found = (WeightObject *)object;
+    if (PyObject_TypeCheck(object, weight_type_object)) return 1;
+    fail(PyExc_TypeError, "expected a Weight");
+    return 0;
 }
 
 /* A weight with all its blocks. Those of a mapped one never overlap. */
-static const weight *as_whole_weight(PyObject *object) {
-    const weight *w = as_weight(object);
+static int parse_whole_weight(PyObject *object, void *found) {
+    WeightObject *self;
+    if (!parse_weight(object, &self)) return 0;
+    const weight *w = *(const weight **)found = &self->w;
     long n = 0;
-    if (!w || w->data) return w;
+    if (w->data) return 1;
     for (const piece *p = w->pieces; p < w->pieces + w->n_pieces; p++) n += p->blocks.n_rows * p->blocks.n_cols;
-    if (n == w->n_out * w->n_in) return w;
-    PyErr_SetString(PyExc_ValueError, "some of the weight's blocks are missing");
-    return NULL;
+    if (n == w->n_out * w->n_in) return 1;
+    fail(PyExc_ValueError, "some of the weight's blocks are missing");
+    return 0;
 }
 
 /* ---- functions ---- */
 
-static PyObject *py_weight_bytes(PyObject *module, PyObject *args) {
-    (void)module;
-    const char *name;
-    Py_ssize_t n_out, n_in;
-    weight w;
-    if (!PyArg_ParseTuple(args, "snn", &name, &n_out, &n_in) || parse_layout(&w, name, n_out, n_in)) return NULL;
-    return PyLong_FromSize_t(weight_bytes(&w));
-}
-
-static int check_pack(const file_blocks *from, const weight *to, Py_ssize_t row, Py_ssize_t col,
-                      Py_ssize_t size) {
-    if (prepared_type(from->type) != to->type)
+static int check_pack(const piece *p, const weight *to, Py_ssize_t size) {
+    const file_blocks *from = &p->blocks;
+    if (types[from->type].prepared != to->type)
         return fail(PyExc_ValueError, "these blocks don't become a weight of this type");
-    if (row < 0 || from->n_rows < 0 || from->n_rows > to->n_out || row > to->n_out - from->n_rows || col < 0 ||
-        from->n_cols < 0 || from->n_cols > to->n_in || col > to->n_in - from->n_cols)
+    if (p->row < 0 || from->n_rows < 0 || from->n_rows > to->n_out || p->row > to->n_out - from->n_rows ||
+        p->col < 0 || from->n_cols < 0 || from->n_cols > to->n_in || p->col > to->n_in - from->n_cols)
         return fail(PyExc_ValueError, "the blocks don't fit into the weight");
-    if (has_blocks(to->type) && (col % BLOCK || from->n_cols % file_block(from->type)))
+    if (p->col % types[to->type].block || from->n_cols % types[from->type].block)
         return fail(PyExc_ValueError, "a block can't be cut");
-    if (size != from->n_rows * file_row_bytes(from->type, from->n_cols))
-        return fail(PyExc_ValueError, "%zd bytes are not the size of the blocks", size);
+    if (size != piece_bytes(p)) return fail(PyExc_ValueError, "%zd bytes are not the size of the blocks", size);
     return 0;
 }
 
@@ -316,8 +280,8 @@ static int overlap(const piece *a, const piece *b) {
 
 enum { OVERLAP = 1 };
 
-/* A mapped weight remembers where its blocks are. Nobody may be multiplying by it meanwhile. */
-static int add_piece(WeightObject *to, const piece *added, const Py_buffer *array) {
+/* A mapped weight remembers where its blocks are. With both locks: neither Python nor a product may look at it. */
+static int add_piece(WeightObject *to, const piece *added, const Py_buffer *view) {
     size_t n = (size_t)to->w.n_pieces + 1;
     for (size_t i = 0; i + 1 < n; i++)
         if (overlap(&to->pieces[i], added)) return OVERLAP;
@@ -326,7 +290,7 @@ static int add_piece(WeightObject *to, const piece *added, const Py_buffer *arra
     Py_buffer *arrays = pieces ? realloc(to->arrays, n * sizeof *arrays) : NULL;
     if (!arrays) return -1;
     to->arrays = arrays;
-    to->arrays[n - 1] = *array;
+    to->arrays[n - 1] = *view;
     to->pieces[n - 1] = *added;
     to->w.n_pieces++;
     return 0;
@@ -334,163 +298,153 @@ static int add_piece(WeightObject *to, const piece *added, const Py_buffer *arra
 
 static PyObject *py_pack(PyObject *module, PyObject *args) {
     (void)module;
-    const char *name;
-    PyObject *data, *target;
+    weight_type type;
+    ARRAY data = INPUT("data", BYTES, 1);
+    WeightObject *to;
     Py_ssize_t n_rows, n_cols, row, col;
-    int threads, failed = 1;
-    opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "sOnnOnnO&", &name, &data, &n_rows, &n_cols, &target, &row, &col, parse_threads,
-                          &threads))
+    int threads, failed;
+    if (!PyArg_ParseTuple(args, "O&O&nnO&nnO&", parse_type, &type, parse_array, &data, &n_rows, &n_cols, parse_weight,
+                          &to, &row, &col, parse_threads, &threads))
         return NULL;
-    int type = find_name(name, file_type_names, N_FILE_TYPES);
-    const weight *to = as_weight(target);
-    Py_buffer *view = type >= 0 && to ? array(&all, data, "data", BYTES, 1, 0) : NULL;
-    if (view) {
-        file_blocks from = {type, n_rows, n_cols, view->buf};
-        if (check_pack(&from, to, row, col, view->len)) return finish(&all, failed);
-        if (to->data) {
-            WITHOUT_GIL(failed, pack(&from, to, row, col, threads));
-        } else {
-            piece added = {from, row, col};
-            WITHOUT_GIL(failed, add_piece((WeightObject *)target, &added, view));
-            if (failed == OVERLAP) fail(PyExc_ValueError, "the weight has some of these blocks");
-            if (!failed) all.n = 0; /* the weight keeps the array */
-        }
+    piece added = {{type, n_rows, n_cols, data.view.buf}, row, col};
+    if (check_pack(&added, &to->w, data.view.len)) return NULL;
+    if (to->w.data) {
+        WITHOUT_GIL(failed, pack(&added.blocks, &to->w, row, col, threads));
+        return result(failed);
     }
-    return finish(&all, failed);
+    pool_lock();
+    failed = add_piece(to, &added, &data.view);
+    pool_unlock();
+    if (failed == OVERLAP) fail(PyExc_ValueError, "the weight has some of these blocks");
+    if (!failed) data.view.obj = NULL; /* the weight keeps the array */
+    return result(failed);
 }
 
-static int open_products(opened *all, PyObject *weights, PyObject *outs, const Py_buffer *x, Py_ssize_t n,
-                         const weight **w, float **out) {
-    for (Py_ssize_t i = 0; i < n; i++) {
-        if (!(w[i] = as_whole_weight(PyTuple_GetItem(weights, i)))) return -1;
-        if (w[i]->n_in != x->shape[1])
-            return fail(PyExc_ValueError, "x has %zd columns, a weight %ld", x->shape[1], w[i]->n_in);
-        Py_buffer *view = array(all, PyTuple_GetItem(outs, i), "out", FLOAT32, 2, 1);
-        if (!view) return -1;
-        if (view->shape[0] != x->shape[0] || view->shape[1] != w[i]->n_out)
-            return fail(PyExc_ValueError, "out must be [%zd, %ld]", x->shape[0], w[i]->n_out);
-        out[i] = view->buf;
+enum { MAX_WEIGHTS = 16 };
+
+typedef struct {
+    int n;
+    array all[MAX_WEIGHTS];
+} arrays;
+
+static void close_arrays(arrays *opened) {
+    for (int i = 0; i < opened->n; i++) close_array(&opened->all[i]);
+}
+
+static int parse_products(PyObject *weights, PyObject *outs, const array *x, const weight **w, arrays *opened) {
+    for (Py_ssize_t i = 0; i < PyTuple_Size(weights); i++) {
+        array *out = &opened->all[opened->n++];
+        *out = (array)OUTPUT("out", FLOAT32, 2);
+        if (!parse_whole_weight(PyTuple_GetItem(weights, i), &w[i])) return -1;
+        if (w[i]->n_in != x->view.shape[1])
+            return fail(PyExc_ValueError, "x has %zd columns, a weight %ld", x->view.shape[1], w[i]->n_in);
+        if (!parse_array(PyTuple_GetItem(outs, i), out)) return -1;
+        if (out->view.shape[0] != x->view.shape[0] || out->view.shape[1] != w[i]->n_out)
+            return fail(PyExc_ValueError, "out must be [%zd, %ld]", x->view.shape[0], w[i]->n_out);
     }
     return 0;
 }
 
 static PyObject *py_matmul(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *input, *weights, *outs;
-    int threads, failed = 1;
-    opened all = {.n = 0};
+    PyObject *weights, *outs;
+    ARRAY x = INPUT("x", FLOAT32, 2);
+    __attribute__((cleanup(close_arrays))) arrays opened = {.n = 0};
     const weight *w[MAX_WEIGHTS];
     float *out[MAX_WEIGHTS];
-    if (!PyArg_ParseTuple(args, "OO!O!O&", &input, &PyTuple_Type, &weights, &PyTuple_Type, &outs, parse_threads,
-                          &threads))
+    int threads, failed = 0;
+    if (!PyArg_ParseTuple(args, "O&O!O!O&", parse_array, &x, &PyTuple_Type, &weights, &PyTuple_Type, &outs,
+                          parse_threads, &threads))
         return NULL;
     Py_ssize_t n = PyTuple_Size(weights);
-    if (n < 1 || n > MAX_WEIGHTS || PyTuple_Size(outs) != n) {
-        fail(PyExc_ValueError, "matmul takes 1 to %d weights and as many outputs", MAX_WEIGHTS);
-        return NULL;
-    }
-    Py_buffer *x = array(&all, input, "x", FLOAT32, 2, 0);
-    if (x && !open_products(&all, weights, outs, x, n, w, out)) {
-        failed = 0;
-        if (x->shape[0] > 0) WITHOUT_GIL(failed, matmul(x->buf, x->shape[0], n, w, out, threads));
-    }
-    return finish(&all, failed);
+    if (n < 1 || n > MAX_WEIGHTS || PyTuple_Size(outs) != n)
+        return result(fail(PyExc_ValueError, "matmul takes 1 to %d weights and as many outputs", MAX_WEIGHTS));
+    if (parse_products(weights, outs, &x, w, &opened)) return NULL;
+    for (int i = 0; i < n; i++) out[i] = opened.all[i].view.buf;
+    if (x.view.shape[0] > 0) WITHOUT_GIL(failed, matmul(x.view.buf, x.view.shape[0], n, w, out, threads));
+    return result(failed);
 }
 
 /* Into a copy, since the array may change while Python is unlocked, or `out` lie in it. */
-static int copy_rows(const Py_buffer *rows, const Py_buffer *out, const weight *w, int64_t *copy) {
-    if (out->shape[0] != rows->shape[0] || out->shape[1] != w->n_in)
-        return fail(PyExc_ValueError, "out must be [%zd, %ld]", rows->shape[0], w->n_in);
-    if (!copy) return -1;
-    for (Py_ssize_t i = 0; i < rows->shape[0]; i++) {
-        int64_t row = copy[i] = ((const int64_t *)rows->buf)[i];
+static int copy_rows(const array *rows, const weight *w, int64_t *copy) {
+    for (Py_ssize_t i = 0; copy && i < count(rows); i++) {
+        int64_t row = copy[i] = ((const int64_t *)rows->view.buf)[i];
         if (row < 0 || row >= w->n_out) return fail(PyExc_IndexError, "row %lld of %ld", (long long)row, w->n_out);
     }
-    return 0;
+    return copy ? 0 : -1;
 }
 
 static PyObject *py_rows(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *object, *indices, *output;
-    int failed = 1;
-    opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "OOO", &object, &indices, &output)) return NULL;
-    const weight *w = as_whole_weight(object);
-    Py_buffer *rows = w ? array(&all, indices, "rows", INT64, 1, 0) : NULL;
-    Py_buffer *out = rows ? array(&all, output, "out", FLOAT32, 2, 1) : NULL;
-    int64_t *copy = out ? PyMem_Malloc((size_t)rows->len) : NULL;
-    if (out && !copy_rows(rows, out, w, copy))
-        WITHOUT_GIL(failed, unpack_rows(w, copy, rows->shape[0], out->buf));
+    const weight *w;
+    ARRAY rows = INPUT("rows", INT64, 1), out = OUTPUT("out", FLOAT32, 2);
+    if (!PyArg_ParseTuple(args, "O&O&O&", parse_whole_weight, &w, parse_array, &rows, parse_array, &out)) return NULL;
+    if (out.view.shape[0] != count(&rows) || out.view.shape[1] != w->n_in)
+        return result(fail(PyExc_ValueError, "out must be [%zd, %ld]", count(&rows), w->n_in));
+    int64_t *copy = PyMem_Malloc((size_t)rows.view.len);
+    int failed = copy_rows(&rows, w, copy);
+    if (!failed) WITHOUT_GIL(failed, unpack_rows(w, copy, count(&rows), out.view.buf));
     PyMem_Free(copy);
-    return finish(&all, failed);
+    return result(failed);
 }
 
 static PyObject *py_rms_norm(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *input, *scale_object, *output;
+    ARRAY x = INPUT("x", FLOAT32, 2), scale = INPUT("weight", FLOAT32, 1), out = OUTPUT("out", FLOAT32, 2);
     float eps;
-    int threads, failed = 1;
-    opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "OOfOO&", &input, &scale_object, &eps, &output, parse_threads, &threads)) return NULL;
-    Py_buffer *x = array(&all, input, "x", FLOAT32, 2, 0);
-    Py_buffer *scale = x ? array(&all, scale_object, "weight", FLOAT32, 1, 0) : NULL;
-    Py_buffer *out = scale ? array(&all, output, "out", FLOAT32, 2, 1) : NULL;
-    if (out && (scale->shape[0] != x->shape[1] || !same_shape(x, out)))
-        fail(PyExc_ValueError, "the shapes of x, weight and out differ");
-    else if (out)
-        WITHOUT_GIL(failed, rms_norm(x->buf, scale->buf, eps, x->shape[0], x->shape[1], out->buf, threads));
-    return finish(&all, failed);
+    int threads, failed;
+    if (!PyArg_ParseTuple(args, "O&O&fO&O&", parse_array, &x, parse_array, &scale, &eps, parse_array, &out,
+                          parse_threads, &threads))
+        return NULL;
+    const Py_ssize_t *shape = x.view.shape;
+    if (count(&scale) != shape[1] || !same_shape(&x, &out))
+        return result(fail(PyExc_ValueError, "the shapes of x, weight and out differ"));
+    WITHOUT_GIL(failed, rms_norm(x.view.buf, scale.view.buf, eps, shape[0], shape[1], out.view.buf, threads));
+    return result(failed);
 }
 
 static PyObject *py_swiglu(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *gate_object, *up_object, *output;
-    int threads, failed = 1;
-    opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "OOOO&", &gate_object, &up_object, &output, parse_threads, &threads)) return NULL;
-    Py_buffer *gate = array(&all, gate_object, "gate", FLOAT32, -1, 0);
-    Py_buffer *up = gate ? array(&all, up_object, "up", FLOAT32, -1, 0) : NULL;
-    Py_buffer *out = up ? array(&all, output, "out", FLOAT32, -1, 1) : NULL;
-    if (out && (!same_shape(gate, up) || !same_shape(gate, out)))
-        fail(PyExc_ValueError, "the shapes of gate, up and out differ");
-    else if (out)
-        WITHOUT_GIL(failed, swiglu(gate->buf, up->buf, count(gate), out->buf, threads));
-    return finish(&all, failed);
+    ARRAY gate = INPUT("gate", FLOAT32, -1), up = INPUT("up", FLOAT32, -1), out = OUTPUT("out", FLOAT32, -1);
+    int threads, failed;
+    if (!PyArg_ParseTuple(args, "O&O&O&O&", parse_array, &gate, parse_array, &up, parse_array, &out, parse_threads,
+                          &threads))
+        return NULL;
+    if (!same_shape(&gate, &up) || !same_shape(&gate, &out))
+        return result(fail(PyExc_ValueError, "the shapes of gate, up and out differ"));
+    WITHOUT_GIL(failed, swiglu(gate.view.buf, up.view.buf, count(&gate), out.view.buf, threads));
+    return result(failed);
 }
 
 static PyObject *py_rope(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *input, *freqs_object, *output;
-    int threads, failed = 1;
-    opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "OOOO&", &input, &freqs_object, &output, parse_threads, &threads)) return NULL;
-    Py_buffer *x = array(&all, input, "x", FLOAT32, 3, 0);
-    Py_buffer *freqs = x ? array(&all, freqs_object, "freqs", "Zf", 2, 0) : NULL;
-    Py_buffer *out = freqs ? array(&all, output, "out", FLOAT32, 3, 1) : NULL;
-    if (out && (!same_shape(x, out) || freqs->shape[0] != x->shape[0] || 2 * freqs->shape[1] != x->shape[2]))
-        fail(PyExc_ValueError, "the shapes of x, freqs and out don't match");
-    else if (out)
-        WITHOUT_GIL(failed, rope(x->buf, freqs->buf, x->shape[0], x->shape[1], x->shape[2], out->buf, threads));
-    return finish(&all, failed);
+    ARRAY x = INPUT("x", FLOAT32, 3), freqs = INPUT("freqs", COMPLEX64, 2), out = OUTPUT("out", FLOAT32, 3);
+    int threads, failed;
+    if (!PyArg_ParseTuple(args, "O&O&O&O&", parse_array, &x, parse_array, &freqs, parse_array, &out, parse_threads,
+                          &threads))
+        return NULL;
+    const Py_ssize_t *shape = x.view.shape;
+    if (!same_shape(&x, &out) || freqs.view.shape[0] != shape[0] || 2 * freqs.view.shape[1] != shape[2])
+        return result(fail(PyExc_ValueError, "the shapes of x, freqs and out don't match"));
+    WITHOUT_GIL(failed, rope(x.view.buf, freqs.view.buf, shape[0], shape[1], shape[2], out.view.buf, threads));
+    return result(failed);
 }
 
 /* k, v: [n_tokens, n_kv_heads, head_dim]; the layer's keys and values: [n_kv_heads, n_ctx, head_dim]. */
-static int check_heads(const Py_buffer *q, const Py_buffer *k, const Py_buffer *v, const Py_buffer *keys,
-                       const Py_buffer *values, const Py_buffer *out, Py_ssize_t pos) {
-    Py_ssize_t n_tokens = q->shape[0], n_heads = q->shape[1], head_dim = q->shape[2], n_kv = k->shape[1];
-    if (!same_shape(k, v) || !same_shape(keys, values) || k->shape[0] != n_tokens ||
-        k->shape[2] != head_dim || keys->shape[0] != n_kv || keys->shape[2] != head_dim)
+static int check_heads(const heads *h, const array *k, const array *v, const array *keys, const array *values,
+                       const array *out) {
+    if (!same_shape(k, v) || !same_shape(keys, values) || k->view.shape[0] != h->n_tokens ||
+        k->view.shape[2] != h->head_dim || keys->view.shape[0] != h->n_kv_heads || keys->view.shape[2] != h->head_dim)
         return fail(PyExc_ValueError, "the shapes of q, k, v and the cache don't match");
-    if (out->shape[0] != n_tokens || out->shape[1] != n_heads * head_dim)
-        return fail(PyExc_ValueError, "out must be [%zd, %zd]", n_tokens, n_heads * head_dim);
-    if (n_tokens < 1 || pos < 0 || pos > keys->shape[1] - n_tokens)
-        return fail(PyExc_ValueError, "%zd tokens from position %zd on don't fit into a cache of %zd",
-                    n_tokens, pos, keys->shape[1]);
-    if (head_dim < 1 || head_dim > MAX_HEAD_DIM || n_kv < 1 || n_heads < 1 || n_heads % n_kv ||
-        n_heads / n_kv > MAX_SHARED)
-        return fail(PyExc_ValueError, "heads of width %zd, %zd to %zd, are not supported", head_dim, n_heads,
-                    n_kv);
+    if (out->view.shape[0] != h->n_tokens || out->view.shape[1] != h->n_heads * h->head_dim)
+        return fail(PyExc_ValueError, "out must be [%ld, %ld]", h->n_tokens, h->n_heads * h->head_dim);
+    if (h->n_tokens < 1 || h->pos < 0 || h->pos > h->n_ctx - h->n_tokens)
+        return fail(PyExc_ValueError, "%ld tokens from position %ld on don't fit into a cache of %ld", h->n_tokens,
+                    h->pos, h->n_ctx);
+    if (h->head_dim < 1 || h->head_dim > MAX_HEAD_DIM || h->n_kv_heads < 1 || h->n_heads < 1 ||
+        h->n_heads % h->n_kv_heads || h->n_heads / h->n_kv_heads > MAX_SHARED)
+        return fail(PyExc_ValueError, "heads of width %ld, %ld to %ld, are not supported", h->head_dim, h->n_heads,
+                    h->n_kv_heads);
     return 0;
 }
 
@@ -503,71 +457,71 @@ static int store_and_attend(const heads *h, const float *k, const float *v, uint
 
 static PyObject *py_attention(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *objects[6];
+    ARRAY q = INPUT("q", FLOAT32, 3), k = INPUT("k", FLOAT32, 3), v = INPUT("v", FLOAT32, 3);
+    ARRAY keys = OUTPUT("keys", FLOAT16, 3), values = OUTPUT("values", FLOAT16, 3), out = OUTPUT("out", FLOAT32, 2);
     Py_ssize_t pos;
-    int threads, failed = 1;
-    opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "OOOOOnOO&", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4],
-                          &pos, &objects[5], parse_threads, &threads))
+    int threads, failed;
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&nO&O&", parse_array, &q, parse_array, &k, parse_array, &v, parse_array,
+                          &keys, parse_array, &values, &pos, parse_array, &out, parse_threads, &threads))
         return NULL;
-    Py_buffer *q = array(&all, objects[0], "q", FLOAT32, 3, 0);
-    Py_buffer *k = q ? array(&all, objects[1], "k", FLOAT32, 3, 0) : NULL;
-    Py_buffer *v = k ? array(&all, objects[2], "v", FLOAT32, 3, 0) : NULL;
-    Py_buffer *keys = v ? array(&all, objects[3], "keys", FLOAT16, 3, 1) : NULL;
-    Py_buffer *values = keys ? array(&all, objects[4], "values", FLOAT16, 3, 1) : NULL;
-    Py_buffer *out = values ? array(&all, objects[5], "out", FLOAT32, 2, 1) : NULL;
-    if (out && !check_heads(q, k, v, keys, values, out, pos)) {
-        heads h = {q->buf,      keys->buf,   values->buf, out->buf,       q->shape[0],
-                   q->shape[1], k->shape[1], q->shape[2], keys->shape[1], pos};
-        WITHOUT_GIL(failed, store_and_attend(&h, k->buf, v->buf, keys->buf, values->buf, threads));
-    }
-    return finish(&all, failed);
+    const Py_ssize_t *shape = q.view.shape;
+    heads h = {q.view.buf, keys.view.buf,   values.view.buf, out.view.buf,       shape[0],
+               shape[1],   k.view.shape[1], shape[2],        keys.view.shape[1], pos};
+    if (check_heads(&h, &k, &v, &keys, &values, &out)) return NULL;
+    WITHOUT_GIL(failed, store_and_attend(&h, k.view.buf, v.view.buf, keys.view.buf, values.view.buf, threads));
+    return result(failed);
 }
 
 /* from: [n_rows, n_cols] of numbers; out: as many bytes as they have in the other type. */
-static int check_cast(const Py_buffer *from, int to, const Py_buffer *out) {
-    Py_ssize_t n_cols = from->shape[1];
-    if (to == FILE_BF16) return fail(PyExc_ValueError, "nothing is cast to bf16");
-    if (to >= FILE_Q4_0 && n_cols % BLOCK)
+static int check_cast(const array *from, weight_type to, const array *out) {
+    Py_ssize_t n_cols = from->view.shape[1], n_bytes = file_row_bytes(to, count(from));
+    if (to == BF16 || to == Q6_K) return fail(PyExc_ValueError, "nothing is cast to %s", types[to].name);
+    if (n_cols % types[to].block)
         return fail(PyExc_ValueError, "rows of blocks hold a multiple of %d weights, not %zd", BLOCK, n_cols);
-    if (out->len != file_row_bytes(to, count(from)) || (uintptr_t)out->buf % sizeof(float))
-        return fail(PyExc_ValueError, "out must be aligned and have %ld bytes", file_row_bytes(to, count(from)));
+    if (out->view.len != n_bytes || (uintptr_t)out->view.buf % sizeof(float))
+        return fail(PyExc_ValueError, "out must be aligned and have %zd bytes", n_bytes);
     return 0;
 }
 
 static PyObject *py_cast(PyObject *module, PyObject *args) {
     (void)module;
-    static const char *const formats[] = {[FILE_F32] = "f", [FILE_F16] = "e", [FILE_BF16] = "H"};
-    const char *name, *to_name;
-    PyObject *numbers, *target;
-    int result = -1;
-    opened all = {.n = 0};
-    if (!PyArg_ParseTuple(args, "sOsO", &name, &numbers, &to_name, &target)) return NULL;
-    int type = find_name(name, file_type_names, FILE_BF16 + 1), to = find_name(to_name, file_type_names, N_FILE_TYPES);
-    Py_buffer *x = type >= 0 && to >= 0 ? array(&all, numbers, "numbers", formats[type], 2, 0) : NULL;
-    Py_buffer *out = x ? array(&all, target, "out", BYTES, 1, 1) : NULL;
-    if (out && !check_cast(x, to, out)) {
-        file_blocks from = {type, x->shape[0], x->shape[1], x->buf};
-        const kernels *k = active_kernels(); /* another thread may choose others meanwhile */
-        Py_BEGIN_ALLOW_THREADS;
-        result = k->cast(&from, to, out->buf);
-        Py_END_ALLOW_THREADS;
-        if (result) fail(PyExc_OverflowError, "NaN or numbers too large for %s", to_name);
-    }
-    return finish(&all, result);
+    static const char *const formats[N_TYPES] = {[F32] = FLOAT32, [F16] = FLOAT16, [BF16] = "H"};
+    weight_type type, to;
+    PyObject *numbers;
+    ARRAY x = INPUT("numbers", NULL, 2), out = OUTPUT("out", BYTES, 1);
+    int overflows;
+    if (!PyArg_ParseTuple(args, "O&OO&O&", parse_type, &type, &numbers, parse_type, &to, parse_array, &out)) return NULL;
+    if (!formats[type]) return result(fail(PyExc_ValueError, "numbers are f32, f16 or bf16, not %s", types[type].name));
+    x.format = formats[type];
+    if (!parse_array(numbers, &x) || check_cast(&x, to, &out)) return NULL;
+    file_blocks from = {type, x.view.shape[0], x.view.shape[1], x.view.buf};
+    const kernels *k = active_kernels(); /* another thread may choose others meanwhile */
+    Py_BEGIN_ALLOW_THREADS;
+    overflows = k->cast(&from, to, out.view.buf);
+    Py_END_ALLOW_THREADS;
+    return result(overflows ? fail(PyExc_OverflowError, "NaN or numbers too large for %s", types[to].name) : 0);
+}
+
+static uint64_t read_weight(const weight *w, int threads) {
+    uint64_t sum = w->data ? read_all(w->data, weight_bytes(w), threads) : 0;
+    for (const piece *p = w->pieces; p < w->pieces + w->n_pieces; p++)
+        sum += read_all(p->blocks.data, (size_t)piece_bytes(p), threads);
+    return sum;
 }
 
 static PyObject *py_read_all(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *object;
+    ARRAY data = INPUT("data", BYTES, 1);
     int threads;
     uint64_t sum;
-    opened all = {.n = 0};
     if (!PyArg_ParseTuple(args, "OO&", &object, parse_threads, &threads)) return NULL;
-    Py_buffer *data = array(&all, object, "data", BYTES, 1, 0);
-    if (!data) return NULL;
-    WITHOUT_GIL(sum, read_all(data->buf, (size_t)data->len, threads));
-    PyBuffer_Release(data);
+    if (PyObject_TypeCheck(object, weight_type_object))
+        WITHOUT_GIL(sum, read_weight(weight_of(object), threads));
+    else if (parse_array(object, &data))
+        WITHOUT_GIL(sum, read_all(data.view.buf, (size_t)data.view.len, threads));
+    else
+        return NULL;
     return PyLong_FromUnsignedLongLong(sum);
 }
 
@@ -580,42 +534,15 @@ static PyObject *py_multiply_all(PyObject *module, PyObject *args) {
     return PyFloat_FromDouble(products);
 }
 
-static PyObject *py_guard(PyObject *module, PyObject *args) {
-    (void)module;
-    Py_buffer view;
-    const char *name;
-    if (!PyArg_ParseTuple(args, "y*y", &view, &name)) return NULL;
-    int file = guard(view.buf, (size_t)view.len, name);
-    PyBuffer_Release(&view);
-    return PyLong_FromLong(file);
-}
-
-static int parse_guarded(PyObject *args, const char *format, int *file, int *change) {
-    if (!PyArg_ParseTuple(args, format, file, change)) return -1;
-    return *file < 0 || *file >= MAX_GUARDED ? fail(PyExc_IndexError, "no file has the number %d", *file) : 0;
-}
-
-static PyObject *py_unguard(PyObject *module, PyObject *args) {
-    (void)module;
-    int file;
-    if (parse_guarded(args, "i", &file, NULL)) return NULL;
-    unguard(file);
-    Py_RETURN_NONE;
-}
-
-static PyObject *py_watch(PyObject *module, PyObject *args) {
-    (void)module;
-    int file, change;
-    if (parse_guarded(args, "ii", &file, &change)) return NULL;
-    guard_watch(file, change);
-    Py_RETURN_NONE;
-}
-
-static PyObject *py_lost(PyObject *module, PyObject *args) {
-    (void)module;
-    int file;
-    if (parse_guarded(args, "i", &file, NULL)) return NULL;
-    return PyBool_FromLong(guard_lost(file));
+static PyObject *py_types(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    PyObject *all = PyDict_New();
+    for (int i = 0; all && i < N_TYPES; i++) {
+        PyObject *facts = Py_BuildValue("iis", types[i].block, types[i].bytes, types[types[i].prepared].name);
+        if (!facts || PyDict_SetItemString(all, types[i].name, facts)) Py_CLEAR(all);
+        Py_XDECREF(facts);
+    }
+    return all;
 }
 
 static PyObject *py_levels(PyObject *module, PyObject *unused) {
@@ -636,24 +563,19 @@ static PyObject *py_level(PyObject *module, PyObject *unused) {
 
 static PyObject *py_amx_obstacle(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
-    const char *found = amx_obstacle();
-    if (found) return PyUnicode_FromString(found);
-    Py_RETURN_NONE;
+    return Py_BuildValue("z", amx_obstacle());
 }
 
 static PyObject *py_use_level(PyObject *module, PyObject *args) {
     (void)module;
     const char *name;
-    if (!PyArg_ParseTuple(args, "s", &name)) return NULL;
     int failed;
+    if (!PyArg_ParseTuple(args, "s", &name)) return NULL;
     WITHOUT_GIL(failed, use_level(name));
-    if (!failed) Py_RETURN_NONE;
-    fail(PyExc_ValueError, "this computer has no level '%s'", name);
-    return NULL;
+    return result(failed ? fail(PyExc_ValueError, "this computer has no level '%s'", name) : 0);
 }
 
 static PyMethodDef functions[] = {
-    {"weight_bytes", py_weight_bytes, METH_VARARGS, "weight_bytes(type, n_out, n_in): memory a Weight needs"},
     {"pack", py_pack, METH_VARARGS,
      "pack(file_type, data, n_rows, n_cols, weight, row, col, threads): put a file's blocks into a Weight"},
     {"matmul", py_matmul, METH_VARARGS, "matmul(x, weights, outs, threads): each out = x @ weight.T"},
@@ -663,13 +585,11 @@ static PyMethodDef functions[] = {
     {"rope", py_rope, METH_VARARGS, "rope(x, freqs, out, threads)"},
     {"attention", py_attention, METH_VARARGS, "attention(q, k, v, keys, values, pos, out, threads)"},
     {"cast", py_cast, METH_VARARGS, "cast(type, numbers, to, out): numbers as bytes of another type; in this thread"},
-    {"read_all", py_read_all, METH_VARARGS, "read_all(data, threads): the sum of its words, as fast as memory allows"},
+    {"read_all", py_read_all, METH_VARARGS,
+     "read_all(data, threads): the sum of the words of a Weight or an array, as fast as memory allows"},
     {"multiply_all", py_multiply_all, METH_VARARGS,
      "multiply_all(rounds, threads): the number of products of registers it has done, as fast as the level can"},
-    {"guard", py_guard, METH_VARARGS, "guard(mapped, name): the number of a mapped file that may be cut short, or -1"},
-    {"unguard", py_unguard, METH_VARARGS, "unguard(file): it is about to be unmapped"},
-    {"watch", py_watch, METH_VARARGS, "watch(file, change): +1: read zeros where it is cut short, `lost` will be asked"},
-    {"lost", py_lost, METH_VARARGS, "lost(file): whether zeros were read in place of it"},
+    {"types", py_types, METH_NOARGS, "types(): {name: (weights of a block, its bytes, the type it is prepared as)}"},
     {"levels", py_levels, METH_NOARGS, "levels(): what this CPU can run, best first"},
     {"level", py_level, METH_NOARGS, "level(): what is running"},
     {"amx_obstacle", py_amx_obstacle, METH_NOARGS, "amx_obstacle(): why this CPU's AMX can't be used, or None"},
@@ -697,6 +617,7 @@ static int fill_module(PyObject *module) {
         return fail(PyExc_ImportError, "TINYLLAMA_CPU=%s: %s", wanted, found ? found : "this computer has no such level");
     }
     active_kernels(); /* chosen now, before there are threads */
+    if (PyModule_AddIntMacro(module, STRIP) || PyModule_AddIntMacro(module, TOGETHER)) return -1;
     return PyModule_AddObjectRef(module, "Weight", (PyObject *)weight_type_object);
 }
 

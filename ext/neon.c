@@ -3,7 +3,7 @@
  * Products of bytes have 16 bits and are added up there, in neighbouring lanes for a row's neighbouring elements,
  * until another could overflow; then lanes are added in pairs. */
 #if defined(__aarch64__)
-enum { PAIRS = 0 };
+enum { PAIRS = 0, COLUMNS_AT_ONCE = 1 };
 #include "neon_blocks.h"
 
 /* How many products of bytes 16 bits can sum up: 8 of 15 * 127 or of 16 * 127, 2 of 128 * 127. */
@@ -41,15 +41,7 @@ INLINE void block_products(const weight_type type, const int n, const int parts,
     }
 }
 
-INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
-                          long stride) {
-    if (acts->tile_tokens == 1) {
-        multiply_columns(type, 1, STRIP / LANES, 0, w, acts, strip, out, stride);
-        return;
-    }
-    for (int column = 0; column < STRIP / LANES; column++)
-        multiply_columns(type, TILE_TOKENS, 1, column, w, acts, strip, out, stride);
-}
+static MULTIPLY_BLOCKS(multiply_blocks)
 
 static double multiply_registers(long rounds, float *sink) {
     enum { SUMS = 16 }; /* enough of them to hide the latency of each */
@@ -66,8 +58,5 @@ static double multiply_registers(long rounds, float *sink) {
     return (double)rounds * SUMS * 8;
 }
 
-const kernels neon_kernels = {
-    "neon", TILE_TOKENS, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one,
-    to_f16, cast, attend_span, attend_tile, multiply_registers, NULL,
-};
+LEVEL(neon, TILE_TOKENS, 4, multiply_blocks, attend_tile, NULL)
 #endif

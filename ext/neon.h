@@ -97,7 +97,7 @@ INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block
     if (type == Q8_0) {
         *low = vreinterpretq_s8_u8(veorq_u8(both, vdupq_n_u8(0x80)));
         *high = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(q + 512), vdupq_n_u8(0x80)));
-    } else if (type == Q5_0 || type == Q5_1) {
+    } else if (has_fifth_bits(type)) {
         const uint8x16_t bits = vld1q_u8(block + w->fifth + k * 32 + column / 4 * 16);
         *low = vreinterpretq_s8_u8(vsliq_n_u8(both, missing(bits, column, 0), 4));
         *high = vreinterpretq_s8_u8(vsliq_n_u8(upper, missing(bits, column, 1), 4));

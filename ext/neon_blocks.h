@@ -1,5 +1,6 @@
 /* Products of blocks on Arm: the loops over tokens and blocks. neon.c, dotprod.c and i8mm.c include this file,
- * define block_products and multiply_type, and say whether their sums are of PAIRS of tokens. */
+ * define block_products, and say whether their sums are of PAIRS of tokens and how many columns of 4
+ * rows registers hold AT_ONCE. */
 #include "neon.h"
 
 /* GCC would mix the columns and put half of what they need aside on the stack. */
@@ -38,10 +39,6 @@ INLINE void part_tokens(const int n, float32x4_t *totals) {
         totals[i] = vuzp1q_f32(upper, lower), totals[i + 1] = vuzp2q_f32(upper, lower);
     }
 }
-
-/* A strip times all tokens, in pieces that suit the registers. */
-INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
-                          long stride);
 
 INLINE const int8_t *inputs(const uint8_t *x, int at) { return (const int8_t *)x + at; }
 
@@ -125,12 +122,31 @@ INLINE void multiply_columns(const weight_type type, const int n, const int colu
     }
 }
 
-static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
-    switch (w->type) { /* each with its type known to the compiler */
-    case Q4_0: multiply_type(Q4_0, w, acts, strip, out, stride); break;
-    case Q4_1: multiply_type(Q4_1, w, acts, strip, out, stride); break;
-    case Q5_0: multiply_type(Q5_0, w, acts, strip, out, stride); break;
-    case Q5_1: multiply_type(Q5_1, w, acts, strip, out, stride); break;
-    default: multiply_type(Q8_0, w, acts, strip, out, stride); break;
+/* A strip times all tokens, in pieces that suit the registers. Single tokens never come in PAIRS. */
+INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
+                          long stride) {
+    if (!PAIRS && acts->tile_tokens == 1) {
+        multiply_columns(type, 1, STRIP / LANES, 0, w, acts, strip, out, stride);
+        return;
     }
+    for (int column = 0; column < STRIP / LANES; column += COLUMNS_AT_ONCE)
+        multiply_columns(type, TILE_TOKENS, COLUMNS_AT_ONCE, column, w, acts, strip, out, stride);
 }
+
+/* multiply_registers for products that are added up in 32 bits: 16 of these for each 128-bit register. There are
+ * enough sums to hide the latency of each. */
+#define MULTIPLY_REGISTERS(add_products_to, n_products)                                                       \
+    static double multiply_registers(long rounds, float *sink) {                                              \
+        enum { SUMS = 16 };                                                                                   \
+        int32x4_t sums[SUMS], total = vdupq_n_s32(0);                                                         \
+        int8x16_t x = vdupq_n_s8(3);                                                                          \
+        for (int i = 0; i < SUMS; i++) sums[i] = vdupq_n_s32(0);                                              \
+        for (long n = 0; n < rounds; n++) {                                                                   \
+            __asm__ volatile("" : "+w"(x)); /* x may have changed, for all that the compiler knows */         \
+            UNROLL                                                                                            \
+            for (int i = 0; i < SUMS; i++) sums[i] = add_products_to(sums[i], x, x);                          \
+        }                                                                                                     \
+        for (int i = 0; i < SUMS; i++) total = vaddq_s32(total, sums[i]);                                     \
+        *sink += (float)vaddvq_s32(total);                                                                    \
+        return (double)rounds * SUMS * n_products;                                                            \
+    }

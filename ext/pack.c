@@ -3,62 +3,9 @@
 
 #include "kernels.h"
 
-/* ---- from the file ---- */
-
-static const struct {
-    weight_type type;
-    int block, bytes;
-} file_types[N_FILE_TYPES] = {
-    [FILE_F32] = {F32, 1, 4},
-    [FILE_F16] = {F16, 1, 2},
-    [FILE_BF16] = {BF16, 1, 2},
-    [FILE_Q4_0] = {Q4_0, BLOCK, 18},
-    [FILE_Q4_1] = {Q4_1, BLOCK, 20},
-    [FILE_Q5_0] = {Q5_0, BLOCK, 22},
-    [FILE_Q5_1] = {Q5_1, BLOCK, 24},
-    [FILE_Q8_0] = {Q8_0, BLOCK, 34},
-    [FILE_Q6_K] = {Q8_0, 256, 210},
-    [FILE_Q4_0_2023] = {Q4_0, BLOCK, 20},
-    [FILE_Q4_0_2023_PLANAR] = {Q4_0, BLOCK, 20},
-    [FILE_Q4_1_2023] = {Q4_1, BLOCK, 24},
-};
-
-weight_type prepared_type(file_type type) { return file_types[type].type; }
-
-int file_block(file_type type) { return file_types[type].block; }
-
-long file_row_bytes(file_type type, long n_cols) {
-    return n_cols / file_types[type].block * file_types[type].bytes;
-}
-
-/* Where the pieces of one block lie in the file; NULL for what it has not. */
-typedef struct {
-    const uint8_t *d, *m, *high, *q;
-} block_view;
-
-INLINE block_view view_block(const file_type type, const uint8_t *row, long n_blocks, long i) {
-    const uint8_t *at = row + i * file_types[type].bytes;
-    switch (type) {
-    case FILE_Q4_1:
-        return (block_view){at, at + 2, NULL, at + 4};
-    case FILE_Q5_0:
-        return (block_view){at, NULL, at + 2, at + 6};
-    case FILE_Q5_1:
-        return (block_view){at, at + 2, at + 4, at + 8};
-    case FILE_Q4_0_2023:
-        return (block_view){at, NULL, NULL, at + 4};
-    case FILE_Q4_0_2023_PLANAR:
-        return (block_view){row + 4 * i, NULL, NULL, row + 4 * n_blocks + 16 * i};
-    case FILE_Q4_1_2023:
-        return (block_view){row + 4 * (n_blocks + i), row + 4 * i, NULL, row + 8 * n_blocks + 16 * i};
-    default: /* FILE_Q4_0, FILE_Q8_0 */
-        return (block_view){at, NULL, NULL, at + 2};
-    }
-}
-
 /* Block i of a row of q6_k as a block of q8_0. 256 weights lie in two halves of four groups of 32. */
 static void requantize(const uint8_t *row, long i, uint8_t *block) {
-    const uint8_t *from = row + i / 8 * file_types[FILE_Q6_K].bytes;
+    const uint8_t *from = row + i / 8 * types[Q6_K].bytes;
     int half = i % 8 / 4, group = i % 4, shift = group / 2 * 4;
     const uint8_t *low = from + half * 64 + group % 2 * 32, *high = from + 128 + half * 32;
     const int8_t *scales = (const int8_t *)from + 192 + half * 8 + group * 2;
@@ -122,7 +69,8 @@ INLINE bytes halve_nibbles(bytes q) {
 }
 
 /* Scales or minima of one row, `step` bytes apart: f16, or float32 that becomes it. */
-INLINE void pack_scales(const uint8_t *from, const int wide, long step, const lanes *l, uint8_t *to) {
+INLINE void pack_scales(const weight_type type, const uint8_t *from, long step, const lanes *l, uint8_t *to) {
+    const int wide = types[type].scale_bytes == 4;
     long n = l->last - l->first;
     float scales[CHUNK];
     uint16_t halves[CHUNK];
@@ -150,42 +98,41 @@ INLINE void pack_fifth_bits(const uint32_t bits[LANES], const int n, const lanes
 }
 
 /* 16 bytes of each of n rows -> four quarters. */
-INLINE void pack_quants(const file_type type, const int n, bytes q[LANES], uint8_t *to) {
+INLINE void pack_quants(const weight_type type, const int n, bytes q[LANES], uint8_t *to) {
     words quarters[LANES];
     for (int r = 0; r < LANES; r++) {
-        if (type >= FILE_Q4_0_2023) q[r] = halve_nibbles(q[r]);
-        if (type == FILE_Q8_0) q[r] ^= 0x80;
+        if (types[type].scale_bytes == 4) q[r] = halve_nibbles(q[r]);
+        if (type == Q8_0) q[r] ^= 0x80;
         quarters[r] = (words)q[r];
     }
     transpose(quarters);
     for (int k = 0; k < 4; k++) memcpy(to + k * 4 * STRIP, &quarters[k], (size_t)n * 4);
 }
 
-INLINE void pack_lanes(const file_type type, const int n, const lanes *l) {
-    const int wide = type >= FILE_Q4_0_2023;
+INLINE void pack_lanes(const weight_type type, const int n, const lanes *l) {
+    const places first = places_of(type, l->n_blocks, l->first);
+    const long step = types[type].planar ? types[type].scale_bytes : types[type].bytes;
     uint8_t *to = l->to;
     for (int r = 0; r < n; r++) {
-        block_view view = view_block(type, l->rows[r], l->n_blocks, l->first);
-        long step = type >= FILE_Q4_0_2023_PLANAR ? 4 : file_types[type].bytes;
-        pack_scales(view.d, wide, step, l, to + 2 * (l->lane + r));
-        if (view.m) pack_scales(view.m, wide, step, l, to + l->w->m + 2 * (l->lane + r));
+        pack_scales(type, l->rows[r] + first.d, step, l, to + 2 * (l->lane + r));
+        if (has_minimum(type)) pack_scales(type, l->rows[r] + first.m, step, l, to + l->w->m + 2 * (l->lane + r));
     }
     for (long i = l->first; i < l->last; i++, to += l->w->block_bytes) {
+        const places at = places_of(type, l->n_blocks, i);
         bytes low[LANES] = {{0}}, high[LANES] = {{0}};
         uint32_t fifth[LANES];
         for (int r = 0; r < n; r++) {
-            block_view view = view_block(type, l->rows[r], l->n_blocks, i);
-            memcpy(&low[r], view.q, sizeof low[r]);
-            if (type == FILE_Q8_0) memcpy(&high[r], view.q + 16, sizeof high[r]);
-            if (view.high) memcpy(&fifth[r], view.high, sizeof fifth[r]);
+            memcpy(&low[r], l->rows[r] + at.q, sizeof low[r]);
+            if (type == Q8_0) memcpy(&high[r], l->rows[r] + at.q + 16, sizeof high[r]);
+            if (has_fifth_bits(type)) memcpy(&fifth[r], l->rows[r] + at.fifth, sizeof fifth[r]);
         }
-        if (type == FILE_Q5_0 || type == FILE_Q5_1) pack_fifth_bits(fifth, n, l, to);
+        if (has_fifth_bits(type)) pack_fifth_bits(fifth, n, l, to);
         pack_quants(type, n, low, to + l->w->q + l->lane * 4);
-        if (type == FILE_Q8_0) pack_quants(type, n, high, to + l->w->q + (4 * STRIP + l->lane) * 4);
+        if (type == Q8_0) pack_quants(type, n, high, to + l->w->q + (4 * STRIP + l->lane) * 4);
     }
 }
 
-INLINE void pack_type(const file_type type, const lanes *l) {
+INLINE void pack_type(const weight_type type, const lanes *l) {
     if (l->n == LANES)
         pack_lanes(type, LANES, l);
     else
@@ -199,19 +146,16 @@ static void pack_q6_k(lanes l) {
         l.rows[r] = blocks[r][0];
     }
     l.n_blocks = l.last -= l.first, l.first = 0;
-    pack_type(FILE_Q8_0, &l);
+    pack_type(Q8_0, &l);
 }
 
-static void pack_some(file_type type, const lanes *l) {
+static void pack_some(weight_type type, const lanes *l) {
+#define PACK_CASE(id, ...) case id: pack_type(id, l); break;
     switch (type) { /* each known to the compiler */
-    case FILE_Q4_0: pack_type(FILE_Q4_0, l); break;
-    case FILE_Q4_1: pack_type(FILE_Q4_1, l); break;
-    case FILE_Q5_0: pack_type(FILE_Q5_0, l); break;
-    case FILE_Q5_1: pack_type(FILE_Q5_1, l); break;
-    case FILE_Q8_0: pack_type(FILE_Q8_0, l); break;
-    case FILE_Q4_0_2023: pack_type(FILE_Q4_0_2023, l); break;
-    case FILE_Q4_0_2023_PLANAR: pack_type(FILE_Q4_0_2023_PLANAR, l); break;
-    case FILE_Q4_1_2023: pack_type(FILE_Q4_1_2023, l); break;
+        BLOCK_TYPES(PACK_CASE)
+    case Q4_0_2023: pack_type(Q4_0_2023, l); break;
+    case Q4_0_2023_PLANAR: pack_type(Q4_0_2023_PLANAR, l); break;
+    case Q4_1_2023: pack_type(Q4_1_2023, l); break;
     default: pack_q6_k(*l); break;
     }
 }
@@ -252,7 +196,7 @@ void pack_rows(const file_blocks *from, const weight *to, long row, long col, lo
             continue;
         }
         for (long r = first; r < end; r++)
-            memmove(to->data + (row + r) * to->row_bytes + col * file_types[from->type].bytes,
+            memmove(to->data + (row + r) * to->row_bytes + col * types[from->type].bytes,
                     from->data + r * row_bytes, (size_t)row_bytes);
     }
 }

@@ -94,7 +94,4 @@ static double multiply_registers(long rounds, float *sink) {
     return (double)rounds;
 }
 
-const kernels ref_kernels = {
-    "ref", 1, 4, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, rope_one, to_f16,
-    cast, attend_span, attend_tile, multiply_registers,
-};
+LEVEL(ref, 1, 4, multiply_blocks, attend_tile, NULL)

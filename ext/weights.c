@@ -1,5 +1,7 @@
 /* Prepared weights: how they lie in memory, and back to numbers. Portable, the same for every level. */
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "kernels.h"
 
@@ -40,17 +42,16 @@ uint16_t f16_from_f32(float value) {
 static long padded(long bytes, long multiple) { return (bytes + multiple - 1) / multiple * multiple; }
 
 void weight_layout(weight *w, weight_type type, long n_out, long n_in) {
-    static const int bytes[N_TYPES] = {4, 2, 2};
     memset(w, 0, sizeof *w);
     w->type = type, w->n_out = n_out, w->n_in = n_in, w->factor = 1;
     if (!has_blocks(type)) {
-        w->row_bytes = padded(n_in * bytes[type], 4);
+        w->row_bytes = padded(n_in * types[type].bytes, 4);
         return;
     }
     w->n_blocks = n_in / BLOCK, w->n_strips = (n_out + STRIP - 1) / STRIP;
     w->m = 2 * STRIP;
     w->fifth = w->m + (has_minimum(type) ? 2 * STRIP : 0);
-    w->q = w->fifth + (type == Q5_0 || type == Q5_1 ? STRIP * BLOCK / 8 : 0);
+    w->q = w->fifth + (has_fifth_bits(type) ? STRIP * BLOCK / 8 : 0);
     w->block_bytes = w->q + STRIP * (type == Q8_0 ? BLOCK : BLOCK / 2);
     w->strip_bytes = w->n_blocks * w->block_bytes;
 }
@@ -61,6 +62,62 @@ size_t weight_bytes(const weight *w) {
 
 size_t strips_bytes(const weight *w, long n) {
     return (size_t)padded(n * (has_blocks(w->type) ? w->strip_bytes : STRIP * w->row_bytes) + SLACK, 64);
+}
+
+/* ---- memory ---- */
+
+enum { HUGE_PAGE = 2 << 20, SLAB = 32 * HUGE_PAGE };
+
+struct slab {
+    uint8_t *data;
+    size_t size, used;
+    long weights; /* that lie in it */
+};
+
+static slab *filling; /* the one that small weights are put into */
+
+/* Fresh memory that begins at a huge page. What is mapped in front of it and behind goes back. */
+static uint8_t *map_huge_pages(size_t size) {
+    uint8_t *mapped = mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) return NULL;
+    size_t before = -(uintptr_t)mapped % HUGE_PAGE;
+    if (before) munmap(mapped, before);
+    munmap(mapped + before + size, HUGE_PAGE - before);
+#ifdef MADV_HUGEPAGE
+    madvise(mapped + before, size, MADV_HUGEPAGE);
+#endif
+    return mapped + before;
+}
+
+static slab *new_slab(size_t n_bytes) {
+    slab *made = calloc(1, sizeof *made);
+    if (!made) return NULL;
+    made->size = (n_bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    made->data = map_huge_pages(made->size);
+    if (made->data) return made;
+    free(made);
+    return NULL;
+}
+
+slab *take_memory(size_t n_bytes, uint8_t **memory) {
+    size_t size = (n_bytes + 63) / 64 * 64;
+    slab *from = filling;
+    if (size > SLAB / 2)
+        from = new_slab(size);
+    else if (!from || from->size - from->used < size)
+        from = filling = new_slab(SLAB);
+    if (!from) return NULL;
+    *memory = from->data + from->used;
+    from->used += size;
+    from->weights++;
+    return from;
+}
+
+void return_memory(slab *slab) {
+    if (--slab->weights) return;
+    if (filling == slab) filling = NULL;
+    munmap(slab->data, slab->size);
+    free(slab);
 }
 
 /* ---- back to numbers ---- */
@@ -78,7 +135,7 @@ plain_block unpack_block(const weight *w, long row, long block) {
             continue;
         }
         plain.q[i] = q[k * 4 * STRIP + j] >> half * 4 & 15;
-        if (w->type == Q5_0 || w->type == Q5_1)
+        if (has_fifth_bits(w->type))
             plain.q[i] |= (*fifth_at(w, at, lane, k, half) >> (lane % 2 * 4 + j) & 1) << 4;
     }
     return plain;

@@ -1,7 +1,7 @@
 """Fuzzing: files and prompts that nobody would write, thrown at whatever reads them.
 
     targets/    one module for each thing that reads: its `check`, its nearly valid inputs, its seeds
-    contract    what holds for every input: it is read whole or refused in one line, soon and in little memory
+    contract    what holds for every input: it is read whole or refused in one line, at little cost
     damage      nearly valid inputs: a file as a list of fields, some of which are damaged
     bundle      several files as one input
     calls       calls of C functions that are made of bytes, for the target `native`

@@ -11,7 +11,7 @@ SIZES = [1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 255, 256, 257]
 ODD = np.array(
     [0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 1e-45, 1e-38, 1e-37, 3e38, -3e38, 65504, 65520], np.float32
 )
-OUTPUTS = {"out", "outs", "keys", "values", "memory"}
+OUTPUTS = {"out", "outs", "keys", "values"}
 LARGEST = 2**63 - 1
 
 
@@ -102,7 +102,7 @@ def wrong(choices: Choices, call: Call) -> dict:
     elif isinstance(value, int):
         bad = choices.pick([-1, -(2**31), -LARGEST - 1, 2**64, None, "1", 1.5])
         if name != "threads":  # of which there are no more than there can be
-            bad = choices.pick([bad, 2**31, 2**62, LARGEST, LARGEST - 31, 2**63])
+            bad = choices.pick([bad, 2**62, 2**62, LARGEST, LARGEST - 31, 2**63])
     else:
         bad = choices.pick([None, "1", b"", object()])
         bad = b"" if bad is value else bad
@@ -133,14 +133,14 @@ def wrong_array(choices: Choices, name: str, value: np.ndarray, any_length: bool
         return value[None]
     if kind == "strides" and value.size and value.ndim and value.shape[-1] > 1:
         return value.repeat(2, -1)[..., ::2]
-    if kind == "address" and value.size and (value.itemsize > 1 or name == "memory"):
+    if kind == "address" and value.size and value.itemsize > 1:
         shifted = np.empty(value.nbytes + 65, np.uint8)
         start = -shifted.ctypes.data % 64 + 1
         return shifted[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
-    if kind == "shorter" and value.size and value.ndim and name != "memory" and not any_length:
+    if kind == "shorter" and value.size and value.ndim and not any_length:
         return value[..., :-1].copy()
     if kind == "read-only" and name in OUTPUTS:
         value = value.copy()
         value.flags.writeable = False
         return value
-    return choices.pick([None if name != "memory" else 3, "text", 3, [1.0], object()])
+    return choices.pick([None, "text", 3, [1.0], object()])

@@ -1,6 +1,7 @@
 """Checkpoints of random weights in Meta's layout, small enough to be made anew in every test."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,17 @@ def cut(state: dict, n_parts: int) -> list[dict]:
             else:
                 part[name] = tensor
     return parts
+
+
+def split(folder: Path, out: Path, n_parts: int) -> Path:
+    """A folder with a checkpoint of one part, cut into several."""
+    out.mkdir()
+    for name in ("params.json", "tokenizer.model"):
+        shutil.copy(folder / name, out)
+    state = torch.load(folder / "consolidated.00.pth", weights_only=True)
+    for number, part in enumerate(cut(state, n_parts)):
+        torch.save(part, out / f"consolidated.{number:02d}.pth")
+    return out
 
 
 def write(folder: Path, parts: list[dict] | None = None, params: dict | None = None) -> Path:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FORK = """
-import json, os, sys, torch
-import tinyllama.commands.convert, tinyllama.backends, tinyllama.formats.meta, tinyllama.machine.download
+import json, os, sys, traceback
+import tinyllama.commands.convert, tinyllama.commands.run, tinyllama.formats.meta, tinyllama.machine.download
 for line in sys.stdin:
     code, log = json.loads(line)
     pid = os.fork()
@@ -24,8 +24,16 @@ for line in sys.stdin:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
         os.dup2(os.open(os.devnull, os.O_RDWR), 1)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-        exec(code, {"__name__": "command"})
-        os._exit(0)
+        status = 1
+        try:
+            exec(code, {"__name__": "command"})
+            status = 0
+        except SystemExit as ended:
+            status = ended.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
@@ -73,8 +81,9 @@ class Commander:
 
     def tinyllama(self, *arguments: object, before: str = "") -> Command:
         """The command line; `before` is code to run before it."""
-        argv = [str(argument) for argument in arguments]
-        return self.start(f"{before}\nimport os\nfrom tinyllama.commands.cli import main\nos._exit(main({argv!r}))")
+        argv = ["tinyllama", *map(str, arguments)]
+        run = f"import runpy, sys\nsys.argv = {argv!r}\nrunpy.run_module('tinyllama', run_name='__main__')"
+        return self.start(f"{before}\n{run}")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama.machine import download
+from tinyllama.machine import download, limits
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,3 +31,15 @@ def smollm2_file() -> Path:
     if not path.is_file():
         pytest.skip("SmolLM2 is not here; `make demo` or `tinyllama download smollm2` fetches it")
     return path
+
+
+@pytest.fixture
+def free_memory(monkeypatch, tmp_path_factory):
+    """A function: from then on the system says that it has so many bytes of memory left."""
+    meminfo = tmp_path_factory.mktemp("proc") / "meminfo"
+
+    def say(n_bytes: int) -> None:
+        meminfo.write_text(f"MemAvailable: {n_bytes // 1024} kB\n")
+        monkeypatch.setattr(limits, "MEMINFO", meminfo)
+
+    return say

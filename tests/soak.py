@@ -1,7 +1,7 @@
 """Much work in one process, and what it leaves behind: `python tests/soak.py tokens MODEL BACKEND N`.
 
     tokens MODEL BACKEND N   N tokens in runs of many lengths and contexts
-    loads MODEL BACKEND N    sixteen models of copies of a folder, loaded, used and unloaded N times
+    loads MODEL BACKEND N    eight models of copies of a folder, loaded, used and unloaded N times
 
 Prints JSON: resident bytes, file descriptors and threads when a tenth was done, and at the end.
 """
@@ -22,7 +22,7 @@ import psutil
 import tinyllama
 from tinyllama.machine.download import find
 
-N_MODELS = 16
+N_MODELS = 8
 
 
 def tokens(model: str, backend: str, n: int) -> Iterator[int]:

@@ -29,14 +29,13 @@ import vocabularies
 from tinyllama.commands import convert
 from tinyllama.config import Config, hidden_dim_of, tensor_names
 from tinyllama.errors import TinyllamaError
-from tinyllama.formats import gguf, open_checkpoint
-from tinyllama.quant import Tensor
+from tinyllama.formats import ggml, headers, open_checkpoint
+from tinyllama.formats.tokenizer_model import vocabulary_from_model
+from tinyllama.tensor import Tensor
 from tinyllama.tokenizer import make_tokenizer
-from tinyllama.vocabulary import vocabulary_from_model
 
 CONFIG = Config(64, 1, 4, 400, hidden_dim_of(64, 32), 4, 32)
 PARAMS = checkpoints.PARAMS | {"n_layers": 1}
-SECONDS = 2.0
 
 
 @dataclass
@@ -66,7 +65,7 @@ def ours(path: Path) -> dict:
     vocabulary = make_tokenizer(checkpoint.vocabulary, checkpoint.path).vocabulary
     return (
         {
-            name: (t.type, t.shape, [part.tobytes() for part in t.parts])
+            name: (t.type, t.shape, [piece.blocks().tobytes() for piece in t.pieces])
             for name, t in checkpoint.tensors.items()
         }
         | vars(checkpoint.config)
@@ -312,12 +311,10 @@ def _pth(folder: Path, path: Path) -> Subject:
 
 
 def _ggml_header(path: Path) -> list[range]:
-    from tinyllama.formats import ggml
-
     header, at = [], 0
-    for entry in ggml.read_part(path)[1].entries.values():
-        header.append(range(at, entry.offset))
-        at = entry.offset + entry.nbytes
+    for piece in ggml.read_part(path).pieces.values():
+        header.append(range(at, piece.offset))
+        at = piece.offset + piece.nbytes
     return header
 
 
@@ -331,12 +328,12 @@ def _write_bpe(path: Path) -> None:
         for name, shape in names
     ]
     infos = [(tensor.name, tensor.type, tensor.shape) for tensor in tensors]
-    head, offsets, size = gguf.header(CONFIG, vocabulary, infos, 7, "tiny")
+    head, offsets, size = headers.gguf_header(CONFIG, vocabulary, infos, 7, "tiny")
     with path.open("wb") as file:
         file.write(head)
         for tensor, offset in zip(tensors, offsets, strict=True):
             file.seek(offset)
-            file.write(tensor.parts[0].tobytes())
+            file.write(tensor.pieces[0].data.tobytes())
         file.truncate(size)
 
 
@@ -352,7 +349,7 @@ class Sweep:
 
     def __init__(self, subject: Subject):
         self.subject, self.data, self.good = subject, subject.path.read_bytes(), subject.read(subject.opened)
-        self.counts = Counter()
+        self.counts, self.slowest = Counter(), 0.0  # seconds of this thread
         expected = subject.oracle(subject.opened)
         for name, value in expected.items():
             assert _same(self.good[name], value), f"the oracle reads another {name} from the good file"
@@ -386,8 +383,7 @@ class Sweep:
             raise Wrong(f"{subject.path}: {damage}: {error!r}") from error
         else:
             outcome = "the same" if found == self.good else self._as_said(found, damage)
-        if time.thread_time() - started > SECONDS:
-            raise Wrong(f"{subject.path}: {damage}: took too long")
+        self.slowest = max(self.slowest, time.thread_time() - started)
         self.counts[outcome] += 1
 
     def _as_said(self, found: dict, damage: str) -> str:
@@ -418,8 +414,8 @@ def positions(subject: Subject, n_data: int = 1000) -> tuple[list[int], list[int
     return header, sorted(chance.sample(within, min(n_data, len(within))))
 
 
-def sweep(subject: Subject, every: int = 1) -> dict[str, Counter]:
-    """Cut and flip; of all that can be tried each `every`-th. -> "cuts" and "flips", counted by outcome.
+def sweep(subject: Subject, every: int = 1) -> dict[str, Sweep]:
+    """Cut and flip; of all that can be tried each `every`-th. -> "cuts" and "flips", with their counts.
 
     A byte of the header is turned round, and then two of its bits, one at a time, that chance chooses.
     """
@@ -432,21 +428,20 @@ def sweep(subject: Subject, every: int = 1) -> dict[str, Counter]:
     ]
     for at, mask in masks[::every]:
         flips.flip(at, mask)
-    return {"cuts": cuts.counts, "flips": flips.counts}
+    return {"cuts": cuts, "flips": flips}
 
 
 def main() -> None:
     scratch = "/dev/shm" if Path("/dev/shm").is_dir() else None
     every = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     outcomes = ("refused", "the same", "as it says")
-    print("| File | Damage | Tried | " + " | ".join(outcomes) + " | Seconds |")
+    print("| File | Damage | Tried | " + " | ".join(outcomes) + " | Slowest |")
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         for name, subject in subjects(Path(folder)).items():
-            started = time.perf_counter()
-            for damage, counts in sweep(subject, every).items():
-                cells = " | ".join(f"{counts[outcome]:,}" for outcome in outcomes)
-                took = time.perf_counter() - started
-                print(f"| {name} | {damage} | {counts.total():,} | {cells} | {took:.0f} |", flush=True)
+            for damage, done in sweep(subject, every).items():
+                cells = " | ".join(f"{done.counts[outcome]:,}" for outcome in outcomes)
+                slowest = f"{1000 * done.slowest:.0f} ms"
+                print(f"| {name} | {damage} | {done.counts.total():,} | {cells} | {slowest} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,28 +20,6 @@ def test_the_published_sizes_have_the_published_number_of_weights(size, hidden_d
     assert PRESETS[size].n_params() == n_params
 
 
-def test_params_json_of_7b_gives_the_7b_preset():
-    params = {
-        "dim": 4096,
-        "multiple_of": 256,
-        "n_heads": 32,
-        "n_layers": 32,
-        "norm_eps": 1e-06,
-        "vocab_size": -1,
-    }
-    assert Config.from_params(params, vocab_size=32000) == PRESETS["7B"]
-
-
-def test_params_json_of_llama_2_70b_and_llama_3_8b_are_understood():
-    llama2 = {"dim": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 1.3, "n_heads": 64, "n_kv_heads": 8}
-    config = Config.from_params(llama2 | {"n_layers": 80, "norm_eps": 1e-05}, 32000)
-    assert (config.hidden_dim, config.kv_dim) == (28672, 1024)
-    llama3 = {"dim": 4096, "multiple_of": 1024, "ffn_dim_multiplier": 1.3, "n_heads": 32, "n_kv_heads": 8}
-    config = Config.from_params(llama3 | {"n_layers": 32, "norm_eps": 1e-05, "rope_theta": 500000.0}, 128256)
-    assert (config.hidden_dim, config.rope_theta) == (14336, 500000.0)
-    assert config.n_params() == 8_030_261_248
-
-
 def test_hidden_dim_is_two_thirds_of_four_dim_rounded_up():
     assert hidden_dim_of(4096, 256) == 11008
     assert hidden_dim_of(64, 32) == 192

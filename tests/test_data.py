@@ -34,6 +34,14 @@ def train_small():
     return module
 
 
+@pytest.fixture
+def quick(train_small, monkeypatch):
+    """A smaller model, trained on less at once: bf16 is slow on a CPU that has no instructions for it."""
+    monkeypatch.setattr(train_small, "PARAMS", train_small.PARAMS | {"dim": 64, "n_heads": 2, "n_layers": 2})
+    monkeypatch.setattr(train_small, "BATCH", 2)
+    return train_small.PARAMS
+
+
 @pytest.fixture(scope="module")
 def params():
     return json.loads((SMALL / "params.json").read_text())
@@ -159,7 +167,9 @@ def test_cleaning_joins_wrapped_lines_and_keeps_paragraphs(train_small):
     assert train_small.clean(long_lines).count("\n") == 1
 
 
-def test_training_one_step_writes_a_checkpoint_in_metas_layout(train_small, held_out, tmp_path, capsys):
+def test_training_one_step_writes_a_checkpoint_in_metas_layout(
+    train_small, quick, held_out, tmp_path, capsys
+):
     for part, name in enumerate(train_small.SOURCES.values()):
         stories = "".join(f"{story}\n<|endoftext|>\n" for story in held_out[part::2])
         (tmp_path / name).write_text(stories, encoding="utf-8")
@@ -168,19 +178,20 @@ def test_training_one_step_writes_a_checkpoint_in_metas_layout(train_small, held
     names = {path.name for path in out.iterdir()}
     assert names == {"consolidated.00.pth", "params.json", "tokenizer.model"}
     params = json.loads((out / "params.json").read_text())
+    assert params == quick
     assert_metas_layout(torch.load(out / "consolidated.00.pth", weights_only=True), params)
     assert re.search(r"held out, both: \d\.\d+ nats/token, \d\.\d+ bits/byte", capsys.readouterr().out)
 
 
-def test_an_interrupted_training_goes_on_with_the_state_it_saved(train_small, params, tmp_path):
+def test_an_interrupted_training_goes_on_with_the_state_it_saved(train_small, quick, tmp_path):
     torch.manual_seed(1)
-    model = train_small.Llama(**params)
+    model = train_small.Llama(**quick)
     optimizers = train_small.make_optimizers(model)
-    train_small.loss_of(model, torch.randint(0, params["vocab_size"], (1, 9))).backward()
+    train_small.loss_of(model, torch.randint(0, quick["vocab_size"], (1, 9))).backward()
     for optimizer in optimizers:
         optimizer.step()
     train_small.save_state(tmp_path / "state", model, optimizers, step=7, seconds=1.5, best=3.25)
-    other = train_small.Llama(**params)
+    other = train_small.Llama(**quick)
     counters = train_small.load_state(tmp_path / "state", other, train_small.make_optimizers(other))
     assert counters == (7, 1.5, 3.25)
     for name, weight in model.named_parameters():

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 
 import tinyllama
-from tinyllama.machine import download, limits as resources
-from tinyllama import memory
-from tinyllama.backends import available
+from tinyllama.backends import available, get_backend
+from tinyllama.backends import numpy as numpy_backend
 from tinyllama.commands.convert import convert
-from tinyllama.machine.download import small_folder
 from tinyllama.errors import Cancelled, TinyllamaError
 from tinyllama.formats import open_checkpoint
 from tinyllama.lab.lessons import same
+from tinyllama.machine import download, limits
+from tinyllama.machine.download import small_folder
 
 STORY = "Once upon a time"
+
+
+def free_memory(monkeypatch, n_bytes: int) -> None:
+    for module in (numpy_backend, limits):
+        monkeypatch.setattr(module, "available_memory", lambda: n_bytes)
 
 
 @pytest.fixture
@@ -75,9 +80,10 @@ def test_generate_and_stream_run_from_the_mapped_file_too(folder):
 
 
 def test_mapped_weights_need_no_memory_to_be_loaded_but_a_warning(folder, monkeypatch):
-    needed = memory.memory_needed(open_checkpoint(folder), "numpy", 2048, mmap=True)
-    assert needed["weights"] == sum(t.nbytes for t in open_checkpoint(folder).tensors.values())
-    monkeypatch.setattr(resources, "available_memory", lambda: sum(needed.values()) - 1)
+    checkpoint = open_checkpoint(folder)
+    needed = get_backend("numpy").memory(checkpoint.config, checkpoint.tensors, 2048, mmap=True)
+    assert needed["weights"] == sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    free_memory(monkeypatch, sum(needed.values()) - 1)
     with pytest.warns(UserWarning, match="every token will read the disk"):
         tinyllama.load(folder, "numpy", mmap=True)
 
@@ -156,29 +162,26 @@ def test_a_model_that_was_not_downloaded_says_how_to(monkeypatch, tmp_path):
 
 
 def test_a_model_that_needs_more_memory_than_there_is_is_refused_with_the_figures(folder, monkeypatch):
-    monkeypatch.setattr(resources, "available_memory", lambda: 10_000_000)
+    free_memory(monkeypatch, 10_000_000)
     with pytest.raises(TinyllamaError, match=r"needs .* MB of memory, and 10 MB are free"):
         tinyllama.load(folder)
 
 
 def test_weights_that_stay_in_their_file_are_warned_of_instead(folder, monkeypatch):
-    monkeypatch.setattr(memory, "UNPACK_BELOW", 0)
-    needed = memory.memory_needed(open_checkpoint(folder), "numpy", 2048)
-    monkeypatch.setattr(resources, "available_memory", lambda: sum(needed.values()) - 1)
+    monkeypatch.setattr("tinyllama.backends.numpy.Backend.unpack_below", 0)
+    checkpoint = open_checkpoint(folder)
+    needed = get_backend("numpy").memory(checkpoint.config, checkpoint.tensors, 2048)
+    free_memory(monkeypatch, sum(needed.values()) - 1)
     with pytest.warns(UserWarning, match=r"8.0 MB of weights and .* of free memory: every token will read"):
         assert tinyllama.load(folder, "numpy").generate(STORY, n_predict=2)
 
 
-def test_a_mapped_model_announces_what_that_costs(folder, capsys):
-    tinyllama.load(folder, mmap=True, verbose=True)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(folder) in line and "stay in the file" in line and "twice as long" in line
-
-
-def test_the_announcement_names_the_file_the_memory_and_the_time(folder, capsys):
-    tinyllama.load(folder, verbose=True)
-    line = capsys.readouterr().err
-    assert str(folder) in line and "MB of memory" in line and "about 1 s" in line
+def test_what_loading_takes_is_told_before_it_begins(folder):
+    told = []
+    tinyllama.load(folder, announce=lambda path, needed: told.append((path, needed)))
+    ((path, needed),) = told
+    assert path == folder
+    assert needed["weights"] > 4e6 and needed.keys() == {"weights", "kv_cache", "activations", "tokenizer"}
 
 
 def test_a_tokenizer_that_is_larger_than_the_model_is_refused(folder, shared_data):

@@ -11,16 +11,18 @@ import pytest
 import torch
 
 import tinyllama
-from tinyllama.commands import cli, convert
-from tinyllama.machine import limits as resources
-from tinyllama.backends import available
+from tinyllama.backends import available, get_backend
+from tinyllama.commands import main
+from tinyllama.commands.convert import convert, quantize
+from tinyllama.commands.inspect import inspect
 from tinyllama.config import PRESETS, Config
 from tinyllama.errors import TinyllamaError
-from tinyllama.formats import gguf, open_checkpoint
-from tinyllama.commands.inspect import inspect
-from tinyllama.memory import memory_needed
+from tinyllama.formats import ggml, headers, open_checkpoint
+from tinyllama.formats.parts import share
+from tinyllama.machine import limits
 from tinyllama.model import tap_shapes
-from tinyllama.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary
+from tinyllama.quant import TYPES
+from tinyllama.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary, token_texts
 
 long = pytest.mark.long
 MILLION = 10**6
@@ -33,28 +35,23 @@ def small():
     return tinyllama.load("small")
 
 
-@pytest.fixture
-def little_memory(monkeypatch):
-    monkeypatch.setattr(resources, "available_memory", lambda: 2 * 10**9)
-
-
 # --- contexts and prompts -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_ctx", HUGE)
 def test_a_context_larger_than_memory_is_refused_before_it_is_made(small, n_ctx):
-    before = resources.peak_memory()
+    before = limits.peak_memory()
     for run in (lambda: small.generate("Once", ctx_size=n_ctx), lambda: small.new_cache(n_ctx)):
         with pytest.raises(
             TinyllamaError, match=r"a context of \d+ tokens needs .* of memory, and .* are free"
         ):
             run()
-    assert resources.peak_memory() < before + 10**7
+    assert limits.peak_memory() < before + 10**7
 
 
 @pytest.mark.parametrize("n_ctx", HUGE)
 def test_the_command_line_says_so_in_a_line(n_ctx, capsys):
-    assert cli.main(["generate", "-p", "Once", "-c", str(n_ctx)]) == 1
+    assert main(["generate", "-p", "Once", "-c", str(n_ctx)]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tinyllama: ")]
     assert "needs" in line and "are free" in line
 
@@ -70,7 +67,8 @@ def test_a_text_that_may_fit_is_never_refused_for_its_length(small):
     assert small.generate(longest * 200, ctx_size=250, n_predict=1)
 
 
-def test_a_million_tokens_are_refused_with_both_numbers(small, little_memory):
+def test_a_million_tokens_are_refused_with_both_numbers(small, free_memory):
+    free_memory(2 * 10**9)
     ids = [5] * MILLION
     with pytest.raises(TinyllamaError, match="the prompt has 1000000 tokens, ctx_size is 2048"):
         small.generate(ids)
@@ -84,15 +82,9 @@ def test_a_million_tokens_are_refused_with_both_numbers(small, little_memory):
             run(ids)
 
 
-def test_the_tokens_of_a_long_text_are_refused_where_they_do_not_fit(small, monkeypatch):
-    monkeypatch.setattr(resources, "available_memory", lambda: 10**8)
-    with pytest.raises(TinyllamaError, match=r"cutting 1000000 characters into tokens needs 200 MB"):
-        small.tokenizer.encode("a" * MILLION)
-
-
-def test_all_values_of_a_long_prompt_are_refused_and_some_of_them_kept(small, monkeypatch):
-    monkeypatch.setattr(resources, "available_memory", lambda: 3 * 10**8)
-    with pytest.raises(TinyllamaError, match=r"keeping 67 kinds of values of 800 tokens needs .* GB|MB"):
+def test_all_values_of_a_long_prompt_are_refused_and_some_of_them_kept(small, free_memory):
+    free_memory(3 * 10**8)
+    with pytest.raises(TinyllamaError, match=r"a context of 800 tokens, 800 .* needs .* [MG]B of memory"):
         small.trace([5] * 800)
     assert len(small.trace([5] * 800, "*residual")) == small.config.n_layers
 
@@ -105,6 +97,17 @@ def test_what_a_tap_is_shown_is_known_beforehand(backend):
     assert list(taps) == list(shapes), "in the same order"
 
 
+@backends
+def test_the_cache_takes_what_was_reckoned_once_it_is_full_and_less_before(backend):
+    llama = tinyllama.load("small", backend)
+    cache = llama.new_cache(300)
+    assert cache.nbytes == 0
+    llama.forward([5] * 10, cache)
+    assert 0 < cache.nbytes < llama.backend.cache_bytes(llama.config, 300)
+    llama.forward([5] * 290, cache)
+    assert cache.nbytes == llama.backend.cache_bytes(llama.config, 300)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -115,8 +118,9 @@ def test_what_a_tap_is_shown_is_known_beforehand(backend):
         ["perplexity", "-f", __file__, "-c", "1000000000"],
     ],
 )
-def test_every_command_refuses_in_a_line_what_is_too_large(arguments, little_memory, capsys):
-    assert cli.main(arguments) == 1
+def test_every_command_refuses_in_a_line_what_is_too_large(arguments, free_memory, capsys):
+    free_memory(2 * 10**9)
+    assert main(arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert line.startswith("tinyllama: ") and ("are free" in line or "n_predict" in line or "window" in line)
 
@@ -124,26 +128,15 @@ def test_every_command_refuses_in_a_line_what_is_too_large(arguments, little_mem
 # --- settings -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"temp": float("nan")},
-        {"temp": float("inf")},
-        {"temp": -1e-300},
-        {"temp": 1e300},
-        {"repeat_penalty": 1e300},
-        {"repeat_penalty": 1e-300},
-        {"seed": -2},
-        {"n_predict": -2},
-        {"batch_size": 0},
-        {"threads": 0},
-        {"threads": -1},
-        {"threads": MILLION},
-    ],
-)
-def test_a_setting_out_of_range_is_refused_by_its_name(setting):
-    (name,) = setting
-    with pytest.raises(TinyllamaError, match=name):
+@pytest.mark.parametrize("threads", [0, -1, MILLION])
+def test_a_number_of_threads_out_of_range_is_refused_by_its_name(threads):
+    with pytest.raises(TinyllamaError, match="threads"):
+        tinyllama.generate("Once", threads=threads)
+
+
+@pytest.mark.parametrize("setting", [{"temp": 1e300}, {"temp": -1e-300}, {"repeat_penalty": 1e300}])
+def test_a_setting_far_out_of_range_is_refused_by_its_name(setting):
+    with pytest.raises(TinyllamaError, match=next(iter(setting))):
         tinyllama.generate("Once", **setting)
 
 
@@ -171,58 +164,7 @@ def test_no_token_at_all_can_be_asked_for(small):
     assert small.generate("Once upon", n_predict=0) == ""
 
 
-# --- limits that others set -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("line", "files", "left"),
-    [
-        ("0::/box", {"box/memory.max": "1000", "box/memory.current": "900"}, 100),
-        (
-            "0::/",
-            {"memory.max": "1000", "memory.current": "900", "memory.stat": "file 9\ninactive_file 50"},
-            150,
-        ),
-        ("0::/a/b", {"a/memory.max": "500", "a/memory.current": "100", "a/b/memory.max": "max"}, 400),
-        ("4:memory:/", {"memory/memory.limit_in_bytes": "700", "memory/memory.usage_in_bytes": "0"}, 700),
-        ("4:memory:/x", {"memory/memory.limit_in_bytes": "70", "memory/memory.usage_in_bytes": "80"}, 0),
-    ],
-)
-def test_a_container_s_limit_counts_less_what_is_in_use(line, files, left, tmp_path, monkeypatch):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    (tmp_path / "own").write_text(f"7:cpu:/\n{line}\n")
-    monkeypatch.setattr(resources, "CGROUP", tmp_path)
-    monkeypatch.setattr(resources, "OWN_CGROUPS", tmp_path / "own")
-    assert resources.available_memory() == left
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't hold to this limit")
-def test_a_limit_of_the_address_space_counts():
-    code = (
-        "import resource, psutil, tinyllama\n"
-        "llama = tinyllama.load('small', threads=1)\n"
-        "used = psutil.Process().memory_info().vms\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 10**8, used + 10**8))\n"
-        "llama.generate('Once', ctx_size=100_000)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "a context of 100000 tokens needs 410 MB of memory, and 1" in result.stderr.splitlines()[-1]
-
-
 # --- files ----------------------------------------------------------------------------------------
-
-
-def sparse(outputs, *_):
-    """Files of full size that hold only their headers."""
-    for output in outputs:
-        with output.path.open("wb") as file:
-            file.truncate(output.size)
-            for offset, data in output.headers:
-                file.seek(offset)
-                file.write(data)
-    return [output.path for output in outputs]
 
 
 @pytest.fixture(scope="module")
@@ -235,46 +177,69 @@ def huge_folder(tmp_path_factory, shared_data):
     params = {"dim": config.dim, "n_heads": config.n_heads, "n_layers": config.n_layers}
     params |= {"multiple_of": config.multiple_of, "norm_eps": config.norm_eps, "vocab_size": -1}
     (folder / "params.json").write_text(json.dumps(params))
-    state = {}
-    for name, shape in config.tensor_shapes().items():
-        if len(shape) == 2:
-            by_columns = name.startswith("tok_embeddings") or name.endswith(("wo.weight", "w2.weight"))
-            shape = (shape[0], shape[1] // 8) if by_columns else (shape[0] // 8, shape[1])
-        state[name] = torch.empty(shape, dtype=torch.float16)
+    shapes = {name: share(name, shape, 8) for name, shape in config.tensor_shapes().items()}
+    state = {name: torch.empty(shape, dtype=torch.float16) for name, shape in shapes.items()}
     for part in range(8):
         with torch.serialization.skip_data():
             torch.save(state, folder / f"consolidated.{part:02}.pth")
     return folder
 
 
+def write_ggml(path, config, vocabulary, type):
+    """All parts of a ggml file of zeros, of which nothing but what stands before the zeros is on the disk."""
+    header = headers.ggml_header(config, token_texts(vocabulary), ggml.FTYPES[type])
+    for number in range(8):
+        with ggml.part_path(path, number).open("wb") as file:
+            file.write(header)
+            for name, shape in config.tensor_shapes().items():
+                kind, shape = "f32" if len(shape) == 1 else type, share(name, shape, 8)
+                file.write(headers.ggml_record(name, kind, shape))
+                file.seek(TYPES[kind].nbytes(shape), os.SEEK_CUR)
+            file.truncate()
+    return path
+
+
+def write_gguf(path, config, vocabulary, type="f16"):
+    """The same as GGUF."""
+    infos = [
+        (name, "f32" if len(shape) == 1 else type, shape) for name, shape in config.tensor_shapes().items()
+    ]
+    header, _, size = headers.gguf_header(config, vocabulary, infos, TYPES[type].file_type, "zeros")
+    path.write_bytes(header)
+    os.truncate(path, size)
+    return path
+
+
 @pytest.fixture(scope="module")
 def huge_files(huge_folder):
     """{format: the path of its 65B}"""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert, "write", sparse)
-        ggml, *_ = convert.convert(huge_folder, 1)
-        (gguf,) = convert.convert(huge_folder, 1, format="gguf")
-        small_ggml, *_ = convert.quantize(ggml, huge_folder / "q4_0.bin", "q4_0")
-    return {"pth": huge_folder, "ggml": ggml, "gguf": gguf, "ggml in 4 bits": small_ggml}
+    checkpoint = open_checkpoint(huge_folder)
+    model = checkpoint.config, checkpoint.vocabulary
+    return {
+        "pth": huge_folder,
+        "ggml": write_ggml(huge_folder / "f16.bin", *model, "f16"),
+        "gguf": write_gguf(huge_folder / "f16.gguf", *model),
+        "ggml in 4 bits": write_ggml(huge_folder / "q4_0.bin", *model, "q4_0_2023_planar"),
+        "gguf in 4 bits": write_gguf(huge_folder / "q4_0.gguf", *model, "q4_0"),
+    }
 
 
-@pytest.mark.parametrize(
-    "format", ["pth", "ggml in 4 bits", *(pytest.param(name, marks=long) for name in ("ggml", "gguf"))]
-)
-def test_65B_is_shown_but_not_loaded_where_it_does_not_fit(huge_files, format, little_memory):
+@pytest.mark.parametrize("format", ["pth", "ggml", "gguf", "ggml in 4 bits", "gguf in 4 bits"])
+def test_65B_is_shown_but_not_loaded_where_it_does_not_fit(huge_files, format, free_memory):
     assert inspect(huge_files[format])["n_params"] == 65_285_660_672
-    before = resources.used_memory()
-    with pytest.raises(TinyllamaError, match=r"needs (1\d\d|4\d)\.\d GB of memory, and 2.0 GB are free"):
+    free_memory(2 * 10**9)
+    before = limits.used_memory()
+    with pytest.raises(TinyllamaError, match=r"needs (1\d\d|[34]\d)\.\d GB of memory, and 2.0 GB are free"):
         tinyllama.load(huge_files[format])
-    assert resources.used_memory() < before + 2 * 10**8
+    assert limits.used_memory() < before + 2 * 10**8
 
 
 def test_65B_is_converted_and_quantized_only_where_the_disk_has_the_room(huge_files, monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
     with pytest.raises(TinyllamaError, match=r"needs 130.6 GB of disk in .*, and 1.0 GB are free"):
-        convert.convert(huge_files["pth"], 1, tmp_path / "f16.bin")
+        convert(huge_files["pth"], 1, tmp_path / "f16.bin")
     with pytest.raises(TinyllamaError, match=r"needs 36\.\d GB of disk in .*, and 1.0 GB are free"):
-        convert.quantize(huge_files["gguf"], tmp_path / "q4_0", "q4_0")
+        quantize(huge_files["gguf"], tmp_path / "q4_0", "q4_0")
     assert not list(tmp_path.iterdir())
 
 
@@ -285,31 +250,34 @@ def million_pieces(kind):
     pieces = tuple(base) + tuple(map("".join, islice(words, MILLION - len(base))))
     types = (UNKNOWN, CONTROL, CONTROL) + (BYTE,) * 256 + (NORMAL,) * (MILLION - len(base))
     if kind == "sentencepiece":
-        return Vocabulary(kind, None, pieces, tuple(-float(i) for i in range(MILLION)), types)
+        return Vocabulary(kind, pieces, tuple(-float(i) for i in range(MILLION)), types)
     types = tuple(CONTROL if type != NORMAL else NORMAL for type in types)
     merges = tuple(f"{piece[:-1]} {piece[-1]}" for piece in pieces[len(base) :] if len(piece) > 1)
-    return Vocabulary(kind, None, pieces, (), types, merges, "gpt-2")
+    return Vocabulary(kind, pieces, types=types, merges=merges, pre="gpt-2")
 
 
 def write_million(path, kind):
     """A model of zeros with a million pieces."""
     config = Config(32, 1, 2, MILLION, hidden_dim=64, n_kv_heads=2, multiple_of=32)
-    shapes = config.tensor_shapes().items()
-    infos = [(name, "f32" if len(shape) == 1 else "f16", shape) for name, shape in shapes]
-    header, _, size = gguf.header(config, million_pieces(kind), infos, 1, "million")
-    path.write_bytes(header)
-    os.truncate(path, size)
+    return write_gguf(path, config, million_pieces(kind))
 
 
 PEAK = """
 import sys, json, tinyllama
-from tinyllama import llama, resources
+from tinyllama import llama
+from tinyllama.machine import limits
 import sentencepiece, tokenizers, tqdm.auto
-before = resources.used_memory()
+before = limits.used_memory()
 model = tinyllama.load(sys.argv[1], sys.argv[2])
 text = model.generate(sys.argv[3] * int(sys.argv[4]), n_predict=4, seed=1, ctx_size=int(sys.argv[5]))
-print(json.dumps([resources.peak_memory() - before, len(text.tokens)]))
+print(json.dumps([limits.peak_memory() - before, len(text.tokens)]))
 """
+
+
+def told(path, backend, n_ctx):
+    """Bytes that running a model is said to take."""
+    checkpoint = open_checkpoint(path)
+    return sum(get_backend(backend).memory(checkpoint.config, checkpoint.tensors, n_ctx).values())
 
 
 def peak(path, backend, word, n_words, n_ctx):
@@ -321,12 +289,11 @@ def peak(path, backend, word, n_words, n_ctx):
 
 @pytest.mark.skipif(available()["c"] is not None, reason="the C backend was not built")
 def test_a_million_pieces_are_loaded_in_the_memory_that_is_told(tmp_path):
-    million = tmp_path / "million.gguf"
-    write_million(million, "sentencepiece")
-    told = sum(memory_needed(open_checkpoint(million), "c", 16).values())
+    million = write_million(tmp_path / "million.gguf", "sentencepiece")
+    reckoned = told(million, "c", 16)
     taken, n_tokens = peak(million, "c", "abc", 1, 16)
     assert n_tokens == 4
-    assert 0.4 * told < taken < told
+    assert 0.4 * reckoned < taken < reckoned
 
 
 @long
@@ -341,7 +308,7 @@ def test_a_million_pieces_with_as_many_merges_are_refused(tmp_path):
 def test_what_is_told_of_a_real_model_is_what_it_takes(backend, smollm2_file):
     if available()[backend]:
         pytest.skip(available()[backend])
-    told = memory_needed(open_checkpoint(smollm2_file), backend, 1024)
+    reckoned = told(smollm2_file, backend, 1024)
     taken, _ = peak(smollm2_file, backend, "the moon and ", 330, 1024)
     in_file = smollm2_file.stat().st_size if backend == "numpy" else 0  # the system's, which can take it back
-    assert 0.75 * sum(told.values()) < taken < 1.1 * sum(told.values()) + in_file
+    assert 0.75 * reckoned < taken < 1.1 * reckoned + in_file

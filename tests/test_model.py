@@ -1,13 +1,15 @@
 import threading
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import tiny
 
-from tinyllama.backends import get_backend, stoppable
-from tinyllama.errors import Cancelled
-from tinyllama.model import build, forward
+from tinyllama.backends import get_backend
+from tinyllama.config import FAMILIES, Family
+from tinyllama.errors import Cancelled, cancellable
+from tinyllama.model import build, embed, forward, run_layers, unembed
 
 SAME = 1e-4  # logits of one prompt computed in another order of float32 sums
 
@@ -24,11 +26,8 @@ def made(ops, type="f32", copy=True):
 
 
 def logits(ops, model, batches, **options):
-    cache, pos, out = ops.new_cache(tiny.CONFIG, len(TOKENS)), 0, []
-    for batch in batches:
-        out.append(forward(model, ops, batch, pos, cache, **options))
-        pos += len(batch)
-    return np.concatenate(out)
+    cache = ops.new_cache(tiny.CONFIG, len(TOKENS))
+    return np.concatenate([forward(model, ops, batch, cache, **options) for batch in batches])
 
 
 def test_a_prompt_at_once_equals_token_by_token_and_any_batch_size(ops):
@@ -116,26 +115,58 @@ def test_the_residual_stream_is_the_sum_of_what_was_added_to_it(ops):
     np.testing.assert_allclose(seen["layers.1.residual"], seen["embedding"] + sum(added), rtol=0, atol=SAME)
 
 
-def test_a_cancel_flag_ends_the_pass_before_the_next_operation(ops):
+def test_a_cancel_flag_ends_the_pass_before_the_next_layer(ops):
     flag = threading.Event()
 
     def tap(name, array):
         seen.append(name)
-        if name == "layers.1.attention.output":
+        if name == "layers.0.attention.output":
             flag.set()
 
     seen = []
-    with pytest.raises(Cancelled):
-        logits(stoppable(ops, flag), made(ops), [TOKENS], tap=tap)
-    assert seen[-1] == "layers.1.attention.output"
+    with pytest.raises(Cancelled), cancellable(flag):
+        logits(ops, made(ops), [TOKENS], tap=tap)
+    assert seen[-1] == "layers.0.residual"
 
 
 def test_after_a_cancelled_pass_the_cache_is_good_for_another():
     ops, flag = get_backend("numpy", 1), threading.Event()
     model, cache = made(ops), ops.new_cache(tiny.CONFIG, len(TOKENS))
-    forward(model, ops, TOKENS[:5], 0, cache)
+    forward(model, ops, TOKENS[:5], cache)
     flag.set()
-    with pytest.raises(Cancelled):
-        forward(model, stoppable(ops, flag), TOKENS[6:], 5, cache)
-    again = forward(model, ops, TOKENS[5:], 5, cache)
+    with pytest.raises(Cancelled), cancellable(flag):
+        forward(model, ops, TOKENS[6:], cache)
+    assert cache.ids == TOKENS[:5].tolist()
+    again = forward(model, ops, TOKENS[5:], cache)
     np.testing.assert_allclose(again, logits(ops, model, [TOKENS])[5:], rtol=0, atol=SAME)
+
+
+def test_the_cache_holds_the_ids_that_went_through(ops):
+    cache = ops.new_cache(tiny.CONFIG, len(TOKENS))
+    forward(made(ops), ops, TOKENS, cache)
+    assert cache.ids == TOKENS.tolist()
+
+
+def test_layers_in_two_halves_and_both_ends_by_themselves_are_the_whole_pass(ops):
+    model, cache = made(ops), ops.new_cache(tiny.CONFIG, len(TOKENS))
+    x = embed(model, ops, TOKENS)
+    x = run_layers(model, ops, x, cache, stop=1)
+    x = run_layers(model, ops, x, cache, first=1)
+    np.testing.assert_array_equal(unembed(model, ops, x), logits(ops, model, [TOKENS]))
+
+
+def test_a_family_s_biases_and_norms_of_heads_are_steps_of_the_same_pass(ops, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "other", Family(biases=True, qk_norms=True))
+    config, seen = replace(tiny.CONFIG, family="other"), {}
+    weights = tiny.tensors(config)
+    assert len(weights) == len(tiny.tensors()) + 5 * config.n_layers
+    model = build(config, weights, partial(ops.prepare, copy=True))
+    forward(model, ops, TOKENS, ops.new_cache(config, len(TOKENS)), tap=seen.__setitem__)
+    prefix = "layers.1.attention."
+    numbers = {name.removeprefix(prefix): tensor.dequantize() for name, tensor in weights.items()}
+    plain = seen[f"{prefix}norm"] @ numbers["wk.weight"].T + numbers["wk.bias"]
+    heads = plain.reshape(len(TOKENS), config.n_kv_heads, config.head_dim)
+    k = heads / np.sqrt(np.mean(heads**2, -1, keepdims=True) + config.norm_eps) * numbers["k_norm.weight"]
+    np.testing.assert_allclose(seen[f"{prefix}k"], k, rtol=0, atol=SAME)
+    v = seen[f"{prefix}norm"] @ numbers["wv.weight"].T + numbers["wv.bias"]
+    np.testing.assert_allclose(seen[f"{prefix}v"].reshape(v.shape), v, rtol=0, atol=SAME)

@@ -6,8 +6,9 @@ import torch
 from tiny import CONFIG
 
 from tinyllama import ops
-from tinyllama.blocks import TYPES
-from tinyllama.quant import Tensor, quantize
+from tinyllama.errors import TinyllamaError
+from tinyllama.quant import TYPES, quantize
+from tinyllama.tensor import Piece, Tensor
 
 CLOSE = 2e-6  # a few float32 roundings of values near 1
 
@@ -16,6 +17,12 @@ rng = np.random.default_rng(1)
 
 def normal(*shape) -> np.ndarray:
     return rng.standard_normal(shape, dtype=np.float32)
+
+
+def in_two_pieces(weight: np.ndarray, type: str, axis: int) -> Tensor:
+    halves = np.split(weight, 2, axis)
+    pieces = [Piece(quantize(half, type).tobytes(), 0, type, half.shape) for half in halves]
+    return Tensor("", weight.shape, tuple(pieces), axis)
 
 
 def test_embedding_takes_each_token_s_row():
@@ -28,8 +35,7 @@ def test_embedding_takes_each_token_s_row():
 @pytest.mark.parametrize("split", [0, 1])
 def test_embedding_reads_a_table_that_lies_in_parts(split):
     table = normal(8, 64)
-    parts = tuple(np.split(table, 2, axis=split))
-    tensor = Tensor("", "f32", table.shape, parts, split)
+    tensor = in_two_pieces(table, "f32", split)
     np.testing.assert_array_equal(ops.embedding(tensor, np.array([7, 0, 4])), table[[7, 0, 4]])
 
 
@@ -62,10 +68,7 @@ def test_matmul_of_a_weight_in_two_parts_equals_that_in_one(type, split, monkeyp
     monkeypatch.setattr(ops, "CHUNK", 5 * 128)  # cuts across the parts
     x, weight = normal(3, 128), normal(48, 128)
     whole = Tensor.from_array("", weight, type)
-    parts = tuple(quantize(part, type) for part in np.split(weight, 2, axis=split))
-    np.testing.assert_array_equal(
-        ops.matmul(x, Tensor("", type, weight.shape, parts, split)), ops.matmul(x, whole)
-    )
+    np.testing.assert_array_equal(ops.matmul(x, in_two_pieces(weight, type, split)), ops.matmul(x, whole))
 
 
 @pytest.mark.parametrize("pos", [0, 100])
@@ -101,7 +104,7 @@ def test_softmax_survives_large_scores():
 
 @pytest.mark.parametrize("pos", [0, 3])
 def test_attention_is_torch_s_with_shared_key_value_heads(pos):
-    cache = ops.new_cache(CONFIG, 16)
+    cache = ops.KVCache(CONFIG, 16)
     n_tokens, n_past = 5, pos + 5
     q = normal(n_past, CONFIG.n_heads, CONFIG.head_dim)
     k, v = (
@@ -109,8 +112,9 @@ def test_attention_is_torch_s_with_shared_key_value_heads(pos):
         normal(n_past, CONFIG.n_kv_heads, CONFIG.head_dim),
     )
     if pos:
-        ops.attention(q[:pos], k[:pos], v[:pos], cache, 1, 0)
-    out = ops.attention(q[pos:], k[pos:], v[pos:], cache, 1, pos)
+        ops.attention(q[:pos], k[:pos], v[:pos], cache, 1)
+        cache.ids += range(pos)
+    out = ops.attention(q[pos:], k[pos:], v[pos:], cache, 1)
     heads_first = (torch.tensor(x).transpose(0, 1)[None] for x in (q, k, v))
     expected = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True)
     expected = expected[0].transpose(0, 1).reshape(n_past, CONFIG.dim)[-n_tokens:]
@@ -121,7 +125,7 @@ def test_attention_weights_are_tapped_and_never_look_ahead():
     seen = {}
     q = normal(4, CONFIG.n_heads, CONFIG.head_dim)
     k = v = normal(4, CONFIG.n_kv_heads, CONFIG.head_dim)
-    ops.attention(q, k, v, ops.new_cache(CONFIG, 8), 0, 0, tap=seen.__setitem__)
+    ops.attention(q, k, v, ops.KVCache(CONFIG, 8), 0, tap=seen.__setitem__)
     assert seen["weights"].shape == (CONFIG.n_heads, 4, 4)
     np.testing.assert_allclose(seen["weights"].sum(-1), 1, rtol=0, atol=CLOSE)
     assert not np.triu(seen["weights"], k=1).any()
@@ -150,3 +154,55 @@ def test_prepare_gives_a_norm_as_an_array():
 
 def test_the_types_under_test_are_all_that_can_be_written():
     assert set(TYPES) - {"q6_k"} >= {"f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"}
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+
+def filled(cache, n_tokens, layers=range(CONFIG.n_layers)):
+    """Append n_tokens to each layer, a few at a time; returns what was stored of the keys of layer 0."""
+    stored = []
+    for start in range(0, n_tokens, 7):
+        n_new = min(7, n_tokens - start)
+        k, v = (
+            normal(n_new, CONFIG.n_kv_heads, CONFIG.head_dim),
+            normal(n_new, CONFIG.n_kv_heads, CONFIG.head_dim),
+        )
+        for layer in layers:
+            cache.append(layer, k, v)
+        cache.ids += range(start, start + n_new)
+        stored.append(k)
+    return np.concatenate(stored).swapaxes(0, 1)
+
+
+def test_a_cache_takes_memory_as_it_fills_and_not_before():
+    cache = ops.KVCache(CONFIG, 1_000_000)
+    assert cache.nbytes == 0
+    filled(cache, 100)
+    in_use = 2 * CONFIG.n_layers * CONFIG.kv_dim * 4 * len(cache)
+    assert in_use <= cache.nbytes <= 2 * in_use
+
+
+def test_a_cache_that_grew_holds_what_was_stored():
+    cache = ops.KVCache(CONFIG, 500)
+    stored = filled(cache, 300)
+    np.testing.assert_array_equal(cache.keys[0][:, :300], stored)
+
+
+def test_a_cache_never_has_room_for_more_than_its_context():
+    cache = ops.KVCache(CONFIG, 40)
+    filled(cache, 40)
+    assert cache.keys[0].shape[1] == 40
+    one = normal(1, CONFIG.n_kv_heads, CONFIG.head_dim)
+    with pytest.raises(TinyllamaError, match=r"context is full: 41 tokens, ctx_size is 40"):
+        cache.append(0, one, one)
+
+
+def test_a_trimmed_cache_goes_on_behind_what_is_left():
+    cache = ops.KVCache(CONFIG, 100)
+    stored = filled(cache, 30)
+    cache.trim(10)
+    k = normal(2, CONFIG.n_kv_heads, CONFIG.head_dim)
+    keys, _ = cache.append(0, k, k)
+    assert cache.ids == list(range(10))
+    np.testing.assert_array_equal(keys, np.concatenate([stored[:, :10], k.swapaxes(0, 1)], axis=1))

@@ -11,8 +11,7 @@ from hypothesis.extra import numpy as hnp
 from nasty import GGUF_TYPES, OF_2023, nasty
 
 from tinyllama import quant
-from tinyllama.blocks import TYPES
-from tinyllama.quant import Tensor, dequantize, quantize
+from tinyllama.quant import TYPES, dequantize, quantize
 
 SCALAR = {
     "q4_0_2023": historical.q4_0,
@@ -42,7 +41,7 @@ def test_zeros_of_both_signs_have_no_negative_range():
 def test_scales_at_the_end_of_float32_s_range_still_count_steps():
     """The inverse of 5e-39 is a float32, twice that isn't."""
     x = np.array([[5e-39 * 7, 5e-39 * 3] + [0.0] * 30], np.float32)
-    q = quant.integers(quantize(x, "q4_0_2023"), "q4_0_2023")
+    q = TYPES["q4_0_2023"].integers(quantize(x, "q4_0_2023"))
     assert q[0, 0, :3].tolist() == [7, 3, 0]
 
 
@@ -180,7 +179,7 @@ def test_integers_are_centred_where_there_is_no_minimum():
         ("q4_1", 0, 15),
         ("q5_1", 0, 31),
     ):
-        q = quant.integers(quantize(x, type), type)
+        q = TYPES[type].integers(quantize(x, type))
         assert (q.min(), q.max()) == (low, high)
 
 
@@ -189,26 +188,7 @@ def test_quantizing_refuses_odd_rows_and_types_that_are_only_read():
     refused(lambda: quantize(np.ones((2, 256), np.float32), "q6_k"), "q6_k")
 
 
-# --- tensors --------------------------------------------------------------------------------------
-
-
-def parts_of(x: np.ndarray, type: str, axis: int, n_parts: int = 2) -> Tensor:
-    parts = tuple(quantize(piece, type) for piece in np.split(x, n_parts, axis))
-    return Tensor("w", type, x.shape, parts, axis)
-
-
-@pytest.mark.parametrize("type", ["f32", "f16", "bf16", *GGUF_TYPES, *OF_2023])
-@pytest.mark.parametrize("axis", [0, 1])
-def test_a_tensor_in_parts_is_the_whole_tensor(type, axis):
-    x = nasty()
-    whole, cut = Tensor.from_array("w", x, type), parts_of(x, type, axis)
-    assert cut.nbytes == whole.nbytes
-    assert np.array_equal(cut.dequantize(), whole.dequantize())
-    for start, stop in ((0, 5), (30, 34), (32, 64), (60, 100)):
-        assert np.array_equal(cut.dequantize(start, stop), whole.dequantize()[start:stop])
-    rows = np.array([63, 0, 31, 32, 0])
-    assert np.array_equal(cut.take(rows), whole.dequantize()[rows])
-    assert np.array_equal(whole.take(rows), whole.dequantize()[rows])
+# --- in memory ------------------------------------------------------------------------------------
 
 
 def test_a_view_copies_nothing_and_has_the_offset(tmp_path):
@@ -226,7 +206,7 @@ def test_a_view_copies_nothing_and_has_the_offset(tmp_path):
 
 def test_bits_per_weight_count_the_scales():
     expected = {"f16": 16, "q4_0": 4.5, "q4_1": 5, "q5_0": 5.5, "q8_0": 8.5, "q4_0_2023": 5, "q4_1_2023": 6}
-    assert {type: quant.bits_per_weight(type) for type in expected} == expected
+    assert {type: TYPES[type].bits_per_weight for type in expected} == expected
 
 
 def test_more_bits_err_less():

@@ -72,10 +72,10 @@ def _halves(weight: np.ndarray, head_dim: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(n_out, n_in)
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numexpr"])
-def test_logits_agree_with_transformers_over_200_tokens(smollm2_file, smollm2, reference, backend):
-    ids = smollm2.tokens(TEXT)[:200]
-    assert len(ids) == 200
+@pytest.mark.parametrize(("backend", "n_tokens"), [("numpy", 200), ("numexpr", 50)])
+def test_logits_agree_with_transformers(smollm2_file, smollm2, reference, backend, n_tokens):
+    ids = smollm2.tokens(TEXT)[:n_tokens]
+    assert len(ids) == n_tokens
     with torch.no_grad():
         expected = reference(torch.tensor([ids])).logits[0].numpy()
     logits = tinyllama.load(smollm2_file, backend=backend).logits(ids)
@@ -88,16 +88,15 @@ def test_greedy_text_names_neil_armstrong(smollm2):
 
 def test_a_long_prompt_in_small_batches_gives_the_same_logits(smollm2):
     ids = smollm2.tokens(TEXT)[:60]
-    whole, cache, pos = smollm2.logits(ids), smollm2.new_cache(60), 0
+    whole, cache = smollm2.logits(ids), smollm2.new_cache(60)
     for size in (1, 7, 32, 20):
-        batch = smollm2.forward(ids[pos : pos + size], pos, cache)
-        np.testing.assert_allclose(batch, whole[pos : pos + size], rtol=0, atol=LOGITS)
-        pos += size
+        some = slice(len(cache), len(cache) + size)
+        np.testing.assert_allclose(smollm2.forward(ids[some], cache), whole[some], rtol=0, atol=LOGITS)
+    assert cache.ids == ids
 
 
-NEAR_TIE = (
-    0.3  # llama.cpp rounds activations to 8 bits; where its choice differed, our two best were 0.14 apart
-)
+# llama.cpp rounds activations to 8 bits; where its choice differed, our two best were 0.14 apart.
+NEAR_TIE = 0.3
 
 
 def _runs_of_llama_cpp():
@@ -116,7 +115,7 @@ def test_greedy_text_is_llama_cpp_s_wherever_the_two_best_logits_are_no_near_tie
 
 
 def test_a_prompt_of_bytes_that_no_token_stands_for_is_refused(smollm2):
-    with pytest.raises(TinyllamaError, match="no token"):
+    with pytest.raises(TinyllamaError, match="nothing in it that the vocabulary knows"):
         smollm2.generate("\x04")
 
 

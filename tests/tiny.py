@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinyllama.config import Config
-from tinyllama.quant import Tensor
+from tinyllama.tensor import Tensor
 
 CONFIG = Config(dim=64, n_layers=2, n_heads=4, vocab_size=96, hidden_dim=160, n_kv_heads=2, multiple_of=32)
 

@@ -3,12 +3,11 @@
 import functools
 import io
 import itertools
-import json
 import re
 import unicodedata
+from collections import Counter
 
-import sentencepiece
-import tokenizers
+import pytest
 
 from tinyllama.tokenizer import Vocabulary
 
@@ -40,7 +39,8 @@ LANGUAGES = [
 
 @functools.cache
 def sentencepiece_model(model_type: str = "bpe", byte_fallback: bool = True) -> bytes:
-    """A tokenizer.model made the way LLaMA's was, but of 400 pieces."""
+    """A tokenizer.model made the way LLaMA's was, but of 400 pieces; it takes sentencepiece to train one."""
+    sentencepiece = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT.splitlines()),
@@ -61,24 +61,21 @@ def sentencepiece_model(model_type: str = "bpe", byte_fallback: bool = True) -> 
 @functools.cache
 def bpe(pre: str = "gpt-2") -> Vocabulary:
     """A byte-level BPE of 400 pieces: two control pieces, a user-defined one, all bytes, merges."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        initial_alphabet=alphabet,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<br>"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([TEXT], trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    pieces = sorted(model["vocab"], key=model["vocab"].get)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    types = (3, 3, 4) + (1,) * (len(pieces) - 3)
+    words = Counter(tuple(map(_printable, word.encode())) for word in _words(TEXT, "gpt-2"))
+    special = ["<|endoftext|>", "<|im_start|>", "<br>"]
+    pieces, merges = special + sorted(map(_printable, range(256))), []
+    while len(pieces) < 400:
+        pairs = Counter()
+        for word, count in words.items():
+            pairs.update({pair: count * n for pair, n in Counter(itertools.pairwise(word)).items()})
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(" ".join(best))
+        pieces.append("".join(best))
+        words = Counter({tuple(_merge(list(word), best)): count for word, count in words.items()})
     return Vocabulary(
         "bpe",
         pieces=tuple(pieces),
-        types=types,
+        types=(3, 3, 4) + (1,) * (len(pieces) - 3),
         merges=tuple(merges),
         pre=pre,
         bos_id=0,

@@ -1,8 +1,6 @@
 """`python -m tinyllama` is `tinyllama`."""
 
-import sys
-
-from .commands.cli import main
+from .commands import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

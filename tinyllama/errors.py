@@ -1,10 +1,9 @@
-"""The one exception for what a user can cause, and the one place where foreign errors become it."""
+"""The one exception for what a user can cause, `naming`, which turns others into it, and how to stop."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Protocol
 
 LONGEST = 1000  # characters of a message; a name in somebody's file may have millions
 
@@ -13,10 +12,10 @@ class TinyllamaError(Exception):
     """One line that names the file or setting, what is wrong with it and what to do."""
 
     def __init__(self, message: object = ""):
-        text = str(message)
+        text = printable(str(message))
         if len(text) > LONGEST:
             text = f"{text[: LONGEST * 3 // 4]} … {text[-LONGEST // 5 :]}"
-        super().__init__(printable(text))
+        super().__init__(text)
 
 
 class Cancelled(TinyllamaError):
@@ -44,7 +43,8 @@ def naming(path: str | Path, *others: type[Exception]) -> Iterator[None]:
         raise TinyllamaError(f"{error.filename or path}: {error.strerror or error}") from None
     except (TinyllamaError, ValueError, *others) as error:
         cause = " ".join(str(error).split()) or type(error).__name__
-        raise TinyllamaError(cause if cause.startswith(printable(str(path))) else f"{path}: {cause}") from None
+        named = cause.startswith(printable(str(path)))
+        raise TinyllamaError(cause if named else f"{path}: {cause}") from None
 
 
 def printable(text: str) -> str:
@@ -60,19 +60,12 @@ def printable(text: str) -> str:
 # --- stopping -------------------------------------------------------------------------------------
 
 
-class Flag(Protocol):
-    """What can tell a computation to stop: a threading.Event, say."""
-
-    def is_set(self) -> bool:
-        """Whether it shall stop."""
-
-
-_flags: ContextVar[tuple[Flag, ...]] = ContextVar("flags", default=())
+_flags: ContextVar[tuple] = ContextVar("flags", default=())
 
 
 @contextmanager
-def cancellable(flag: Flag) -> Iterator[None]:
-    """Inside, in this thread, `check_cancelled` looks at this flag too."""
+def cancellable(flag) -> Iterator[None]:
+    """Inside, in this thread, `check_cancelled` looks at this flag too: a threading.Event, say."""
     token = _flags.set((*_flags.get(), flag))
     try:
         yield

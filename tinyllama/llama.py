@@ -1,44 +1,35 @@
 """The one place where a file, a tokenizer, a backend and the model meet."""
 
-import glob
 import math
 import operator
-import os
-import sys
 import threading
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from .machine import limits as resources
-from .backends import Backend, get_backend, one_blas_thread, stoppable
-from .machine.download import find
-from .errors import TinyllamaError
-from .formats import Checkpoint, open_checkpoint
-from .generation import Completion, Generation, Token, score
-from .machine.mapped import mapped_files, unchanged
-from .memory import (
-    announcement,
-    announcement_of_mapping,
-    check_load,
-    check_run,
-    check_trace,
-    default_ctx_size,
-    memory_needed,
-    stays_in_file,
-)
+from .backends import Backend, get_backend, over_forks
+from .config import Config
+from .errors import TinyllamaError, require
+from .formats import Checkpoint, open_checkpoint, stamp
+from .generation import Completion, Generation, Token
 from .model import Model, build, forward, tap_shapes, unembed
-from .ops import as_numbers
-from .tokenizer import Tokenizer, make_tokenizer
+from .ops import KVCache
+from .score import score
+from .settings import Settings
+from .tokenizer import make_tokenizer
+
+KEPT = 2  # models that stay loaded
+LARGE = 10**9  # weights from which loading shows a bar; with fewer it has ended before tqdm is imported
+SCORED = 3000  # bytes of a Token with its Stage, as `score` makes them
 
 
-class Llama:
+class Llama(AbstractContextManager):
     """A loaded model: text or token ids in, logits, intermediate values or text out.
 
     Made by `load`. Use it in a `with` statement, or `close()` it, to give its memory back.
@@ -51,98 +42,161 @@ class Llama:
         load_seconds: how long loading took.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        backend: Backend,
-        name: str,
-        mmap: bool = False,
-        progress: Callable | None = None,
-    ):
-        started = time.perf_counter()
+    def __init__(self, checkpoint: Checkpoint, backend: Backend, name: str, mmap=False, progress=None):
+        started, sizes = time.perf_counter(), [math.prod(t.shape) for t in checkpoint.tensors.values()]
         self.name, self.checkpoint, self.config, self.backend = name, checkpoint, checkpoint.config, backend
-        self.tokenizer: Tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.path)
-        if self.tokenizer.vocab_size > self.config.vocab_size:
-            raise TinyllamaError(
-                f"{checkpoint.path}: its tokenizer has {self.tokenizer.vocab_size} tokens, "
-                f"the model {self.config.vocab_size}"
-            )
-        self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
-        self.mapped = stays_in_file(checkpoint, backend.name, mmap)
-        suspects: list[str] = []
-        prepare = partial(backend.prepare, copy=not self.mapped, suspect=suspects.append)
-        files = mapped_files(part for tensor in checkpoint.tensors.values() for part in tensor.parts)
-        with unchanged(files):
-            self._model = build(self.config, checkpoint.tensors, prepare, progress or _bar)
-        self._files = files if self.mapped else []
-        if suspects:
-            warnings.warn(_of_suspects(checkpoint.path, suspects), stacklevel=3)
+        self.tokenizer, self.n_params = make_tokenizer(checkpoint.vocabulary, checkpoint.path), sum(sizes)
+        n_ids, embedded = self.tokenizer.vocab_size, self.config.vocab_size
+        fits = f"its tokenizer has {n_ids} tokens, the model {embedded}"
+        require(n_ids <= embedded, f"{checkpoint.path}: {fits}")
+        self.mapped = mmap or backend.keeps_in_file(checkpoint.tensors)
+        prepare = partial(backend.prepare, copy=not self.mapped)
+        progress = progress or (_bar if self.n_params > LARGE else iter)
+        self._model: Model | None = build(self.config, checkpoint.tensors, prepare, progress)
+        checkpoint.check_unchanged()
         self.load_seconds = time.perf_counter() - started
 
+    # --- text -------------------------------------------------------------------------------------
+
     def stream(self, prompt: str | list[int], *, cancel=None, **settings) -> Generation:
-        """Continue a prompt piece by piece; see `generation.Settings` for the settings.
+        """Continue a prompt piece by piece; `settings.Settings` lists the settings.
 
         Args:
             prompt: text, or token ids.
-            cancel: a threading.Event, say: once it is set, the text ends before the next operation.
+            cancel: a threading.Event, say: when it is set, the text ends before the next layer at the latest.
         Returns:
             An iterator over pieces of text, which afterwards knows its `tokens`, `stop_reason`, `timings`
             and the whole `completion()`.
         """
-        return Generation(self, prompt, cancel=cancel, **settings)
+        wanted = Settings(**settings)
+        n_ctx = wanted.ctx_size or default_ctx_size(self.config)
+        ids = self.tokens(prompt, n_ctx)
+        cache = self.new_cache(n_ctx, at_once=min(wanted.batch_size, len(ids)))
+        origin = {"prompt": prompt, "model": self.name}
+        origin |= {"backend": self.backend.name, "threads": self.backend.threads}
+        run, doubts = partial(self.forward, last=True, cancel=cancel), self._doubts(prompt, ids, n_ctx)
+        generation = Generation(run, self.tokenizer, cache, ids, wanted, origin, doubts)
+        generation.timings.load = self.load_seconds
+        return generation
+
+    def _doubts(self, prompt, ids: list[int], n_ctx: int) -> Iterator[str]:
+        """What about prompt or ctx_size will worsen the text."""
+        bos, trained = self.tokenizer.bos_id, self.config.max_seq_len
+        if bos is not None and ids[:2] == [bos, bos]:
+            yield "the prompt starts with bos, and another one is put before it: leave yours out"
+        if isinstance(prompt, str) and prompt.endswith(" "):
+            yield "the prompt ends in a space, but words begin with theirs: the text gets better without it"
+        if n_ctx > trained:
+            yield f"the model was trained on {trained} tokens, ctx_size is {n_ctx}"
 
     def generate(self, prompt: str | list[int], *, cancel=None, **settings) -> Completion:
         """Continue a prompt and return the new text; as `stream`, in one go."""
-        run = self.stream(prompt, cancel=cancel, **settings)
-        for _ in run:
-            pass
-        return run.completion()
+        return self.stream(prompt, cancel=cancel, **settings).finish()
+
+    def tokens(self, prompt: str | list[int], n_ctx: int | None = None) -> list[int]:
+        """The ids of a prompt, with bos if the model wants it; ids are checked and passed on.
+
+        Args:
+            n_ctx: the most that there may be.
+        Raises TinyllamaError if it is empty or too long, or an id is none of the vocabulary's.
+        """
+        if isinstance(prompt, str | bytes):
+            if n_ctx and len(prompt) > n_ctx:  # cutting takes a second a megabyte
+                longest = max(map(len, self.tokenizer.vocabulary.pieces))
+                size = f"{len(prompt)} characters, ctx_size is {n_ctx} tokens of at most {longest}"
+                require(len(prompt) <= n_ctx * longest, f"the context is full: the prompt has {size}")
+            with self.backend.running():
+                ids = self.tokenizer.encode(prompt, special=True) if prompt else []
+        else:
+            try:
+                ids = list(map(operator.index, prompt))
+            except TypeError:
+                raise TinyllamaError(f"a prompt is text or a list of token ids, not {prompt!r:.60}") from None
+            wrong = [token for token in ids if not 0 <= token < self.config.vocab_size]
+            require(not wrong, f"token id {wrong[:1]} is not in 0..{self.config.vocab_size - 1}")
+        require(ids, "the prompt is empty, or has nothing in it that the vocabulary knows")
+        full = f"the context is full: the prompt has {len(ids)} tokens, ctx_size is {n_ctx}"
+        require(n_ctx is None or len(ids) <= n_ctx, full)
+        return ids
+
+    # --- numbers ----------------------------------------------------------------------------------
 
     def logits(self, prompt: str | list[int]) -> np.ndarray:
         """What the model expects after each token of a prompt: [n_tokens, vocab_size].
 
         Raises TinyllamaError where that doesn't fit into memory; so do `score` and `trace`.
         """
-        tokens = self.tokens(prompt)
-        self.check_memory(len(tokens), len(tokens), len(tokens))
-        return self.forward(tokens, 0, self.new_cache(len(tokens)))
+        ids = self.tokens(prompt)
+        return self.forward(ids, self.new_cache(len(ids), at_once=len(ids), n_logits=len(ids)))
 
     def score(self, prompt: str | list[int], *, batch_size: int = 512, cancel=None) -> list[Token]:
-        """How likely each token of a prompt is, given those before it; see `generation.score`."""
-        return score(self, prompt, batch_size=batch_size, cancel=cancel)
+        """How likely each token of a prompt is, given those before it; see `score.score`."""
+        ids = self.tokens(prompt)
+        at_once = min(batch_size, len(ids))
+        kept = {"n_logits": 2 * at_once, "n_bytes": SCORED * len(ids)}  # logits of two batches
+        cache = self.new_cache(len(ids), at_once=at_once, **kept)
+        return score(partial(self.forward, cancel=cancel), self.tokenizer, cache, ids, batch_size)
 
     def trace(self, prompt: str | list[int], *patterns: str, cancel=None) -> dict[str, np.ndarray]:
-        """Run a prompt and keep the intermediate values whose names match one of the patterns.
+        """Run a prompt and keep the intermediate values, name -> array in the order of computation.
 
         Args:
-            patterns: of shell style, "layers.*.attention.weights"; none at all keeps everything.
-                `model.forward` lists the names.
-            cancel: as of `forward`.
-        Returns:
-            name -> array, in the order in which they were computed.
-        Raises:
-            TinyllamaError: a pattern matches nothing.
+            patterns: of names, in shell style: "layers.*.attention.weights"; none keeps all that
+                `model.forward` lists. TinyllamaError if one matches nothing.
         """
-        tokens, kept = self.tokens(prompt), {}
-        names = self._named(tap_shapes(self.config, len(tokens)), patterns)
-        check_trace(self.config, self.backend.name, len(tokens), names)
+        ids, kept = self.tokens(prompt), {}
+        shapes, names = tap_shapes(self.config, len(ids)), set()
+        for pattern in patterns or ("*",):
+            matching = {name for name in shapes if fnmatchcase(name, pattern)}
+            require(matching, f"nothing is named {pattern!r}: there are {', '.join(list(shapes)[:9])}, ...")
+            names |= matching
+        n_bytes = 4 * sum(math.prod(shapes[name]) for name in names)
+        run = {"at_once": len(ids), "n_logits": len(ids), "n_bytes": n_bytes, "tapped": True}
+        cache = self.new_cache(len(ids), **run)
 
         def tap(name, array):
             if name in names:
                 kept[name] = array.copy()
 
-        self.forward(tokens, 0, self.new_cache(len(tokens)), tap=tap, cancel=cancel)
+        self.forward(ids, cache, tap=tap, cancel=cancel)
         return kept
 
-    @staticmethod
-    def _named(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
-        """Those of the names that match a pattern, all if there is none."""
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise TinyllamaError(
-                    f"nothing is named {pattern!r}: there are {', '.join(list(names)[:9])}, ..."
-                )
-        return {name for name in names if not patterns or any(fnmatchcase(name, p) for p in patterns)}
+    def forward(self, tokens: list[int], cache: KVCache, *, cancel=None, **options) -> np.ndarray:
+        """`model.forward` with this model's weights and backend: [n_tokens, vocab_size].
+
+        Args:
+            cancel: an object with is_set(), looked at before every layer.
+        Raises:
+            Cancelled: the flag is set; the cache holds what it held before.
+            KeyboardInterrupt: at the next layer after Ctrl-C; after the last, the cache has these tokens.
+            TinyllamaError: the model has been closed, or it is mapped and its file was changed, or the logits
+                are NaN or infinite. (With a `tap` they are returned: one may be looking for the cause.)
+        """
+        model = self._open()
+        with self.backend.running(cancel):
+            logits = forward(model, self.backend, tokens, cache, **options)
+        self._open()
+        if not options.get("tap"):
+            self.check(logits, cache.ids)
+        return logits
+
+    def check(self, logits: np.ndarray, ids: list[int]) -> None:
+        """Raises TinyllamaError where logits of the last of these ids are NaN or infinite."""
+        for row in np.flatnonzero(~np.isfinite(logits).all(axis=-1)):
+            at = len(ids) - len(logits) + int(row)
+            piece = f"token {at + 1} of the text, {self.tokenizer.piece(int(ids[at]))!r:.40}"
+            damage = "its file is damaged (`tinyllama inspect --check` finds the tensors)"
+            what = f"after {piece}, the model computes NaN or infinity: {damage}"
+            raise TinyllamaError(f"{self.checkpoint.path}: {what}")
+
+    def unembed(self, residual: np.ndarray) -> np.ndarray:
+        """What a residual stream says about the next token: [n_tokens, dim] -> logits [n_tokens, vocab_size].
+
+        Of an earlier layer's residual ("layers.3.residual" of `trace`), what the model would say if it
+        stopped there: the logit lens.
+        """
+        with self.backend.running():
+            return unembed(self._open(), self.backend, np.ascontiguousarray(residual, np.float32))
 
     def weight(self, name: str) -> np.ndarray:
         """A weight as float32 numbers, by its name in `Config.tensor_shapes` without ".weight".
@@ -152,105 +206,35 @@ class Llama:
         Raises TinyllamaError if there is none of this name.
         """
         self._open()
-        tensors = dict(self.checkpoint.tensors)
-        if name == "output" and "output.weight" not in tensors:
-            name = "tok_embeddings"
-        if f"{name}.weight" not in tensors:
-            raise TinyllamaError(
-                f"{self.name} has no weight {name!r}: there are {', '.join(tensors)[:150]}, ..."
-            )
-        tensor = tensors[f"{name}.weight"]
-        with unchanged(mapped_files(tensor.parts)):
-            return as_numbers(tensor)
+        tensors = {key.removesuffix(".weight"): tensor for key, tensor in self.checkpoint.tensors.items()}
+        tensors.setdefault("output", tensors["tok_embeddings"])
+        known = ", ".join(tensors)[:150]
+        require(name in tensors, f"{self.name} has no weight {name!r}: there are {known}, ...")
+        numbers = np.array(tensors[name].dequantize())
+        self.checkpoint.check_unchanged()
+        return numbers
 
-    def tokens(self, prompt: str | list[int]) -> list[int]:
-        """The ids of a prompt, with bos if the model wants it; ids are checked and passed on.
+    def new_cache(self, n_ctx: int, **run) -> KVCache:
+        """An empty KV cache for n_ctx tokens; `run`, as `Backend.require_run` takes it: what it is for.
 
-        Raises TinyllamaError if it is empty or an id is none of the vocabulary's.
+        Raises TinyllamaError where cache and computation don't fit into memory.
         """
-        if isinstance(prompt, str | bytes | list) and not prompt:
-            raise TinyllamaError("the prompt is empty")
-        tokens = self._encode(prompt)
-        if not tokens:
-            raise TinyllamaError("the prompt is empty: the vocabulary has no token for anything in it")
-        wrong = [token for token in tokens if not 0 <= token < self.config.vocab_size]
-        if wrong:
-            raise TinyllamaError(f"token id {wrong[0]} is not in 0..{self.config.vocab_size - 1}")
-        return tokens
-
-    def _encode(self, prompt) -> list[int]:
-        if isinstance(prompt, str | bytes):
-            return self.tokenizer.encode(prompt, special=True)
-        try:
-            return list(map(operator.index, prompt))
-        except TypeError:
-            raise TinyllamaError(f"a prompt is text or a list of token ids, not {prompt!r:.60}") from None
-
-    def forward(self, tokens: list[int], pos: int, cache, *, cancel=None, **options) -> np.ndarray:
-        """`model.forward` with this model's weights and backend: [n_tokens, vocab_size].
-
-        Args:
-            cancel: an object with is_set(), looked at before every operation.
-        Raises:
-            Cancelled: the flag is set; the cache up to `pos` is still good.
-            TinyllamaError: the model has been closed, or it is mapped and its file was changed; or the logits
-                aren't numbers: with a `tap`, by which one may want to see why, they are returned.
-        """
-        backend = self.backend if cancel is None else stoppable(self.backend, cancel)
-        with one_blas_thread(), unchanged(self._files):
-            logits = forward(self._open(), backend, tokens, pos, cache, **options)
-        if not options.get("tap"):
-            self.check(logits, tokens, pos)
-        return logits
-
-    def check(self, logits: np.ndarray, tokens: list[int], pos: int = 0) -> None:
-        """Raises TinyllamaError, naming the token, where logits, of tokens from `pos` on, aren't numbers."""
-        wrong = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
-        if len(wrong):
-            index = len(tokens) - len(logits) + int(wrong[0])
-            piece = f"token {pos + index + 1} of the text, {self.tokenizer.piece(int(tokens[index]))!r:.40}"
-            raise TinyllamaError(
-                f"{self.checkpoint.path}: after {piece}, the model computes NaN or infinity: "
-                "its file is damaged, or holds weights that are no numbers"
-            )
-
-    def unembed(self, residual: np.ndarray) -> np.ndarray:
-        """What a residual stream says about the next token: [n_tokens, dim] -> logits [n_tokens, vocab_size].
-
-        Of an earlier layer's residual ("layers.3.residual" of `trace`), what the model would say if it
-        stopped there: the logit lens.
-        """
-        with one_blas_thread(), unchanged(self._files):
-            return unembed(self._open(), self.backend, np.ascontiguousarray(residual, np.float32))
-
-    def _open(self) -> Model:
-        if self._model is None:
-            raise TinyllamaError(f"{self.name} has been closed")
-        return self._model
-
-    def check_memory(self, n_ctx: int, at_once: int, n_logits: int = 1, n_scored: int = 0) -> None:
-        """Refuse a run that doesn't fit into memory, as `memory.check_run` says."""
-        check_run(self.config, self.backend.name, n_ctx, at_once, n_logits, n_scored)
-
-    def new_cache(self, n_ctx: int):
-        """An empty KV cache for n_ctx tokens. Raises TinyllamaError where it doesn't fit into memory."""
-        self.check_memory(n_ctx, 0)
+        self.backend.require_run(self.config, n_ctx, **run)
         return self.backend.new_cache(self.config, n_ctx)
 
-    def default_ctx_size(self) -> int:
-        """Tokens that a run of this model has room for if nobody says."""
-        return default_ctx_size(self.config)
+    def _open(self) -> Model:
+        require(self._model is not None, f"{self.name} has been closed")
+        if self.mapped:
+            self.checkpoint.check_unchanged()
+        return self._model
 
     def close(self) -> None:
         """Give the weights' memory back. Closing twice is fine; using it afterwards is an error."""
-        self._model, self._files = None, []
+        self._model = None
         self.checkpoint.tensors.clear()
         with _lock:
             for key in [key for key, llama in _loaded.items() if llama is self]:
                 del _loaded[key]
-
-    def __enter__(self) -> "Llama":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -259,36 +243,21 @@ class Llama:
         return f"Llama({self.name!r}, {self.n_params:,} weights, backend {self.backend.name!r})"
 
 
-def _of_suspects(path: Path, names: list[str]) -> str:
-    rest = f", and so do {len(names) - 1} others" if len(names) > 1 else ""
-    return f"{path}: {names[0]} holds NaN or infinity{rest}: what is computed from that is no text"
+def default_ctx_size(config: Config) -> int:
+    """Tokens that a run has room for if nobody says: 2048, or what the model was trained on if less."""
+    return min(config.max_seq_len, 2048)
 
 
 def _bar(names: list[str]) -> Iterator[str]:
-    """tqdm's bar, from half a second on: a small model is loaded before tqdm would be imported."""
-    started, rest = time.perf_counter(), deque(names)
-    while rest and time.perf_counter() < started + 0.5:
-        yield rest.popleft()
-    if rest:
-        from tqdm.auto import tqdm
+    from tqdm.auto import tqdm  # here: it takes as long to import as a small model to load
 
-        n_done = len(names) - len(rest)
-        yield from tqdm(rest, "load", len(names), initial=n_done, unit=" tensors", leave=False)
+    return iter(tqdm(names, "load", unit=" tensors", leave=False, delay=0.5))
 
+
+# --- by name --------------------------------------------------------------------------------------
 
 _loaded: dict[tuple, Llama] = {}  # the models loaded last, the newest at the end
-_lock = threading.RLock()
-KEPT = 2
-
-
-def _after_fork() -> None:
-    """In the child: a thread that it hasn't may have been loading."""
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_lock = over_forks(threading.RLock())
 
 
 def load(
@@ -297,7 +266,7 @@ def load(
     threads: int | None = None,
     *,
     mmap: bool = False,
-    verbose: bool = False,
+    announce: Callable[[Path, dict[str, int]], None] | None = None,
     progress: Callable | None = None,
 ) -> Llama:
     """Load a model, or return it if it is loaded already.
@@ -309,42 +278,32 @@ def load(
         threads: None for one a core; on a Mac, one a fast core.
         mmap: leave the weights in their file, mapped. Loading takes no time, and the weights no memory but
             the page cache, which the system can take back; each token takes longer. The results are the same.
-        verbose: say on stderr what it will need before loading.
+        announce: called before loading with the path and what it will take, as `Backend.memory` says.
         progress: wraps the iteration over the tensors as tqdm does, which shows a bar if nobody says.
     Raises:
         TinyllamaError: there is no such file, it is damaged, or there isn't the memory for it.
     """
-    path = find(model)
     table = get_backend(backend, threads)
-    key = (*_identity(path), table.name, table.threads, mmap)
-    with _lock:
-        if key in _loaded:
-            _loaded[key] = _loaded.pop(key)
-            return _loaded[key]
-        checkpoint = open_checkpoint(path)
-        needed = memory_needed(checkpoint, table.name, default_ctx_size(checkpoint.config), mmap=mmap)
-        while _loaded and (len(_loaded) >= KEPT or sum(needed.values()) > resources.available_memory()):
-            del _loaded[next(iter(_loaded))]
-        check_load(path, needed, stays_in_file(checkpoint, table.name, mmap))
-        if verbose:
-            say = announcement_of_mapping if mmap else announcement
-            print(say(path, needed), file=sys.stderr)
-        _loaded[key] = Llama(checkpoint, table, str(model), mmap, progress)
+    with _lock, table.running():
+        key = (stamp(model), table.name, table.threads, mmap)
+        if key not in _loaded:
+            checkpoint = open_checkpoint(model)
+            n_ctx = default_ctx_size(checkpoint.config)
+            needed = table.memory(checkpoint.config, checkpoint.tensors, n_ctx, mmap=mmap)
+            while _loaded and (len(_loaded) >= KEPT or not table.has_memory(needed)):
+                del _loaded[next(iter(_loaded))]
+            mapped = mmap or table.keeps_in_file(checkpoint.tensors)
+            table.require_load(checkpoint.path, needed, mapped)
+            if announce:
+                announce(checkpoint.path, needed)
+            _loaded[key] = Llama(checkpoint, table, str(model), mmap, progress)
+        _loaded[key] = _loaded.pop(key)
         return _loaded[key]
 
 
-def stream(
-    prompt: str | list[int],
-    model: str | Path = "small",
-    *,
-    backend: str | None = None,
-    threads: int | None = None,
-    mmap: bool = False,
-    cancel=None,
-    **settings,
-) -> Generation:
-    """Continue a prompt piece by piece: `load(...).stream(prompt, ...)`; arguments as of `generate`."""
-    return _start(prompt, model, backend, threads, mmap, cancel=cancel, **settings)
+def stream(prompt: str | list[int], model: str | Path = "small", **settings) -> Generation:
+    """Continue a prompt piece by piece, as `Llama.stream`; arguments as of `generate`."""
+    return _start(prompt, model, **settings)
 
 
 def generate(prompt: str | list[int], model: str | Path = "small", **settings) -> Completion:
@@ -354,29 +313,15 @@ def generate(prompt: str | list[int], model: str | Path = "small", **settings) -
         prompt: text, or token ids.
         model, backend, threads, mmap: as `load` takes them.
         cancel: see `Llama.stream`.
-        settings: the fields of `generation.Settings`: n_predict=128, seed=-1, temp=0.8, top_k=40, top_p=0.9,
-            repeat_penalty=1.0, repeat_last_n=64, stop=(), batch_size=512, ctx_size=None, stages=False.
+        settings: the fields of `settings.Settings`: n_predict=128, seed=-1, temp=0.8, top_k=40, ...
     Raises:
         TinyllamaError: no such model, a setting that makes no sense, a prompt that is empty or too long.
     """
-    run = _start(prompt, model, **settings)
-    for _ in run:
-        pass
-    return run.completion()
+    return _start(prompt, model, **settings).finish()
 
 
 def _start(prompt, model, backend=None, threads=None, mmap=False, **settings) -> Generation:
-    run = load(model, backend, threads, mmap=mmap).stream(prompt, **settings)
-    for warning in run.warnings:
+    generation = load(model, backend, threads, mmap=mmap).stream(prompt, **settings)
+    for warning in generation.warnings:
         warnings.warn(warning, stacklevel=3)  # where `stream` or `generate` was called
-    return run
-
-
-def _identity(path: Path) -> tuple:
-    """Changes when a file of a model does, so that a new file under an old name is loaded anew."""
-    path = path.resolve()
-    folder = path if path.is_dir() else path.parent
-    files = [*folder.glob("*" if path.is_dir() else f"{glob.escape(path.name)}*"), folder / "params.json"]
-    files += [folder / "tokenizer.model", folder.parent / "tokenizer.model"]
-    stats = [(str(file), file.stat()) for file in sorted(set(files)) if file.exists()]
-    return (str(path), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+    return generation

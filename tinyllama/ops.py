@@ -1,16 +1,17 @@
 """Every operation of a LLaMA, in NumPy: the definition.
 
-Each function here is an entry of the table that `model.forward` is handed (see `backends`). A faster
-backend replaces entries; what it must compute is what stands here. All numbers are float32.
+`embedding`, `rms_norm`, `matmul`, `rope`, `attention` and `swiglu` are the entries of the table that
+`model.forward` is handed (see `backends`). A faster backend replaces entries; what it must compute is what
+stands here. Numbers are float32.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from .config import Config
-from .quant import Tensor
+from .errors import require
+from .tensor import Tensor
 
 #: Weights that each thread turns to float32 at a time while a matrix is multiplied: 2 MB.
 CHUNK = 2**19
@@ -21,29 +22,19 @@ WORTH_SHARING = 2**22
 Tap = Callable[[str, np.ndarray], None]
 
 
-def as_numbers(tensor: Tensor) -> np.ndarray:
-    """All of a weight as float32 in memory of its own: what its file holds may change."""
-    array = tensor.dequantize()
-    return array.copy() if tensor.type == "f32" and len(tensor.parts) == 1 else array
-
-
-def prepare(tensor: Tensor, copy: bool, suspect: Callable[[str], None] | None = None) -> Tensor | np.ndarray:
+def prepare(tensor: Tensor, copy: bool) -> Tensor | np.ndarray:
     """Turn a weight of the file into what the other operations take.
 
     Args:
         tensor: as it lies in the file.
         copy: dequantize it now, once. Otherwise it stays in its file, and `matmul` dequantizes it, a few rows
             at a time, on every call.
-        suspect: called with the name of one that holds NaN or infinity; of those that stay in their file
-            nobody knows.
     Returns:
-        A Tensor [n_out, n_in]; of a norm, which is small, its array [dim].
+        A Tensor [n_out, n_in]; of a vector, which is small, its array in memory of its own.
     """
-    if suspect and (copy or len(tensor.shape) == 1) and not tensor.is_finite():
-        suspect(tensor.name)
     if len(tensor.shape) == 1:
-        return as_numbers(tensor)
-    return Tensor(tensor.name, "f32", tensor.shape, (as_numbers(tensor),)) if copy else tensor
+        return np.array(tensor.dequantize())
+    return Tensor.from_array(tensor.name, np.array(tensor.dequantize())) if copy else tensor
 
 
 def embedding(table: Tensor, tokens: np.ndarray) -> np.ndarray:
@@ -69,26 +60,17 @@ def matmul(x: np.ndarray, *weights: Tensor, run: Callable = map):
         x @ weight.T, [n_tokens, n_out]: an array for one weight, a list for several.
     """
     outputs = [np.empty((len(x), weight.shape[0]), np.float32) for weight in weights]
+    pairs, n_rows = list(zip(weights, outputs, strict=True)), max(1, CHUNK // x.shape[1])
+    jobs = [(weight, out, row) for weight, out in pairs for row in range(0, weight.shape[0], n_rows)]
 
-    def multiply(weight, out, start, stop):
-        np.matmul(x, weight.dequantize(start, stop).T, out=out[:, start:stop])
+    def multiply(job: tuple[Tensor, np.ndarray, int]) -> None:
+        weight, out, row = job
+        np.matmul(x, weight.dequantize(row, row + n_rows).T, out=out[:, row : row + n_rows])
 
-    jobs = [
-        (weight, out, start, stop)
-        for weight, out in zip(weights, outputs, strict=True)
-        for start, stop in _row_chunks(weight)
-    ]
-    n_multiply_adds = len(x) * sum(out.shape[1] * x.shape[1] for out in outputs)
-    for _ in (run if n_multiply_adds >= WORTH_SHARING else map)(multiply, *zip(*jobs, strict=True)):
+    n_multiply_adds = x.size * sum(weight.shape[0] for weight in weights)
+    for _ in (run if n_multiply_adds >= WORTH_SHARING else map)(multiply, jobs):
         pass
     return outputs if len(weights) > 1 else outputs[0]
-
-
-def _row_chunks(weight: Tensor) -> list[tuple[int, int]]:
-    """(start, stop) of runs of rows with about CHUNK weights each."""
-    n_out, n_in = weight.shape
-    step = max(1, CHUNK // n_in)
-    return [(start, min(start + step, n_out)) for start in range(0, n_out, step)]
 
 
 def rope_freqs(config: Config, pos: int, n_tokens: int, factors: np.ndarray | None = None) -> np.ndarray:
@@ -115,32 +97,58 @@ def rope(x: np.ndarray, freqs: np.ndarray) -> np.ndarray:
     return (pairs * freqs[:, None, :]).view(np.float32)
 
 
-@dataclass
 class KVCache:
-    """Keys and values of every token so far, so that a new token computes only its own.
+    """Keys and values of the tokens so far, so that a new token computes only its own.
+
+    Its memory grows as it fills, a layer at a time.
 
     Attributes:
-        keys, values: [n_layers, n_kv_heads, n_ctx, head_dim]
+        ids: the tokens that it holds; their number is its length, and the position of the next token.
+        n_ctx: how many it may hold.
+        keys, values: of each layer, [n_kv_heads, room, head_dim].
     """
 
-    keys: np.ndarray
-    values: np.ndarray
+    def __init__(self, config: Config, n_ctx: int, dtype: np.typing.DTypeLike = np.float32):
+        self.ids: list[int] = []
+        self.n_ctx = n_ctx
+        empty = np.zeros((config.n_kv_heads, 0, config.head_dim), dtype)
+        self.keys, self.values = [empty] * config.n_layers, [empty] * config.n_layers
 
-    def append(self, layer: int, pos: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Store k, v [n_tokens, n_kv_heads, head_dim] from `pos` on.
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes now."""
+        return sum(array.nbytes for array in (*self.keys, *self.values))
+
+    def trim(self, n_tokens: int) -> None:
+        """Forget all but the first n_tokens."""
+        del self.ids[n_tokens:]
+
+    def room(self, layer: int, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """A layer's arrays, with room for n_tokens more. Raises TinyllamaError where the context is full."""
+        n_past = len(self) + n_tokens
+        require(n_past <= self.n_ctx, f"the context is full: {n_past} tokens, ctx_size is {self.n_ctx}")
+        for arrays in (self.keys, self.values):
+            n_kv_heads, room, head_dim = arrays[layer].shape
+            if room < n_past:
+                more = min(self.n_ctx, n_past + n_past // 4 + 32)  # or every token would copy all before it
+                grown = np.empty((n_kv_heads, more, head_dim), arrays[layer].dtype)
+                grown[:, : len(self)] = arrays[layer][:, : len(self)]
+                arrays[layer] = grown
+        return self.keys[layer], self.values[layer]
+
+    def append(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Store k, v [n_tokens, n_kv_heads, head_dim] behind the tokens in `ids`.
 
         Returns all keys and values so far, [n_kv_heads, n_past, head_dim].
         """
-        n_past = pos + len(k)
-        self.keys[layer, :, pos:n_past] = k.swapaxes(0, 1)
-        self.values[layer, :, pos:n_past] = v.swapaxes(0, 1)
-        return self.keys[layer, :, :n_past], self.values[layer, :, :n_past]
-
-
-def new_cache(config: Config, n_ctx: int) -> KVCache:
-    """Room for n_ctx tokens. The system gives the memory as it is written to, not here."""
-    shape = (config.n_layers, config.n_kv_heads, n_ctx, config.head_dim)
-    return KVCache(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+        keys, values = self.room(layer, len(k))
+        n_past = len(self) + len(k)
+        keys[:, len(self) : n_past] = k.swapaxes(0, 1)
+        values[:, len(self) : n_past] = v.swapaxes(0, 1)
+        return keys[:, :n_past], values[:, :n_past]
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -150,14 +158,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def attention(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    cache: KVCache,
-    layer: int,
-    pos: int,
-    tap: Tap | None = None,
-    softmax: Callable = softmax,
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, cache: KVCache, layer: int, tap=None, softmax=softmax
 ) -> np.ndarray:
     """Append k and v to the cache, then let each token attend to itself and all before it.
 
@@ -167,20 +168,19 @@ def attention(
     Args:
         q: [n_tokens, n_heads, head_dim], turned by `rope`; so is k.
         k, v: [n_tokens, n_kv_heads, head_dim]
-        pos: position of the first token.
         tap: called with "scores" and "weights", [n_heads, n_tokens, n_past].
         softmax: the function, for backends that have a faster one.
     Returns:
         [n_tokens, dim], the heads side by side.
     """
     n_tokens, n_heads, head_dim = q.shape
-    keys, values = cache.append(layer, pos, k, v)  # [n_kv_heads, n_past, head_dim]
+    keys, values = cache.append(layer, k, v)  # [n_kv_heads, n_past, head_dim]
     n_kv_heads, n_past, _ = keys.shape
     queries = q.reshape(n_tokens, n_kv_heads, n_heads // n_kv_heads, head_dim).transpose(1, 2, 0, 3)
     scores = queries @ keys[:, None].swapaxes(-1, -2)  # [n_kv_heads, heads that share, n_tokens, n_past]
     scores *= np.float32(head_dim**-0.5)
     if n_tokens > 1:
-        future = np.arange(n_past) > np.arange(pos, n_past)[:, None]
+        future = np.arange(n_past) > np.arange(len(cache), n_past)[:, None]
         scores[..., future] = -np.inf
     weights = softmax(scores)
     if tap:

@@ -1,128 +1,314 @@
-"""Quantization: weights to blocks and back, in NumPy; what every faster way must give to the byte.
+"""Quantization: how weights lie in memory, byte by byte, and how they get there and back.
 
-A block is 32 small integers `q` with a scale `d` and, of the `_1` types, a minimum `m` (blocks.py says where
-they lie). What comes back is
+Quantization cuts each row of a weight into blocks of 32 (q6_k: 256) and stores, for a block, one scale `d`
+(and for the `_1` types a minimum `m`) beside 32 small integers `q`. What comes back is
 
     q4_0, q5_0, q8_0:   (q - zero) * d           q4_1, q5_1:   q * d + m
 
-Every quantizer here gives the bytes that ggml's gives: of March 2023 for the `_2023` types, else of today.
+A type is a class, which registers itself in TYPES: its layout, its quantizer, its dequantizer, its numbers in
+files, and what the C backend prepares it as. This is the definition: every quantizer gives ggml's bytes, and
+every faster one gives the same bytes as this one. The `_2023` types are those of llama.cpp's ggml files of
+March 2023 (commits 26c084662 of 10 March, planar, and f1eaff472 of 12 March); the others are GGUF's
+(ggml-quants.c of today's ggml).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from functools import cached_property
 
 import numpy as np
 
-from .blocks import BLOCK, TYPES
-from .errors import TinyllamaError
+from .errors import require
 
-# --- a weight -------------------------------------------------------------------------------------
+BLOCK = 32  # weights that share a scale
+TYPES: dict[str, "BlockType"] = {}  #: every type by its name
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """A weight as its file holds it: blocks, their type, and the shape of what they stand for.
-
-    Attributes:
-        name: Meta's name, "layers.0.attention.wq.weight".
-        type: a key of TYPES.
-        shape: [n_out, n_in] or, of a norm, [dim].
-        parts: one array of blocks (see BlockType.view) for each part of the checkpoint; usually one.
-        split: the axis of `shape` along which the parts follow each other: 0 for rows, 1 for columns.
-    """
+class BlockType:
+    """How the weights of one type lie in memory; its name is the class's in lower case, ggml's."""
 
     name: str
-    type: str
-    shape: tuple[int, ...]
-    parts: tuple[np.ndarray, ...]
-    split: int = 0
+    fields: tuple[tuple, ...] = ()  # NumPy's (name, dtype, length) of one block
+    block = BLOCK  # weights in a block
+    #: A row stores all values of the first field, then all of the second, ...; otherwise whole blocks follow
+    #: each other. Either way `view(...)["d"]` has the shape [n_rows, n_blocks].
+    planar = False
+    gguf_id: int | None = None  # in GGUF's tensor infos; None: it isn't one of GGUF's types
+    file_type: int | None = None  # GGUF's general.file_type where most tensors are of this type (llama_ftype)
+    prepared = ""  # the type whose kernels multiply by it in C
+    exponent = 0x7C00  # the bits of the exponent in a scale (or number): all set in infinities and NaN
 
-    @classmethod
-    def from_array(cls, name: str, array: np.ndarray, type: str = "f32") -> "Tensor":
-        """Quantize float weights [n_out, n_in]."""
-        return cls(name, type, array.shape, (quantize(array, type),))
+    def __init_subclass__(cls):
+        if cls.fields:  # not a class that only others derive from
+            cls.name = cls.__name__.lower()
+            cls.prepared = cls.__dict__.get("prepared", cls.name)
+            TYPES[cls.name] = cls()
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """Of one block; of plain numbers, of one number."""
+        return np.dtype(list(self.fields) if len(self.fields) > 1 else self.fields[0][1])
 
     @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
+    def bits_per_weight(self) -> float:
+        """Storage of one weight, its share of scales included: 4.5 for q4_0."""
+        return 8 * self.dtype.itemsize / self.block
 
-    def dequantize(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows start:stop as float32, [stop - start, n_in]."""
-        stop = self.shape[0] if stop is None else min(stop, self.shape[0])
-        pieces = [dequantize(blocks, self.type) for blocks in self._blocks(start, stop)]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=self.split)
+    def row_bytes(self, n_cols: int) -> int:
+        """Bytes of a row."""
+        return n_cols // self.block * self.dtype.itemsize
 
-    def is_finite(self) -> bool:
-        """As `quant.is_finite`, of all parts."""
-        return all(is_finite(part, self.type) for part in self.parts)
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of this type, [n_rows, n_cols] or [n_cols]."""
+        return math.prod(shape[:-1]) * self.row_bytes(shape[-1])
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Some rows, in any order, as float32 [len(rows), n_in]."""
-        if len(self.parts) > 1 and self.split == 0:
-            return np.concatenate([self.dequantize(row, row + 1) for row in rows])
-        return np.concatenate([dequantize(part[rows], self.type) for part in self.parts], axis=1)
+    def view(self, buffer, shape: tuple[int, ...], offset: int = 0) -> np.ndarray:
+        """The bytes of a tensor [n_rows, n_cols] or [n_cols] as an array, without copying them.
 
-    def _blocks(self, start: int, stop: int):
-        """The pieces of each part that make up rows start:stop."""
-        first = 0
-        for part in self.parts:
-            if self.split == 1:
-                yield part[start:stop]
-            elif start < first + len(part) and first < stop:
-                yield part[max(start - first, 0) : stop - first]
-            first += len(part)
+        Returns [n_rows, n_blocks] of blocks, [n_rows] of planar rows, or plain numbers of the given shape.
+        """
+        *rows, n_cols = shape
+        n_blocks, dtype = n_cols // self.block, self.dtype
+        if self.planar:
+            dtype = np.dtype([(name, kind, (n_blocks, *length)) for name, kind, *length in self.fields])
+        layout = tuple(rows) if self.planar else (*rows, n_blocks)
+        return np.frombuffer(buffer, dtype, math.prod(layout), offset).reshape(layout)
+
+    def quantize(self, x: np.ndarray) -> np.ndarray:
+        """Float weights [n_rows, n_cols] -> blocks, laid out as `view` says.
+
+        Raises TinyllamaError where a row doesn't divide into blocks.
+        """
+        n_rows, n_cols = x.shape
+        needs = f"{self.name} needs rows of a multiple of {self.block} weights, not {n_cols}"
+        require(n_cols % self.block == 0, needs)
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        blocks = self.view(bytearray(self.nbytes(x.shape)), x.shape)
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # of what `_steps` sets to 0
+            self._pack(x.reshape(n_rows, -1, self.block), blocks)
+        return blocks
+
+    def _pack(self, x: np.ndarray, blocks: np.ndarray) -> None:
+        """Fill the fields of blocks from x, [n_rows, n_blocks, block]."""
+        require(False, f"quantizing to {self.name} isn't supported")
+
+    def dequantize(self, blocks: np.ndarray) -> np.ndarray:
+        """Blocks -> float32 weights [n_rows, n_cols]; plain numbers keep their shape."""
+        with np.errstate(over="ignore", invalid="ignore"):  # a scale in a file may be infinite
+            return self._unpack(blocks).reshape(len(blocks), -1)
+
+    def _unpack(self, blocks: np.ndarray) -> np.ndarray:
+        """(q - zero) * d, or q * d + m: [n_rows, n_blocks, 32]."""
+        x = self.integers(blocks).astype(np.float32)
+        x *= blocks["d"].astype(np.float32)[..., None]
+        if "m" in blocks.dtype.names:
+            x += blocks["m"].astype(np.float32)[..., None]
+        return x
+
+    def integers(self, blocks: np.ndarray) -> np.ndarray:
+        """The small integers, int8 [n_rows, n_blocks, 32]; centred on 0 where there is no minimum."""
+        raise NotImplementedError(f"{self.name} has none")
+
+    def is_finite(self, blocks: np.ndarray) -> bool:
+        """Whether there is no NaN and no infinity among the scales and minima, or the plain numbers."""
+        fields = [blocks[name] for name in ("d", "m") if name in (blocks.dtype.names or ())] or [blocks]
+        bits = [numbers.view(f"<u{numbers.itemsize}") & self.exponent for numbers in fields]
+        return all(exponents.max() < self.exponent for exponents in bits)
 
 
-#: The bits of an exponent, which in infinities and NaN are all ones.
-_EXPONENTS = {"f32": 0x7F800000, "f16": 0x7C00, "bf16": 0x7F80}
-_ROWS = 256  # looked at together: few enough for the cache
+# --- plain numbers --------------------------------------------------------------------------------
 
 
-def is_finite(blocks: np.ndarray, type: str) -> bool:
-    """Whether there is no NaN and no infinity among numbers or, of blocks, their scales and minima."""
-    fields = [blocks[name] for name in ("d", "m") if name in (blocks.dtype.names or ())] or [blocks]
-    exponent = _EXPONENTS.get(type) or _EXPONENTS["f16" if fields[0].dtype == "<f2" else "f32"]
-    for numbers in fields:
-        bits = numbers.view(f"<u{numbers.itemsize}")
-        rows = range(0, len(bits), _ROWS)
-        if any((bits[row : row + _ROWS] & exponent).max() == exponent for row in rows):
-            return False
-    return True
+class F32(BlockType):
+    """float32."""
+
+    fields, block, gguf_id, file_type, exponent = (("x", "<f4"),), 1, 0, 0, 0x7F800000
+
+    def quantize(self, x):
+        return np.asarray(x, dtype="<f4")
+
+    def dequantize(self, blocks):
+        return np.asarray(blocks)
 
 
-# --- to blocks ------------------------------------------------------------------------------------
+class F16(BlockType):
+    """float16."""
+
+    fields, block, gguf_id, file_type = (("x", "<f2"),), 1, 1, 1
+
+    def quantize(self, x):
+        return np.asarray(x, dtype="<f2")
+
+    def dequantize(self, blocks):
+        """As astype, in a sixth of its time: move the bits to where float32 has them, bias the exponent."""
+        bits = blocks.view(np.int16).astype(np.int32) << 13
+        bits &= -0x70000001  # between the sign and the exponent, shifting has put three copies of the sign
+        top = 0x7C00 << 13  # the exponent of infinity and NaN: no bias turns it into float32's
+        if (bits & top == top).any():
+            return blocks.astype(np.float32)
+        x = bits.view(np.float32)
+        x *= np.float32(2.0**112)
+        return x
 
 
-def quantize(x: np.ndarray, type: str) -> np.ndarray:
-    """Float weights [n_rows, n_cols] -> blocks of a type, laid out as BlockType.view says.
+class BF16(BlockType):
+    """The upper half of a float32."""
 
-    Raises TinyllamaError where a row doesn't divide into blocks or the type can't be written.
+    fields, block, gguf_id, file_type, exponent = (("x", "<u2"),), 1, 30, 32, 0x7F80
+
+    def quantize(self, x):
+        """Rounded to nearest even."""
+        bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return np.where(np.isnan(x), (bits >> 16) | 0x40, rounded).astype("<u2")
+
+    def dequantize(self, blocks):
+        return (blocks.astype(np.uint32) << 16).view(np.float32)
+
+
+# --- blocks of 32 ---------------------------------------------------------------------------------
+
+
+class _Nibbles(BlockType):
+    """Byte j holds elements j (low nibble) and j + 16 (high); a fifth bit of element j is bit j of `qh`."""
+
+    bits, low, high = 4, np.s_[..., :16], np.s_[..., 16:]
+
+    def _pack(self, x, blocks):
+        q = (_affine if "m" in blocks.dtype.names else _symmetric)(x, blocks, self.bits)
+        blocks["qs"] = q[self.low] & 15 | q[self.high] << 4
+        if self.bits == 5:
+            blocks["qh"] = np.packbits(q >> 4, axis=-1, bitorder="little")
+
+    def integers(self, blocks):
+        q = np.empty((*blocks["qs"].shape[:-1], BLOCK), np.int8)
+        q[self.low], q[self.high] = blocks["qs"] & 15, blocks["qs"] >> 4
+        if self.bits == 5:
+            q |= np.unpackbits(blocks["qh"], axis=-1, bitorder="little").view(np.int8) << 4
+        if "m" not in blocks.dtype.names:
+            q -= 1 << (self.bits - 1)
+        return q
+
+
+class Q4_0(_Nibbles):
+    """f16 d, 16 bytes of nibbles."""
+
+    fields, gguf_id, file_type = (("d", "<f2"), ("qs", "u1", 16)), 2, 2
+
+
+class Q4_1(_Nibbles):
+    """f16 d, f16 m, 16 bytes of nibbles."""
+
+    fields, gguf_id, file_type = (("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)), 3, 3
+
+
+class Q5_0(_Nibbles):
+    """f16 d, u32 fifth bits, 16 bytes of nibbles."""
+
+    fields, gguf_id, file_type, bits = (("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)), 6, 8, 5
+
+
+class Q5_1(_Nibbles):
+    """f16 d, f16 m, u32 fifth bits, 16 bytes of nibbles."""
+
+    fields = (("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16))
+    gguf_id, file_type, bits = 7, 9, 5
+
+
+class Q8_0(BlockType):
+    """f16 d, 32 signed bytes."""
+
+    fields, gguf_id, file_type = (("d", "<f2"), ("qs", "i1", 32)), 8, 7
+
+    def _pack(self, x, blocks):
+        d = _reduce(np.maximum, np.abs(x)) / np.float32(127)
+        blocks["d"], blocks["qs"] = d, _round_half_away(_steps(x, d))
+
+    def integers(self, blocks):
+        return blocks["qs"]
+
+
+class Q6_K(BlockType):
+    """Per 256: 4 low bits and 2 high bits of each, 16 scales of 8 bits, f16 d. Read only.
+
+    In C it becomes q8_0, whose error is a fifth of the one that q6_k has anyway.
     """
-    kind = TYPES[type]
-    if x.shape[-1] % kind.block:
-        raise TinyllamaError(f"{type} needs rows of a multiple of {kind.block} weights, not {x.shape[-1]}")
-    if type not in _QUANTIZERS:
-        raise TinyllamaError(f"quantizing to {type} isn't supported")
-    if kind.block == 1:
-        return _QUANTIZERS[type](x)
-    x = np.ascontiguousarray(x, dtype=np.float32)
-    blocks = kind.empty(len(x), x.shape[-1])
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # of what `_steps` sets to 0
-        _QUANTIZERS[type](x.reshape(len(x), -1, BLOCK), blocks)
-    return blocks
+
+    fields = (("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2"))
+    block, gguf_id, prepared = 256, 14, "q8_0"
+
+    def _unpack(self, blocks):
+        """Each half of 128 weights: four groups of 32 from 64 bytes of nibbles and 32 bytes of bit pairs."""
+        lead = blocks.shape
+        ql, qh = blocks["ql"].reshape(*lead, 2, 64), blocks["qh"].reshape(*lead, 2, 1, 32)
+        low = np.concatenate([ql & 15, ql >> 4], axis=-1).reshape(*lead, 2, 4, 32)
+        high = (qh >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3
+        q = (low | high << 4).astype(np.float32) - 32
+        scale = blocks["scales"].astype(np.float32) * blocks["d"].astype(np.float32)[..., None]
+        return q.reshape(*lead, 16, 16) * scale[..., None]
 
 
-def _to_bf16(x: np.ndarray) -> np.ndarray:
-    """The upper half of a float32, rounded to nearest even."""
-    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(x), (bits >> 16) | 0x40, rounded).astype("<u2")
+class _Nibbles2023(_Nibbles):
+    """Byte j holds elements 2j (low nibble) and 2j + 1 (high)."""
+
+    low, high, exponent = np.s_[..., 0::2], np.s_[..., 1::2], 0x7F800000
+
+    def _store(self, x, d, blocks, zero=0):
+        q = _round_half_away(_steps(x, d)).view(np.uint8) + np.uint8(zero)
+        pairs = q.view("<u2")
+        blocks["d"], blocks["qs"] = d, (pairs | pairs >> 4).astype(np.uint8)
+
+
+class Q4_0_2023(_Nibbles2023):
+    """f32 d, 16 bytes of nibbles."""
+
+    fields, prepared = (("d", "<f4"), ("qs", "u1", 16)), "q4_0"
+
+    def _pack(self, x, blocks):
+        self._store(x, _reduce(np.maximum, np.abs(x)) / np.float32(7), blocks, zero=8)
+
+
+class Q4_0_2023_Planar(Q4_0_2023):
+    """The same, all d of a row before all its nibbles."""
+
+    planar, prepared = True, "q4_0"
+
+
+class Q4_1_2023(_Nibbles2023):
+    """All f32 m of a row, then all its f32 d, then all its nibbles."""
+
+    fields, planar, prepared = (("m", "<f4"), ("d", "<f4"), ("qs", "u1", 16)), True, "q4_1"
+
+    def _pack(self, x, blocks):
+        # Its search for the maximum started at FLT_MIN, the smallest positive float, not at -FLT_MAX.
+        high = np.maximum(_reduce(np.maximum, x), np.finfo(np.float32).tiny)
+        blocks["m"] = m = _smallest(x)
+        self._store(x - m[..., None], (high - m) / np.float32(15), blocks)
+
+
+# --- what they share ------------------------------------------------------------------------------
+
+
+def _symmetric(x: np.ndarray, blocks: np.ndarray, bits: int) -> np.ndarray:
+    """q = min(2 zero - 1, trunc(x / d + zero + 0.5)), where d maps the largest element to -zero."""
+    zero = 1 << (bits - 1)
+    d = _largest(x) / np.float32(-zero)
+    blocks["d"] = d
+    return np.minimum(_steps(x, d, zero + 0.5).astype(np.uint8), 2 * zero - 1)
+
+
+def _affine(x: np.ndarray, blocks: np.ndarray, bits: int) -> np.ndarray:
+    """q = min(top, trunc((x - m) / d + 0.5)), where m is the smallest element."""
+    top = (1 << bits) - 1
+    m = _smallest(x)
+    d = np.abs(_reduce(np.maximum, x) - m) / np.float32(top)  # abs: -0 becomes +0
+    blocks["d"], blocks["m"] = d, m
+    return np.minimum(_steps(x - m[..., None], d, 0.5).astype(np.uint8), top)
 
 
 def _steps(x: np.ndarray, d: np.ndarray, offset: float = 0) -> np.ndarray:
     """x / d + offset by a product with 1 / d; of a block of zeros, offset.
 
-    0 where d or 1 / d is infinite: that is what x86 makes of the integers that then aren't any.
+    0 where d or 1 / d is infinite: what x86 makes of such a number when it is converted to an integer.
     """
     inverse = np.where(d == 0, np.float32(0), np.float32(1) / d)
     v = x * inverse[..., None]
@@ -141,7 +327,7 @@ def _reduce(better: np.ufunc, x: np.ndarray) -> np.ndarray:
 
 
 def _largest(x: np.ndarray) -> np.ndarray:
-    """The element of largest magnitude of each block with its sign; of two equals the first. Of zeros, +0."""
+    """The element of largest magnitude of each block with its sign; of two equals the first; +0 of zeros."""
     high, low = _reduce(np.maximum, x), _reduce(np.minimum, x)
     largest = np.where(high >= -low, high, low)
     tied = np.nonzero((high == -low) & (high != 0))
@@ -160,179 +346,34 @@ def _smallest(x: np.ndarray) -> np.ndarray:
 
 
 def _round_half_away(v: np.ndarray) -> np.ndarray:
-    """C's roundf, to int8. Doubling a number is exact, and so is halving an even integer."""
+    """C's roundf, to int8: twice v, truncated; one more where it is positive; half of that, rounded down."""
     doubled = (v + v).astype(np.int16)
     return ((doubled + (doubled > 0)) >> 1).astype(np.int8)
 
 
-def _halves(q: np.ndarray) -> np.ndarray:
-    """Nibbles as GGUF packs them: byte j holds elements j (low) and j+16 (high)."""
-    return q[..., :16] | q[..., 16:] << 4
+# --- by a type's name -----------------------------------------------------------------------------
 
 
-def _neighbours(q: np.ndarray) -> np.ndarray:
-    """Nibbles as 2023 packed them: byte j holds elements 2j (low) and 2j+1 (high)."""
-    pairs = q.view("<u2")
-    return (pairs | pairs >> 4).astype(np.uint8)
-
-
-def _quantize_symmetric(x: np.ndarray, blocks: np.ndarray, zero: int) -> np.ndarray:
-    """q = min(2 zero - 1, trunc(x / d + zero + 0.5)), where d maps the largest element to -zero."""
-    d = _largest(x) / np.float32(-zero)
-    blocks["d"] = d
-    return np.minimum(_steps(x, d, zero + 0.5).astype(np.uint8), 2 * zero - 1)
-
-
-def _quantize_affine(x: np.ndarray, blocks: np.ndarray, top: int) -> np.ndarray:
-    """q = min(top, trunc((x - m) / d + 0.5)), where m is the smallest element."""
-    m = _smallest(x)
-    d = np.abs(_reduce(np.maximum, x) - m) / np.float32(top)  # of zeros of either sign, +0
-    blocks["d"], blocks["m"] = d, m
-    return np.minimum(_steps(x - m[..., None], d, 0.5).astype(np.uint8), top)
-
-
-def _quantize_q4_0(x, blocks):
-    blocks["qs"] = _halves(_quantize_symmetric(x, blocks, zero=8))
-
-
-def _quantize_q4_1(x, blocks):
-    blocks["qs"] = _halves(_quantize_affine(x, blocks, top=15))
-
-
-def _quantize_q5_0(x, blocks):
-    q = _quantize_symmetric(x, blocks, zero=16)
-    blocks["qs"], blocks["qh"] = _halves(q & 15), np.packbits(q >> 4, axis=-1, bitorder="little")
-
-
-def _quantize_q5_1(x, blocks):
-    q = _quantize_affine(x, blocks, top=31)
-    blocks["qs"], blocks["qh"] = _halves(q & 15), np.packbits(q >> 4, axis=-1, bitorder="little")
-
-
-def _quantize_q8_0(x, blocks):
-    d = _reduce(np.maximum, np.abs(x)) / np.float32(127)
-    blocks["d"] = d
-    blocks["qs"] = _round_half_away(_steps(x, d))
-
-
-def _quantize_q4_0_2023(x, blocks):
-    d = _reduce(np.maximum, np.abs(x)) / np.float32(7)
-    blocks["d"] = d
-    q = _round_half_away(_steps(x, d)) + np.int8(8)
-    blocks["qs"] = _neighbours(q.view(np.uint8))
-
-
-def _quantize_q4_1_2023(x, blocks):
-    # Its search for the maximum started at FLT_MIN, the smallest positive float, not at -FLT_MAX.
-    high = np.maximum(_reduce(np.maximum, x), np.finfo(np.float32).tiny)
-    m = _smallest(x)
-    d = (high - m) / np.float32(15)
-    blocks["d"], blocks["m"] = d, m
-    q = _round_half_away(_steps(x - m[..., None], d))
-    blocks["qs"] = _neighbours(q.view(np.uint8))
-
-
-_QUANTIZERS: dict[str, Callable] = {
-    "f32": lambda x: np.asarray(x, dtype="<f4"),
-    "f16": lambda x: np.asarray(x, dtype="<f2"),
-    "bf16": _to_bf16,
-    "q4_0": _quantize_q4_0,
-    "q4_1": _quantize_q4_1,
-    "q5_0": _quantize_q5_0,
-    "q5_1": _quantize_q5_1,
-    "q8_0": _quantize_q8_0,
-    "q4_0_2023": _quantize_q4_0_2023,
-    "q4_0_2023_planar": _quantize_q4_0_2023,
-    "q4_1_2023": _quantize_q4_1_2023,
-}
-
-
-# --- and back -------------------------------------------------------------------------------------
+def quantize(x: np.ndarray, type: str) -> np.ndarray:
+    """Float weights [n_rows, n_cols] -> blocks of a type. Raises as BlockType.quantize does."""
+    return TYPES[type].quantize(x)
 
 
 def dequantize(blocks: np.ndarray, type: str) -> np.ndarray:
-    """Blocks of a type -> float32 weights [n_rows, n_cols] (plain numbers keep their shape)."""
-    kind = TYPES[type]
-    if kind.block == 1:
-        return {"f32": np.asarray, "f16": _from_f16, "bf16": _from_bf16}[type](blocks)
-    with np.errstate(over="ignore", invalid="ignore"):  # a file may hold infinite scales: 0 of them are NaN
-        x = _from_q6_k(blocks) if type == "q6_k" else _from_small(blocks, type)
-    return x.reshape(len(blocks), -1)
-
-
-def _from_f16(x: np.ndarray) -> np.ndarray:
-    """As astype, but six times as fast: move the bits to where float32 has them, then bias the exponent."""
-    bits = x.view(np.int16).astype(np.int32) << 13
-    bits &= -0x70000001  # between the sign and the exponent, shifting has put three copies of the sign
-    top = 0x7C00 << 13  # the exponent of infinity and NaN: no bias turns it into float32's
-    if (bits & top == top).any():
-        return x.astype(np.float32)
-    y = bits.view(np.float32)
-    y *= np.float32(2.0**112)
-    return y
-
-
-def _from_bf16(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def _from_small(blocks: np.ndarray, type: str) -> np.ndarray:
-    """(q - zero) * d, or q * d + m: [n_rows, n_blocks, 32]."""
-    x = integers(blocks, type).astype(np.float32)
-    x *= blocks["d"].astype(np.float32)[..., None]
-    if "m" in blocks.dtype.names:
-        x += blocks["m"].astype(np.float32)[..., None]
-    return x
-
-
-def integers(blocks: np.ndarray, type: str) -> np.ndarray:
-    """The small integers of blocks, int8 [n_rows, n_blocks, 32]; centred on 0 where there is no minimum."""
-    qs = blocks["qs"]
-    if type == "q8_0":
-        return qs
-    q = np.empty((*qs.shape[:-1], BLOCK), np.int8)
-    low, high = (slice(0, None, 2), slice(1, None, 2)) if "2023" in type else (slice(0, 16), slice(16, 32))
-    q[..., low], q[..., high] = qs & 15, qs >> 4
-    if "qh" in blocks.dtype.names:
-        q |= np.unpackbits(blocks["qh"], axis=-1, bitorder="little").view(np.int8) << 4
-    if "m" not in blocks.dtype.names:
-        q -= 16 if "qh" in blocks.dtype.names else 8
-    return q
-
-
-def _from_q6_k(blocks: np.ndarray) -> np.ndarray:
-    """Each half of 128 weights: four groups of 32 from 64 bytes of nibbles and 32 bytes of bit pairs."""
-    lead = blocks.shape
-    ql, qh = blocks["ql"].reshape(*lead, 2, 64), blocks["qh"].reshape(*lead, 2, 1, 32)
-    low = np.concatenate([ql & 15, ql >> 4], axis=-1).reshape(*lead, 2, 4, 32)
-    high = (qh >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3
-    q = (low | high << 4).astype(np.float32) - 32
-    scale = blocks["scales"].astype(np.float32) * blocks["d"].astype(np.float32)[..., None]
-    return q.reshape(*lead, 16, 16) * scale[..., None]
-
-
-# --- from one type to another ---------------------------------------------------------------------
+    """Blocks of a type -> float32 weights [n_rows, n_cols]."""
+    return TYPES[type].dequantize(blocks)
 
 
 def cast(blocks: np.ndarray, type: str, to: str) -> np.ndarray:
-    """Weights of one type, [n_rows, n_cols], as another type; both lie as BlockType.view says.
+    """Weights of one type, [n_rows, n_cols], as another type.
 
     Raises OverflowError for NaN, and for what the numbers or scales of the other type can't hold.
     """
     x = dequantize(blocks, type)
-    has_f32_scale = to == "f32" or "2023" in to
-    largest = np.finfo(np.float32 if has_f32_scale else np.float16).max
+    largest = np.finfo(np.float16 if TYPES[to].exponent == F16.exponent else np.float32).max
     if not np.abs(x).max(initial=0) <= largest:
         raise OverflowError(f"NaN or numbers too large for {to}")
     return quantize(x, to)
-
-
-# --- what it costs --------------------------------------------------------------------------------
-
-
-def bits_per_weight(type: str) -> float:
-    """Storage of one weight in bits, its share of scales included: 4.5 for q4_0."""
-    return 8 * TYPES[type].block_bytes / TYPES[type].block
 
 
 def error(x: np.ndarray, type: str) -> float:

@@ -2,83 +2,35 @@
 
     logits -> repetition penalty -> temperature -> top-k -> softmax -> top-p -> draw
 
-Each stage is a pure function; `sample` chains them and, on request, says what each kept and removed.
+Each stage but `draw` is a pure function. `sample` chains them and, on request, says what each kept and
+removed.
 """
 
-from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import TinyllamaError
 from .ops import softmax
+from .settings import Settings
 
-GREEDY_BELOW = 1e-6  # logits divided by a smaller temperature would leave float32's range
-LARGEST = 1e30  # factors of logits that leave them in float32's range
+GREEDY_BELOW = 1e-6  # a temperature at which only the likeliest token would ever be drawn
 LISTED = 50  # candidates that a Stage lists, so that a long run's record stays small
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        temp: logits are divided by it: below 1 sharpens, above 1 flattens; 0 takes the likeliest (greedy).
-        top_k: keep this many likeliest tokens; 0 keeps all.
-        top_p: keep the fewest likeliest tokens whose probabilities reach this sum; 1 keeps all.
-        repeat_penalty: tokens of the last `repeat_last_n` become this much less likely; 1 is off.
-    """
-
-    temp: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.9
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
-
-    def __post_init__(self):
-        _check_types(self)
-        _check("temp", self.temp, 0 <= self.temp <= LARGEST, f"a number from 0 to {LARGEST:g}")
-        _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        fine = 1 / LARGEST <= self.repeat_penalty <= LARGEST
-        _check("repeat_penalty", self.repeat_penalty, fine, f"a number from {1 / LARGEST:g} to {LARGEST:g}")
-        _check("repeat_last_n", self.repeat_last_n, self.repeat_last_n >= 0, "0 (off) or more")
-
-
-def _check_types(settings) -> None:
-    kinds = {int: (Integral, "a whole number"), float: (Real, "a number")}
-    for field in fields(settings):
-        kind, what = kinds.get(field.type, (object, ""))
-        if not isinstance(value := getattr(settings, field.name), kind):
-            raise TinyllamaError(f"{field.name} must be {what}, not {value!r}")
-
-
-def _check(name: str, value, fine: bool, wanted: str) -> None:
-    if not fine:  # NaN fails every comparison, so it ends up here too
-        raise TinyllamaError(f"{name} must be {wanted}, not {value}")
-
-
-@dataclass(frozen=True)
 class Stage:
-    """What a stage of sampling made of the distribution.
+    """What a stage of sampling made of the distribution."""
 
-    Attributes:
-        name: "logits", "repeat_penalty", "temp", "top_k" or "top_p".
-        n_kept, n_removed: how many tokens are still possible, and how many this stage ruled out.
-        kept, probs: ids of the likeliest still possible, and their probabilities after this stage.
-        removed: ids of the likeliest that it ruled out.
-    """
-
-    name: str
-    n_kept: int
-    n_removed: int
-    kept: np.ndarray
-    probs: np.ndarray
-    removed: np.ndarray
+    name: str  # "logits", "repeat_penalty", "temp", "top_k" or "top_p"
+    n_kept: int  # tokens that are still possible
+    n_removed: int  # and those that this stage ruled out
+    kept: np.ndarray  # ids of the likeliest that are still possible, [at most LISTED]
+    probs: np.ndarray  # their probabilities after this stage, likewise
+    removed: np.ndarray  # ids of the likeliest that it ruled out
 
 
 def repetition_penalty(logits: np.ndarray, recent: list[int], penalty: float) -> np.ndarray:
-    """Push recent tokens down: divide positive logits, multiply negative ones (arXiv:1909.05858)."""
+    """Push recent tokens down: divide positive logits, multiply negative ones (after arXiv:1909.05858)."""
     ids = np.unique(np.asarray(recent, dtype=np.int64))
     logits = logits.copy()
     logits[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
@@ -133,11 +85,7 @@ def draw(probs: np.ndarray, rng: np.random.Generator) -> int:
 
 
 def sample(
-    logits: np.ndarray,
-    settings: Sampling,
-    recent: list[int],
-    rng: np.random.Generator,
-    stages: list[Stage] | None = None,
+    logits: np.ndarray, settings: Settings, recent: list[int], rng: np.random.Generator, stages=None
 ) -> int:
     """Choose the next token's id.
 
@@ -146,11 +94,7 @@ def sample(
         recent: ids so far; the last `repeat_last_n` of them are penalized.
         rng: one number is drawn from it, none if greedy (a temp below GREEDY_BELOW).
         stages: a list to which every stage appends what it did.
-    Raises:
-        TinyllamaError: the logits are not numbers.
     """
-    if not np.isfinite(logits.max()) or np.isnan(logits.min()):
-        raise TinyllamaError("the model computed logits that are not numbers: is its file damaged?")
     _note(stages, "logits", logits)
     if settings.repeat_penalty != 1 and settings.repeat_last_n:
         logits = repetition_penalty(logits, recent[-settings.repeat_last_n :], settings.repeat_penalty)

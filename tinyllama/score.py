@@ -1,8 +1,8 @@
-"""How well a model predicts a text, by llama.cpp's conventions, so that figures compare.
+"""How likely a text is: token by token, and as a perplexity by llama.cpp's conventions.
 
-The text's tokens (bos first, if the model wants one) are cut into windows of `ctx_size`, without overlap;
-what is left over at the end isn't used. In every window bos takes the place of the first token, the first
-half is only read, and each token of the second half but the last predicts the one after it:
+For the perplexity, the text's tokens (bos first, if the model wants one) are cut into windows of `ctx_size`,
+without overlap; what is left over at the end isn't used. In every window bos takes the place of the first
+token, the first half is only read, and each token of the second half but the last predicts the one after it:
 
     nll = -log p(token | the tokens before it in its window)
     perplexity = e^(mean nll)
@@ -12,52 +12,65 @@ Perplexities compare between models that share a vocabulary, bits per byte betwe
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from .errors import TinyllamaError
+from .errors import require
+from .generation import Token, token_of
+from .ops import KVCache
+from .sampling import stage
+from .tokenizer import Tokenizer
 
 SHORTEST = 8  # tokens of a window; its second half has to hold a few that can be scored
 ROWS = 16  # predictions that are float64 at one time: 6 MB with 49,152 tokens to choose from
 
 
+def score(
+    run: Callable, tokenizer: Tokenizer, cache: KVCache, ids: list[int], batch_size: int = 512
+) -> list[Token]:
+    """How likely a model thinks each token, given those before it.
+
+    Args:
+        run: sends tokens through the model, behind those in the cache: logits [n_tokens, vocab_size].
+        cache: empty, with room for all ids.
+    Returns:
+        A Token for each. Its one stage, "logits", says what the model expected there. The first token has
+        nothing before it: its probability is NaN, and it has no stage.
+    """
+    require(batch_size >= 1, f"batch_size must be at least 1, not {batch_size}")
+    tokens = [Token(ids[0], tokenizer.piece(ids[0]), math.nan)]
+    for start in range(0, len(ids) - 1, batch_size):
+        for logits in run(ids[start : min(start + batch_size, len(ids) - 1)], cache):
+            tokens.append(token_of(tokenizer, ids[len(tokens)], logits, [stage("logits", logits)]))
+    return tokens
+
+
+# --- perplexity -----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Perplexity:
-    """What scoring a text gave.
+    """What scoring a text gave."""
 
-    Attributes:
-        perplexity: e^(mean nll).
-        standard_error: of the perplexity, as llama.cpp prints it behind "+/-".
-        bits_per_byte: what an arithmetic coder that asks this model would need for a byte of the text.
-        nll: mean negative log-likelihood of a token, in nats.
-        n_scored, n_bytes: tokens that were predicted, and the bytes they stand for.
-        n_windows, ctx_size: windows, and the tokens in each.
-        running: the perplexity of all windows up to each.
-    """
-
-    perplexity: float
-    standard_error: float
-    bits_per_byte: float
-    nll: float
-    n_scored: int
-    n_bytes: int
+    perplexity: float  # e^nll
+    standard_error: float  # of the perplexity, as llama.cpp prints it behind "+/-"
+    bits_per_byte: float  # what an arithmetic coder that asks this model would need for a byte of the text
+    nll: float  # mean of all tokens that were predicted, in nats
+    n_scored: int  # how many they are
+    n_bytes: int  # and the bytes they stand for
     n_windows: int
-    ctx_size: int
-    running: tuple[float, ...]
+    ctx_size: int  # tokens in each window
+    running: tuple[float, ...]  # the perplexity of all windows up to each
 
     def __str__(self) -> str:
-        return (
-            f"perplexity {self.perplexity:.4f} +/- {self.standard_error:.4f}, "
-            f"{self.bits_per_byte:.4f} bits per byte "
-            f"({self.n_windows} windows of {self.ctx_size} tokens, {self.n_scored} scored)"
-        )
+        found = f"perplexity {self.perplexity:.4f} +/- {self.standard_error:.4f}"
+        how = f"({self.n_windows} windows of {self.ctx_size} tokens, {self.n_scored} scored)"
+        return f"{found}, {self.bits_per_byte:.4f} bits per byte {how}"
 
 
-def perplexity(
-    llama, text: str | bytes, ctx_size: int = 512, batch_size: int = 512, progress: bool = True
-) -> Perplexity:
+def perplexity(llama, text: str | bytes, ctx_size=512, batch_size=512, progress=True) -> Perplexity:
     """Score a text with a loaded model.
 
     Args:
@@ -69,19 +82,22 @@ def perplexity(
     Raises:
         TinyllamaError: the text doesn't fill a window, or a size makes no sense.
     """
-    check_sizes(ctx_size, batch_size)
-    windows = _windows(llama.tokenizer, text, ctx_size)
+    from tqdm.auto import tqdm  # here, since whoever writes a text needs none
+
+    for name, size, least in (("ctx_size", ctx_size, SHORTEST), ("batch_size", batch_size, 1)):
+        require(size >= least, f"{name} must be at least {least}, not {size}")
     at_once = min(batch_size, ctx_size)
-    llama.check_memory(ctx_size, at_once, n_logits=2 * at_once)  # the next batch begins beside the last
-    cache, first = llama.new_cache(ctx_size), ctx_size // 2
-    nll, running = np.empty((len(windows), ctx_size - first - 1)), []
+    cache = llama.new_cache(ctx_size, at_once=at_once, n_logits=2 * at_once)  # of this batch and the last
+    windows, nlls, running = _windows(llama.tokenizer, text, ctx_size), [], []
     with tqdm(windows, "perplexity", unit=" windows", disable=not progress) as bar:
-        for i, window in enumerate(bar):
-            nll[i] = _window_nll(llama, window, first, batch_size, cache)
-            running.append(_exp(nll[: i + 1].mean()))
+        for window in bar:
+            nlls.append(_window_nll(llama, window, batch_size, cache))
+            mean = np.mean(nlls)
+            running.append(math.exp(mean) if mean < 709 else math.inf)  # as of a model made of noise
             bar.set_postfix_str(f"{running[-1]:.4f}")
-    scored = windows[:, first + 1 :].ravel()
-    n_bytes = sum(len(llama.tokenizer.token_bytes(token)) for token in scored.tolist())
+    nll = np.concatenate(nlls)
+    scored = windows[:, -len(nlls[0]) :].ravel().tolist()
+    n_bytes = sum(len(llama.tokenizer.token_bytes(token)) for token in scored)
     return Perplexity(
         perplexity=running[-1],
         standard_error=running[-1] * nll.std(ddof=1).item() / math.sqrt(nll.size),
@@ -95,56 +111,35 @@ def perplexity(
     )
 
 
-def check_sizes(ctx_size: int, batch_size: int) -> None:
-    """Raises TinyllamaError where a size makes no sense."""
-    for name, size, least in (("ctx_size", ctx_size, SHORTEST), ("batch_size", batch_size, 1)):
-        if size < least:
-            raise TinyllamaError(f"{name} must be at least {least}, not {size}")
-
-
 def _windows(tokenizer, text: str | bytes, ctx_size: int) -> np.ndarray:
     """Cut a text's tokens into windows, [n_windows, ctx_size]."""
     tokens = np.asarray(tokenizer.encode(text))
     n_windows = len(tokens) // ctx_size
-    if not n_windows:
-        raise TinyllamaError(
-            f"the text has {len(tokens)} tokens, and a window takes {ctx_size}: lower ctx_size"
-        )
+    require(n_windows, f"the text has {len(tokens)} tokens, and a window takes {ctx_size}: lower ctx_size")
     windows = tokens[: n_windows * ctx_size].reshape(n_windows, ctx_size)
     if tokenizer.add_bos and tokenizer.bos_id is not None:
         windows[:, 0] = tokenizer.bos_id
     return windows
 
 
-def _window_nll(llama, window: np.ndarray, first: int, batch_size: int, cache) -> np.ndarray:
-    """The nll of each token behind position `first`, float64 [ctx_size - first - 1]."""
+def _window_nll(llama, window: np.ndarray, batch_size: int, cache: KVCache) -> np.ndarray:
+    """The nll of the tokens of a window's second half but its first, float64."""
+    cache.trim(0)
+    first, last, found = len(window) // 2, len(window) - 1, []
     for start in range(0, first, batch_size):
-        llama.forward(window[start : min(start + batch_size, first)], start, cache, last=True)
-    scores, last = [], len(window) - 1
+        llama.forward(window[start : min(start + batch_size, first)], cache, last=True)
     for start in range(first, last, batch_size):
         stop = min(start + batch_size, last)
-        logits = llama.forward(window[start:stop], start, cache)
-        scores.append(nll_of(logits, window[start + 1 : stop + 1]))
-    return np.concatenate(scores)
+        found.append(nll_of(llama.forward(window[start:stop], cache), window[start + 1 : stop + 1]))
+    return np.concatenate(found)
 
 
 def nll_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """-log softmax(logits)[target] in float64: [n_tokens, vocab_size], [n_tokens] -> [n_tokens].
-
-    Raises TinyllamaError where the logits are not numbers.
-    """
+    """-log softmax(logits)[target] in float64: [n_tokens, vocab_size], [n_tokens] -> [n_tokens]."""
     nll = np.empty(len(targets))
     for start in range(0, len(targets), ROWS):
         rows = slice(start, start + ROWS)
         x = logits[rows].astype(np.float64)
-        with np.errstate(invalid="ignore"):  # inf - inf, which is refused below
-            x -= x.max(axis=-1, keepdims=True)
+        x -= x.max(axis=-1, keepdims=True)
         nll[rows] = np.log(np.exp(x).sum(axis=-1)) - x[np.arange(len(x)), targets[rows]]
-    if not np.isfinite(nll).all():
-        raise TinyllamaError("the model computed logits that are not numbers: is its file damaged?")
     return nll
-
-
-def _exp(nll: float) -> float:
-    """e^nll, infinite where a float can't hold it, as of a model made of noise."""
-    return math.exp(nll) if nll < 709 else math.inf

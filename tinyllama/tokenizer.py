@@ -1,76 +1,126 @@
 """Text <-> token ids: SentencePiece (LLaMA) and byte-level BPE (SmolLM2, Llama 3).
 
-Both start from small pieces (characters or bytes) and merge the best neighbouring pair again and again.
-They differ in what "best" means (SentencePiece: the highest score of the merged piece; BPE: the first in
-a list of merges) and in how they keep every text writable:
+Both start from small pieces and `merge` the best two neighbours again and again:
 
-- SentencePiece works on characters and writes a space as "▁" (U+2581), one of them put before the text.
-  What has no piece of its own falls back to the pieces of its UTF-8 bytes, "<0xF0>".
-- Byte-level BPE works on bytes, each shown as a printable character ("Ġ" is the space), after cutting the
-  text into words by a rule that its model file names.
+- SentencePiece merges into the piece of the highest score. It works on characters and writes a space as "▁"
+  (U+2581), one of them put before the text. A character without a piece becomes its UTF-8 bytes, "<0xF0>".
+- Byte-level BPE merges the pair that comes first in a list. It works on bytes, each shown as a character that
+  prints ("Ġ" is the space), in each word by itself; a rule, which its file names, cuts text into words.
+
+This is the definition. The packages sentencepiece and tokenizers, where installed, give the same ids faster
+for long words (backends/libraries.py).
 """
 
-import _thread
 import codecs
 import re
-from bisect import bisect_right
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import cached_property
-from os.path import commonprefix
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from heapq import heappop, heappush
+from math import isfinite
 from pathlib import Path
-from queue import SimpleQueue
 
-from .errors import TinyllamaError
-from .machine.limits import require_memory
-from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, check, vocabulary_from_model
+import regex
 
-LONG = 100_000  # characters; what cutting a shorter text takes of memory isn't worth a look
-ENCODED = 200  # bytes of memory for each byte of a text that is being cut
+from .backends import libraries
+from .config import LARGEST
+from .errors import TinyllamaError, check_cancelled, naming, require
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
+BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]  # as SentencePiece spells them
+LARGEST_SPECIAL = 1 << 17  # characters of all pieces that are looked for; Llama 3's have 7,000
+SHORT, REMEMBERED = 64, 1 << 16  # characters of a word whose ids are kept, and how many such words
+ENOUGH = 20_000  # characters of longer words from which on building a library pays
+LARGEST_WORD = 500_000  # characters that a library cuts in half a second, and nothing can stop it
+OFTEN = 4096  # words or symbols between two looks at whether to stop
 
 
-def make_tokenizer(vocabulary: Vocabulary, path: str | Path = "the vocabulary") -> "Tokenizer":
-    """The tokenizer of a vocabulary.
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer is made from. Of the ids, None means that there is none."""
 
-    Raises TinyllamaError where its tokenizer.model can't be read or its pieces contradict each other, which
-    names the tokenizer.model, or else the path of the file that the vocabulary is from.
+    kind: str  # "sentencepiece" or "bpe" (byte-level)
+    pieces: tuple[str, ...] = ()  # in the order of the ids, as GGUF spells them: "▁Hello", "<0x0A>", "ĠHello"
+    scores: tuple[float, ...] = ()  # of SentencePiece, one a piece: the highest is merged first
+    types: tuple[int, ...] = ()  # one a piece: NORMAL, UNKNOWN, ...
+    merges: tuple[str, ...] = ()  # of byte-level BPE, "left right": the first is merged first
+    pre: str = ""  # of byte-level BPE, the rule that cuts text into words: a key of WORDS
+    bos_id: int | None = 1
+    eos_id: int | None = 2
+    unk_id: int | None = 0
+    stop_ids: tuple[int, ...] = ()  # tokens that end a text beside eos, "<|eot_id|>" say
+    add_bos: bool = True  # put bos before every prompt
+    add_space_prefix: bool = True  # of SentencePiece: put a space before the text
+    path: Path | None = field(default=None, compare=False)  # the tokenizer.model that it was read from
+
+
+def merge(symbols: Iterable[str], rank: Callable[[str, str], float | None]) -> list[str]:
+    """Merge the two neighbours of the lowest rank, the leftmost of equal ones, until no two have a rank.
+
+    Byte pair encoding (Sennrich et al., arXiv:1508.07909), with a heap of all pairs: n log n steps.
     """
-    if vocabulary.model is not None:
-        vocabulary, path = vocabulary_from_model(vocabulary.model), vocabulary.model
-    if vocabulary.kind not in ("sentencepiece", "bpe"):
-        raise TinyllamaError(f"{path}: a vocabulary of the unknown kind {vocabulary.kind!r}")
-    try:
-        check(vocabulary)
-        return (SentencePiece if vocabulary.kind == "sentencepiece" else ByteLevelBPE)(vocabulary)
-    except TinyllamaError as error:
-        raise TinyllamaError(f"{path}: {error}") from None
+    symbols, heap = [*symbols], []
+    n = len(symbols)
+    before, after = [*range(-1, n - 1)], [*range(1, n + 1)]  # where the neighbours of each symbol are
+
+    def look_at(left: int, right: int) -> None:
+        if right % OFTEN == 0:
+            check_cancelled()
+        found = rank(symbols[left], symbols[right]) if left >= 0 and right < n else None
+        if found is not None:
+            heappush(heap, (found, left, right, len(symbols[left]) + len(symbols[right])))
+
+    for right in range(1, n):
+        look_at(right - 1, right)
+    while heap:
+        _, left, right, length = heappop(heap)
+        merged = symbols[left] + symbols[right]
+        if symbols[left] and symbols[right] and len(merged) == length:  # neither has changed since
+            symbols[left], symbols[right], after[left] = merged, "", after[right]
+            if after[left] < n:
+                before[after[left]] = left
+            look_at(before[left], left)
+            look_at(left, after[left])
+    return [symbol for symbol in symbols if symbol]
 
 
 class Tokenizer:
-    """Text <-> ids; its two kinds say how plain text becomes ids and which bytes a token stands for.
+    """Text <-> ids. Its two kinds say how text is cut into words, words into ids, and what a token spells.
 
     Attributes:
-        vocabulary: what it was made from, with all its pieces.
+        vocabulary: what it was made from.
         vocab_size: number of tokens.
         bos_id, eos_id: the tokens that begin and end a text, or None.
         stop_ids: all tokens that end a text.
         add_bos: whether `encode` puts bos first if nobody says otherwise.
+        prefix: what `encode` puts before a text.
         missing_bytes: bytes that no token stands for: `encode` can't keep them.
     """
 
-    prefix = b""  # what `encode` puts before a text
+    prefix = b""
     missing_bytes: frozenset[int] = frozenset()
-    _always_special: frozenset[int] = frozenset()  # types of pieces that are looked for in every text
+    _verbatim = re.compile("([\udc80-\udcff]+)")  # what becomes tokens of single bytes: it isn't UTF-8
+    _unk_id: int | None = None  # of a byte without a token; None: leave it out
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
         self.vocab_size = len(vocabulary.pieces)
         self.bos_id, self.eos_id, self.add_bos = vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos
-        stops = (vocabulary.eos_id, *vocabulary.stop_ids)
-        self.stop_ids = frozenset(token_id for token_id in stops if token_id is not None)
-        self._special = {special: _Known(self._written_out(special)) for special in (False, True)}
+        self.stop_ids = frozenset({vocabulary.eos_id, *vocabulary.stop_ids} - {None})
+        self._of_type = {kind: {} for kind in range(NORMAL, BYTE + 1)}  # type -> piece -> id
+        for token_id, (piece, kind) in enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True)):
+            if piece:
+                self._of_type[kind][piece] = token_id
+        always = self._of_type[USER_DEFINED] if vocabulary.kind == "bpe" else {}  # found in every text
+        self._special_ids = always | self._of_type[CONTROL]
+        self._special = {False: _any_of(always), True: _any_of(self._special_ids)}
+        self._encode_short, self._n_long = lru_cache(REMEMBERED)(self._encode_word), 0
 
     def encode(self, text: str | bytes, bos: bool | None = None, special: bool = False) -> list[int]:
-        """Text -> ids. Unless it is `special` or has `missing_bytes`, `decode_bytes` gives exactly it back.
+        """Text -> ids. `decode_bytes` gives the same text back, unless it is `special`, has `missing_bytes`,
+        or has characters for which a SentencePiece vocabulary without byte pieces has only the unknown token.
 
         Args:
             text: bytes needn't be UTF-8; a str may hold undecodable bytes as Python's "surrogateescape" does.
@@ -79,12 +129,14 @@ class Tokenizer:
                 for text of strangers.
         Raises TinyllamaError for half a surrogate pair, or bos=True where there is none.
         """
-        ids, text = self._bos(bos), _lenient(text)
-        if len(text) > LONG:
-            require_memory(ENCODED * len(_bytes(text)), f"cutting {len(text)} characters into tokens")
-        known = self._special[special]
-        for run in known.cut(text):
-            ids += [known.ids[run]] if run in known.ids else self._encode_text(run)
+        require(not bos or self.bos_id is not None, "this vocabulary has no bos token")
+        ids = [self.bos_id] if self.bos_id is not None and (self.add_bos if bos is None else bos) else []
+        text = _bytes(text).decode("utf-8", errors="surrogateescape")
+        for index, run in enumerate(self._special[special].split(text)):
+            if index % 2:
+                ids.append(self._special_ids[run])
+            elif run:
+                ids += self._encode_run(run)
         return ids
 
     def decode_bytes(self, ids: Iterable[int], strip_prefix: bool = True) -> bytes:
@@ -117,68 +169,210 @@ class Tokenizer:
             raise TinyllamaError(f"there is no token {token_id}: the vocabulary has {self.vocab_size}")
         return self.vocabulary.types[token_id] == CONTROL
 
-    def _bos(self, wanted: bool | None) -> list[int]:
-        if wanted and self.bos_id is None:
-            raise TinyllamaError("this vocabulary has no bos token")
-        put = self.add_bos and self.bos_id is not None if wanted is None else wanted
-        return [self.bos_id] if put else []
+    def _encode_run(self, text: str) -> list[int]:
+        """Text between special pieces -> ids."""
+        ids = []
+        # The prefix comes after a control token, too: for LLaMA that is where the next text begins.
+        for index, part in enumerate(self._verbatim.split(self.prefix.decode() + text)):
+            if index % 2:
+                found = (self._byte_ids.get(byte, self._unk_id) for byte in _bytes(part))
+                ids += [token_id for token_id in found if token_id is not None]
+                continue
+            for number, match in enumerate(self._rule.finditer(part)):
+                if number % OFTEN == 0:
+                    check_cancelled()
+                word = match[0]
+                ids += self._encode_short(word) if len(word) <= SHORT else self._encode_long(word)
+        return ids
 
-    def _written_out(self, special: bool) -> dict[str, int]:
-        """Pieces that are looked for before anything else, -> their ids."""
-        types, pieces = self._always_special | ({CONTROL} if special else set()), self.vocabulary.pieces
-        ids = [token_id for token_id, kind in enumerate(self.vocabulary.types) if kind in types]
-        return {pieces[token_id]: token_id for token_id in ids if pieces[token_id]}
-
-    def _encode_text(self, text: str) -> list[int]:
-        """Text without special pieces, not empty -> ids."""
-        raise NotImplementedError
-
-    def _spell(self, piece: str, token_id: int) -> bytes:
-        """The bytes that a token which is no control token stands for."""
-        raise NotImplementedError
+    def _encode_long(self, word: str) -> list[int]:
+        """A word -> ids, by a library where that is faster and possible."""
+        self._n_long += len(word)
+        fast = self._library if self._n_long >= ENOUGH and len(word) <= LARGEST_WORD else None
+        ids = fast and fast(word)
+        return self._encode_word(word) if ids is None else ids
 
 
-class _Known:
-    """Pieces that are looked for before anything else. A regular expression of them all would take a hundred
-    bytes of memory for each of their characters, and of those a file may have millions.
+class SentencePiece(Tokenizer):
+    """LLaMA's tokenizer (Kudo and Richardson, arXiv:1808.06226).
 
-    Attributes:
-        ids: piece -> its id.
+    Without byte pieces in the vocabulary, unknown characters become the unknown token, which decodes to
+    " ⁇ "; without the piece "▁", a space comes back as "▁".
     """
 
-    def __init__(self, ids: dict[str, int]):
-        self.ids, self._longest = ids, max(map(len, ids), default=0)
+    _verbatim = re.compile("([\u2581\udc80-\udcff]+)")  # a "▁" of the text's own would come back as a space
+
+    def __init__(self, vocabulary: Vocabulary):
+        super().__init__(vocabulary)
+        self.prefix = b" " if vocabulary.add_space_prefix else b""
+        self._ids = self._of_type[NORMAL] | self._of_type[USER_DEFINED] | self._of_type[UNUSED]
+        self._byte_ids = {int(piece[1:-1], 16): token_id for piece, token_id in self._of_type[BYTE].items()}
+        self._unk_id = vocabulary.types.index(UNKNOWN)
+        self._user_defined = _any_of(self._of_type[USER_DEFINED])  # are found first, and never merged
+        self._ranks = array("f", (-score for score in vocabulary.scores))  # float32: ties are as in the file
+        across = any("▁" in piece.lstrip("▁") for piece in self._ids)  # pieces that go on into the next word
+        apart = self._byte_ids and not self._of_type[UNUSED] and not across
+        self._rule = re.compile(" *[^ ]+| +" if apart else "(?s:.+)")
+
+    def _encode_word(self, word: str) -> list[int]:
+        """What no piece goes beyond -> ids."""
+        frozen, unused, halves = self._of_type[USER_DEFINED], self._of_type[UNUSED], {}
+
+        def rank(left: str, right: str) -> float | None:
+            token_id = self._ids.get(left + right)
+            if token_id is None or left in frozen or right in frozen:
+                return None
+            if left + right in unused:
+                halves[left + right] = left, right
+            return self._ranks[token_id]
+
+        runs = enumerate(self._user_defined.split(word.replace(" ", "▁")))
+        symbols = [symbol for index, run in runs for symbol in ([run] if index % 2 else run)]
+        ids, left = [], merge(symbols, rank)[::-1]
+        while left:
+            symbol = left.pop()
+            if symbol in halves:  # an unused piece leads to others, but isn't one itself
+                left += halves[symbol][::-1]
+            elif symbol in self._ids:
+                ids.append(self._ids[symbol])
+            elif self._byte_ids:
+                ids += [self._byte_ids[byte] for byte in symbol.encode()]
+            elif ids[-1:] != [self._unk_id]:  # one for all unknown characters in a row
+                ids.append(self._unk_id)
+        return ids
 
     @cached_property
-    def _pieces(self) -> list[str]:
-        return sorted(self.ids)
+    def _library(self) -> libraries.Encode | None:
+        if self._of_type[USER_DEFINED] or self._of_type[UNUSED]:
+            return None
+        return libraries.sentencepiece(self.vocabulary.pieces, self.vocabulary.scores, self.vocabulary.types)
+
+    def _spell(self, piece: str, token_id: int) -> bytes:
+        kind = self.vocabulary.types[token_id]
+        if kind == BYTE:
+            return bytes([int(piece[1:-1], 16)])
+        return " ⁇ ".encode() if kind == UNKNOWN else piece.replace("▁", " ").encode()
+
+
+#: Bytes as byte-level BPE shows them (GPT-2): those that print as themselves, the others from U+0100 on.
+_HIDDEN = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
+_CHAR_OF = {byte: chr(byte) for byte in range(256)} | {byte: chr(0x100 + i) for i, byte in enumerate(_HIDDEN)}
+_BYTE_OF = {char: byte for byte, char in _CHAR_OF.items()}
+
+#: Rules that cut text into words, by the names that llama.cpp gives them. GPT-2's: contractions; a word, a
+#: number or signs, with the space before it; spaces, but not the last one before a word. SmolLM's: each digit
+#: by itself. Llama 3's: a word with the sign before it; up to three digits; signs; line ends; spaces.
+WORDS = {
+    "gpt-2": r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "smollm": r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
+    "llama-bpe": r"(?i:'(?:s|t|re|ve|m|ll|d))|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
+
+class ByteLevelBPE(Tokenizer):
+    """GPT-2's kind of tokenizer: BPE on bytes, in each word by itself.
+
+    Not every such vocabulary holds all 256 bytes: SmolLM2's lacks 21 that UTF-8 text seldom or never has.
+    Bytes without a token (`missing_bytes`) are left out, as llama.cpp and Hugging Face do.
+    """
+
+    def __init__(self, vocabulary: Vocabulary):
+        super().__init__(vocabulary)
+        rule, ids = vocabulary.pre, dict(self._of_type[NORMAL])
+        require(rule in WORDS, f"the pre-tokenizer {rule!r} isn't supported, only {', '.join(WORDS)}")
+        for kind in (UNKNOWN, USER_DEFINED, UNUSED, BYTE):  # their "Ġ" isn't a space but means itself
+            ids |= {piece: token_id for piece, token_id in self._of_type[kind].items() if piece.isascii()}
+        for pair in vocabulary.merges:
+            left, _, right = pair.partition(" ")
+            if left not in ids or right not in ids or left + right not in ids or " " in right:
+                shown = repr(pair[:80])
+                raise TinyllamaError(f"the merge {shown} isn't of two pieces of the vocabulary into a third")
+        self._ids, self._ranks = ids, {pair: number for number, pair in enumerate(vocabulary.merges)}
+        self._byte_ids = {byte: ids[char] for byte, char in _CHAR_OF.items() if char in ids}
+        self.missing_bytes = frozenset(range(256)) - self._byte_ids.keys()
+        self._rule = regex.compile(WORDS[rule])
+        self._whole = rule == "llama-bpe"  # a word that is a piece is taken as it is
+
+    def _encode_word(self, word: str) -> list[int]:
+        """A word -> ids."""
+        spelled = _spelled(word)
+        if self._whole and spelled in self._ids:
+            return [self._ids[spelled]]
+        symbols = (char for char in spelled if char in self._ids)
+        return [self._ids[s] for s in merge(symbols, lambda left, right: self._ranks.get(f"{left} {right}"))]
 
     @cached_property
-    def _first(self) -> re.Pattern:
-        """Any character with which one begins."""
-        return re.compile(f"[{re.escape(''.join({piece[0] for piece in self.ids}))}]")
+    def _library(self) -> libraries.Encode | None:
+        encode = libraries.tokenizers(self._ids, self.vocabulary.merges, self._whole)
+        return encode and (lambda word: encode(_spelled(word)))
 
-    def cut(self, text: str) -> list[str]:
-        """Cut text before and after every known piece; of two that begin together the longer one is meant."""
-        runs, start, match = [], 0, self._first.search(text) if self.ids else None
-        while match:
-            at, piece = match.start(), self._at(text, match.start())
-            if piece:
-                runs += [text[start:at], piece]
-                start = at + len(piece)
-            match = self._first.search(text, start if piece else at + 1)
-        return [run for run in (*runs, text[start:]) if run]
+    def _spell(self, piece: str, token_id: int) -> bytes:
+        if self.vocabulary.types[token_id] == NORMAL and all(char in _BYTE_OF for char in piece):
+            return bytes(_BYTE_OF[char] for char in piece)
+        return piece.encode()
 
-    def _at(self, text: str, at: int) -> str:
-        """The longest known piece with which text goes on at a place, "" if there is none."""
-        rest, last = text[at : at + self._longest], len(self._pieces)
-        while last := bisect_right(self._pieces, rest, hi=last):
-            # The piece that sorts last of those up to the rest begins as the rest does for the longest.
-            piece = self._pieces[last - 1]
-            if rest.startswith(piece):
-                return piece
-            rest = commonprefix((piece, rest))  # noqa: RUF071 (of text, not of paths)
-        return ""
+
+def _spelled(word: str) -> str:
+    """Each byte of a word as the character that shows it."""
+    return word.encode().decode("latin-1").translate(_CHAR_OF)
+
+
+def _any_of(pieces: Iterable[str]) -> re.Pattern:
+    """Splits text before and after these pieces; of two that begin together the longer one is meant."""
+    longest_first = sorted(pieces, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+
+
+def _bytes(text: str | bytes) -> bytes:
+    """As UTF-8; lone surrogates become the bytes that they stand for (PEP 383)."""
+    try:
+        return text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        raise TinyllamaError(f"the text holds half a character at position {error.start}") from None
+
+
+# --- making one -----------------------------------------------------------------------------------
+
+
+def make_tokenizer(vocabulary: Vocabulary, path: str | Path = "the vocabulary") -> Tokenizer:
+    """The tokenizer of a vocabulary. Raises TinyllamaError, naming its file, where they contradict it."""
+    with naming(vocabulary.path or path):
+        _check(vocabulary)
+        return (SentencePiece if vocabulary.kind == "sentencepiece" else ByteLevelBPE)(vocabulary)
+
+
+def token_texts(vocabulary: Vocabulary) -> list[bytes]:
+    """What each token adds to a text, as UTF-8: "�" for a part of a character, nothing for control tokens."""
+    tokenizer = make_tokenizer(vocabulary)
+    return [tokenizer.decode([token], strip_prefix=False).encode() for token in range(tokenizer.vocab_size)]
+
+
+def _check(vocabulary: Vocabulary) -> None:
+    """Raises TinyllamaError, or ValueError for half a character, where parts contradict each other."""
+    pieces, types, n = vocabulary.pieces, vocabulary.types, len(vocabulary.pieces)
+    is_spm, scores = vocabulary.kind == "sentencepiece", array("f", vocabulary.scores)
+    require(is_spm or vocabulary.kind == "bpe", f"a vocabulary of the unknown kind {vocabulary.kind!r}")
+    require(0 < n <= LARGEST["vocab_size"], f"a vocabulary of {n} pieces can't be right")
+    require(len(types) == n, f"a vocabulary of {n} pieces, but {len(types)} types")
+    require(not is_spm or len(scores) == n, f"a vocabulary of {n} pieces, but {len(scores)} scores")
+    require(set(types) <= set(range(NORMAL, BYTE + 1)), "the types of a vocabulary's pieces must be 1 to 6")
+    require(all(map(isfinite, scores)), "a score of the vocabulary is NaN or infinite")
+    "".join(pieces).encode()  # half a surrogate pair is a ValueError
+    if len(set(pieces)) < n:
+        raise TinyllamaError(f"two tokens are the same piece, {Counter(pieces).most_common(1)[0][0]!r}")
+    for token_id in {vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id, *vocabulary.stop_ids} - {None}:
+        require(0 <= token_id < n, f"a special token is number {token_id} of a vocabulary of {n}")
+    special = "".join(p for p, kind in zip(pieces, types, strict=True) if kind in (CONTROL, USER_DEFINED))
+    require(len(special) <= LARGEST_SPECIAL, "control and user-defined pieces that are absurdly long")
+    if is_spm:
+        n_unknown, found = types.count(UNKNOWN), {pieces[i] for i, kind in enumerate(types) if kind == BYTE}
+        require("" not in pieces, "a piece of the vocabulary is empty")
+        require(n_unknown == 1, f"a vocabulary of SentencePiece has one unknown piece, not {n_unknown}")
+        require(found in (set(), set(BYTE_PIECES)), "byte pieces that aren't <0x00> to <0xFF>")
+
+
+# --- ids -> text, as they come --------------------------------------------------------------------
 
 
 class TextStream:
@@ -203,200 +397,3 @@ class TextStream:
     def flush(self) -> str:
         """At the end: "�" if half a character is left over."""
         return self._decoder.decode(b"", final=True)
-
-
-#: Characters that are encoded in about a twentieth of a second.
-LONG = 100_000
-
-
-def _interruptibly(encode: Callable[[str], list[int]], text: str) -> list[int]:
-    """encode(text), of a long text in a thread of its own: inside of one call Ctrl-C wouldn't be heard."""
-    if len(text) < LONG:
-        return encode(text)
-    answer = SimpleQueue()
-
-    def work() -> None:
-        try:
-            answer.put((encode(text), None))
-        except Exception as error:
-            answer.put((None, error))
-
-    _thread.start_new_thread(work, ())  # bare, as in threads.py
-    ids, error = answer.get()
-    if error:
-        raise error
-    return ids
-
-
-# --- SentencePiece --------------------------------------------------------------------------------
-
-#: What SentencePiece would change: a "▁" of the text's own would come back as a space, a byte that isn't
-#: UTF-8 (a lone surrogate after `_lenient`) not at all. They become byte pieces instead.
-_NOT_VERBATIM = re.compile("([\u2581\udc80-\udcff]+)")
-
-
-class SentencePiece(Tokenizer):
-    """LLaMA's tokenizer (Kudo and Richardson, arXiv:1808.06226), through the sentencepiece package.
-
-    Without byte pieces in the vocabulary, unknown characters become `unk_id`, which decodes to " ⁇ "; without
-    the piece "▁", a space comes back as "▁".
-    """
-
-    def __init__(self, vocabulary: Vocabulary):
-        super().__init__(vocabulary)
-        self._processor = _processor(vocabulary)
-        self._unk_id = vocabulary.types.index(UNKNOWN)  # unk_id() only knows one named "<unk>"
-        rows = enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True))
-        self._byte_ids = {int(piece[1:-1], 16): token_id for token_id, (piece, kind) in rows if kind == BYTE}
-        self.prefix = b" " if vocabulary.add_space_prefix else b""
-
-    def _encode_text(self, text: str) -> list[int]:
-        # The prefix comes after a control token, too: for LLaMA that is where the next text begins.
-        ids = []
-        for index, run in enumerate(_NOT_VERBATIM.split(self.prefix.decode() + text)):
-            if index % 2:
-                ids += [self._byte_ids.get(byte, self._unk_id) for byte in _bytes(run)]
-            else:
-                ids += _interruptibly(self._processor.encode, run)
-        return ids
-
-    def _spell(self, piece: str, token_id: int) -> bytes:
-        kind = self.vocabulary.types[token_id]
-        if kind == BYTE:
-            return bytes([int(piece[1:-1], 16)])
-        return " ⁇ ".encode() if kind == UNKNOWN else piece.replace("▁", " ").encode()
-
-
-def _processor(vocabulary: Vocabulary):
-    """Build SentencePiece from pieces, scores and types, with nothing done to the text on its way in."""
-    import sentencepiece
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.trainer_spec.model_type = proto.trainer_spec.BPE
-    proto.trainer_spec.byte_fallback = BYTE in vocabulary.types
-    proto.normalizer_spec.name = "identity"
-    proto.normalizer_spec.add_dummy_prefix = False
-    proto.normalizer_spec.remove_extra_whitespaces = False
-    try:
-        rows = enumerate(zip(vocabulary.pieces, vocabulary.scores, vocabulary.types, strict=True))
-        for token_id, (piece, score, kind) in rows:
-            if kind == CONTROL and len(piece) == 1:  # SentencePiece would find it in plain text
-                piece = f"<control {token_id}>"
-            proto.pieces.add(piece=piece, score=score, type=kind)
-        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-    except (RuntimeError, ValueError) as error:
-        raise TinyllamaError(f"SentencePiece can't use this vocabulary: {_one_line(error)}") from None
-
-
-# --- byte-level BPE -------------------------------------------------------------------------------
-
-#: Bytes as byte-level BPE shows them (GPT-2): those that print as themselves, the others from U+0100 on.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
-_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + i): byte for i, byte in enumerate(_HIDDEN)}
-
-#: Llama 3's rule: contractions; a word with the sign before it; up to three digits; signs; line ends; spaces.
-_LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-class ByteLevelBPE(Tokenizer):
-    """GPT-2's kind of tokenizer (Sennrich et al., arXiv:1508.07909, on bytes), by the tokenizers package.
-
-    Not every such vocabulary holds all 256 bytes: SmolLM2's lacks 21 that UTF-8 text seldom or never has.
-    Bytes without a token (`missing_bytes`) are left out, as llama.cpp and Hugging Face do.
-    """
-
-    _always_special = frozenset({USER_DEFINED})
-
-    def __init__(self, vocabulary: Vocabulary):
-        super().__init__(vocabulary)
-        plain = dict(zip(vocabulary.pieces, range(self.vocab_size), strict=True))
-        for token_id, kind in enumerate(vocabulary.types):
-            piece = vocabulary.pieces[token_id]
-            if kind == CONTROL or (kind != NORMAL and not piece.isascii()):  # "Ġ" means itself, not a space
-                del plain[piece]
-        self._byte_ids = {byte: plain[char] for char, byte in _BYTE_OF.items() if char in plain}
-        self.missing_bytes = frozenset(range(256)) - self._byte_ids.keys()
-        self._bpe = _bpe(vocabulary, plain)
-
-    def _encode_text(self, text: str) -> list[int]:
-        ids = []
-        for index, run in enumerate(re.split("([\udc80-\udcff]+)", text)):
-            if index % 2:
-                ids += [self._byte_ids[byte] for byte in _bytes(run) if byte in self._byte_ids]
-            else:
-                ids += _interruptibly(self._encode_run, run)
-        return ids
-
-    def _encode_run(self, run: str) -> list[int]:
-        if len(run) < LONG:
-            return self._bpe.encode(run, add_special_tokens=False).ids
-        return self._bpe.encode_batch([run], add_special_tokens=False)[0].ids  # which lets go of Python
-
-    def _spell(self, piece: str, token_id: int) -> bytes:
-        if self.vocabulary.types[token_id] == NORMAL and all(char in _BYTE_OF for char in piece):
-            return bytes(_BYTE_OF[char] for char in piece)
-        return piece.encode()
-
-
-def _bpe(vocabulary: Vocabulary, plain: dict[str, int]):
-    import tokenizers
-
-    merges = [tuple(merge.split(" ")) for merge in vocabulary.merges]
-    # A merge into no piece can end tokenizers in a Rust panic, which isn't even an Exception.
-    wrong = next((merge for merge in merges if not _is_merge(merge, plain)), None)
-    if wrong is not None:
-        shown = repr(" ".join(wrong)[:80])
-        raise TinyllamaError(f"the merge {shown} isn't of two pieces of the vocabulary into a third")
-    try:
-        # Llama 3's rule takes a word that is a piece as it is, without looking for merges that lead to it.
-        model = tokenizers.models.BPE(plain, merges, ignore_merges=vocabulary.pre == "llama-bpe")
-    except Exception as error:
-        raise TinyllamaError(f"tokenizers can't use this vocabulary: {_one_line(error)}") from None
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = _pre_tokenizer(vocabulary.pre)
-    return tokenizer
-
-
-def _is_merge(merge: tuple[str, ...], plain: dict[str, int]) -> bool:
-    return len(merge) == 2 and merge[0] in plain and merge[1] in plain and merge[0] + merge[1] in plain
-
-
-def _pre_tokenizer(name: str):
-    """The rule that cuts text into words, by the name that llama.cpp gives it."""
-    from tokenizers import Regex, pre_tokenizers
-
-    gpt2_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    rules = {
-        "gpt-2": [gpt2_words],
-        "smollm": [pre_tokenizers.Digits(individual_digits=True), gpt2_words],
-        "llama-bpe": [pre_tokenizers.Split(Regex(_LLAMA3_WORDS), "isolated"), bytes_only],
-    }
-    if name not in rules:
-        raise TinyllamaError(f"the pre-tokenizer {name!r} isn't supported, only {', '.join(rules)}")
-    return pre_tokenizers.Sequence(rules[name])
-
-
-# --- bytes that are no text ----------------------------------------------------------------------
-
-
-def _lenient(text: str | bytes) -> str:
-    """As str, with each byte that isn't UTF-8 as the lone surrogate U+DC00 + byte (PEP 383)."""
-    try:
-        data = text if isinstance(text, bytes) else _bytes(text)
-    except UnicodeEncodeError as error:
-        raise TinyllamaError(f"the text holds half a character at position {error.start}") from None
-    return data.decode("utf-8", errors="surrogateescape")
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", errors="surrogateescape")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

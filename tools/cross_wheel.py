@@ -46,7 +46,7 @@ def build(target: Target, folder: Path, compiler: str | None = None) -> Path:
     }
     for left in ROOT.glob(f"build/lib.{target.platform}-*"):
         shutil.rmtree(left)  # modules that are gone by now would come along
-    wheels = f"tinyllama-*-{re.sub('[-.]', '_', target.platform)}.whl"
+    wheels = f"tinyllama_lab-*-{re.sub('[-.]', '_', target.platform)}.whl"
     for left in folder.glob(wheels):
         left.unlink()
     setup = [sys.executable, "-W", "ignore", "setup.py", "-q", "bdist_wheel", "--dist-dir", folder.resolve()]

@@ -2,14 +2,14 @@
 
 from hypothesis import strategies as st
 
-from tinyllama.vocabulary import Vocabulary
+from tinyllama.tokenizer import Vocabulary
 
 from .. import texts
 from ..bundle import bundle, unbundle
 from .sentencepiece import text
 from .tokenizer_model import PIECE
 
-READS = ("tinyllama.tokenizer", "tinyllama.vocabulary")
+READS = ("tinyllama.tokenizer",)
 WORDS = [
     b"=== pieces ===\n",
     b"=== merges ===\n",

@@ -4,10 +4,10 @@ import json
 
 from hypothesis import strategies as st
 
-from tinyllama.blocks import TYPES
 from tinyllama.config import Config, hidden_dim_of
 from tinyllama.formats import ggml
 from tinyllama.formats.parts import share
+from tinyllama.quant import TYPES
 
 from .. import contract, texts
 from ..bundle import bundle, unbundle
@@ -30,7 +30,7 @@ def check(data: bytes) -> bool:
             return False
         contract.is_whole(checkpoint.tensors, checkpoint.config, len(data))
         contract.are_apart(checkpoint.tensors)
-        texts.keeps_texts(checkpoint.vocabulary, checkpoint.vocabulary.model or path)
+        texts.keeps_texts(checkpoint.vocabulary, checkpoint.vocabulary.path or path)
     return True
 
 

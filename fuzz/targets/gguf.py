@@ -4,14 +4,14 @@ import gguf as oracle
 import numpy as np
 from hypothesis import strategies as st
 
-from tinyllama.blocks import TYPES
 from tinyllama.config import Config, tensor_names
 from tinyllama.formats import Checkpoint, gguf
+from tinyllama.quant import TYPES
 
 from .. import contract, texts
 from ..damage import Field, Number, damaged, numbers, odd_tensors, pack
 
-READS = ("tinyllama.formats.gguf", "tinyllama.formats.gguf_metadata")
+READS = ("tinyllama.formats.gguf",)
 WORDS = [b"GGUF", b"general.architecture", b"llama", b"general.alignment", b"tokenizer.ggml.tokens"]
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
@@ -41,7 +41,7 @@ def agrees(checkpoint: Checkpoint) -> None:
     names = {name: gguf_name for name, gguf_name, _ in tensor_names(checkpoint.config.n_layers)}
     for name, tensor in checkpoint.tensors.items():
         other = theirs[names.get(name, name)]
-        same = tensor.parts[0].tobytes() == np.asarray(other.data).tobytes()
+        same = tensor.pieces[0].blocks().tobytes() == np.asarray(other.data).tobytes()
         contract.must(same, "not what the gguf package reads", name)
 
 

@@ -5,13 +5,15 @@ definition gives; where one is wrong, it is refused. Reading or writing out of b
 does whatever else C leaves undefined: `make fuzz` runs this on an extension that is built for that.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 from hypothesis import strategies as st
 
 from tinyllama import _native, ops, quant
-from tinyllama.backends import native
-from tinyllama.blocks import TYPES
-from tinyllama.quant import Tensor
+from tinyllama.backends.native import Native
+from tinyllama.quant import TYPES
+from tinyllama.tensor import Piece, Tensor
 
 from .. import sanitized
 from ..calls import Call, Choices, close, wrong
@@ -23,7 +25,7 @@ WEIGHTS = list(TYPES)
 NUMBERS = ["f32", "f16", "bf16"]
 CASTS = [type for type in WEIGHTS if type not in ("bf16", "q6_k")]
 TOKENS = [0, 1, 2, 3, 5, 6, 7, 12, 13, 17, 33, 40]
-REFUSED = (TypeError, ValueError, IndexError, OverflowError, BufferError, SystemError)
+REFUSED = (TypeError, ValueError, IndexError, OverflowError, BufferError, SystemError, MemoryError)
 LEVELS = _native.levels()
 HUGE = 1e30  # inputs and scales beyond which what is computed on the way may be infinite
 
@@ -81,14 +83,14 @@ def tensor_of(choices: Choices, type: str, n_out: int, n_in: int) -> Tensor:
     else:
         data = choices.bytes(kind.nbytes(shape))
     skip = choices.pick([0, 0, 1])  # ggml's files align nothing
-    blocks = kind.view(bytes(skip) + data, shape, skip)
-    cut = choices.number(n_out)
-    return Tensor("", type, shape, tuple(part for part in (blocks[:cut], blocks[cut:]) if len(part)))
+    whole, cut = Piece(bytes(skip) + data, skip, type, shape), choices.number(n_out)
+    pieces = (whole.rows(0, cut), whole.rows(cut, n_out)) if cut else (whole,)
+    return Tensor("", shape, pieces)
 
 
 def prepared(choices: Choices, tensor: Tensor):
     """As a `_native.Weight`, copied or mapped."""
-    return native.prepare(tensor, bool(choices.number(2)), arena=native.Arena(), threads=choices.threads())
+    return Native(choices.threads()).prepare(tensor, bool(choices.number(2)))
 
 
 def width(choices: Choices, type: str) -> int:
@@ -97,16 +99,15 @@ def width(choices: Choices, type: str) -> int:
 
 
 def weight(choices: Choices) -> Call:
-    """A new Weight in memory that is large enough by a byte or more, or none."""
+    """A new Weight, in memory of its own or in a file."""
     type = choices.pick(["f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"])
     n_out, n_in = choices.size(), width(choices, type)
-    memory = native.Arena().take(_native.weight_bytes(type, n_out, n_in) + choices.number(2))
-    arguments = {"type": type, "n_out": n_out, "n_in": n_in, "factor": 0.5, "memory": memory}
+    arguments, mapped = {"type": type, "n_out": n_out, "n_in": n_in, "factor": 0.5}, bool(choices.number(2))
 
     def holds():
-        made = _native.Weight(*arguments.values())
-        must((made.type, made.shape) == (type, (n_out, n_in)) and made.memory[0] is memory, "another weight")
-        must(0 < made.nbytes <= memory.nbytes, "a weight beyond its memory")
+        made = _native.Weight(*arguments.values(), mapped=mapped)
+        must((made.type, made.shape) == (type, (n_out, n_in)), "another weight")
+        must((made.nbytes == 0) == mapped, "a mapped weight takes memory, another one none")
 
     return Call(_native.Weight, arguments, holds)
 
@@ -116,11 +117,11 @@ def pack(choices: Choices) -> Call:
     type = choices.pick(WEIGHTS)
     tensor = tensor_of(choices, type, choices.size(), width(choices, type))
     n_out, n_in = tensor.shape
-    kind = native.PREPARED.get(type, type)
-    memory = native.Arena().take(_native.weight_bytes(kind, n_out, n_in)) if choices.number(2) else None
-    factor = native._factor(tensor)
-    made = _native.Weight(kind, n_out, n_in, factor, memory)
-    data = np.frombuffer(b"".join(part.tobytes() for part in tensor.parts), np.uint8)
+    kind, mapped = TYPES[type].prepared, bool(choices.number(2))
+    highest = max(field.max() for field in fields_of(tensor)) if "2023" in type else 0
+    factor = 2.0 ** (np.floor(np.log2(highest)) - 10) if 0 < highest < np.inf else 1.0
+    made = _native.Weight(kind, n_out, n_in, factor, mapped=mapped)
+    data = np.frombuffer(b"".join(piece.blocks().tobytes() for piece in tensor.pieces), np.uint8)
     names = ("type", "data", "n_rows", "n_cols", "weight", "row", "col", "threads")
     values = (type, data, n_out, n_in, made, 0, 0, choices.threads())
 
@@ -164,9 +165,8 @@ def fields_of(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """|d| and |m| of each element, [n_out, n_in]; zeros of plain numbers, and of q6_k, with its many d."""
     found = []
     for name in "dm":
-        parts = [
-            np.abs(part[name].astype(np.float64)) for part in tensor.parts if name in (part.dtype.names or ())
-        ]
+        stored = [piece.blocks() for piece in tensor.pieces]
+        parts = [np.abs(part[name].astype(np.float64)) for part in stored if name in (part.dtype.names or ())]
         whole = np.concatenate(parts) if parts and tensor.type != "q6_k" else np.zeros((tensor.shape[0], 1))
         found.append(whole.repeat(tensor.shape[1] // whole.shape[1], 1))
     return tuple(found)
@@ -192,7 +192,7 @@ def matmul(choices: Choices) -> Call:
     def holds():
         for tensor, weight, out in zip(tensors, weights, outs, strict=True):
             is_product(out, x, weight, tensor)
-            again = native.matmul(x, weight, threads=1)
+            again = Native(1).matmul(x, weight)
             must(
                 np.array_equal(out, again, equal_nan=True), f"{tensor.type}: another product with one thread"
             )
@@ -324,12 +324,13 @@ def attention(choices: Choices) -> Call:
         _native.attention(queries, *before, keys, values, 0, out, 1)
     q, k, v = (choices.floats((n_tokens, n, head_dim)) for n in (n_kv_heads * shared, n_kv_heads, n_kv_heads))
     out = np.empty((n_tokens, n_kv_heads * shared * head_dim), np.float32)
-    cache = ops.KVCache(keys.astype(np.float32)[None], values.astype(np.float32)[None])
+    cache = ops.KVCache(SimpleNamespace(n_layers=1, n_kv_heads=n_kv_heads, head_dim=head_dim), shape[1])
+    cache.ids, cache.keys, cache.values = [0] * past, [keys.astype(np.float32)], [values.astype(np.float32)]
     names = ("q", "k", "v", "keys", "values", "pos", "out", "threads")
     arguments = dict(zip(names, (q, k, v, keys, values, past, out, choices.threads()), strict=True))
 
     def holds():
-        expected = ops.attention(q, half(k), half(v), cache, 0, past)
+        expected = ops.attention(q, half(k), half(v), cache, 0)
         must(np.array_equal(keys, cache.keys[0], equal_nan=True), "other keys in the cache")
         must(np.array_equal(values, cache.values[0], equal_nan=True), "other values in the cache")
         seen = [np.abs(part[:, : past + n_tokens].astype(np.float64)).max() for part in (keys, values)]

@@ -3,21 +3,21 @@
 import struct
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from tinyllama.blocks import TYPES
 from tinyllama.config import Config
 from tinyllama.formats import pth
 from tinyllama.formats.parts import Part
-from tinyllama.quant import dequantize
+from tinyllama.quant import TYPES
 
 from .. import contract
 from ..damage import Field, Number, damaged, odd_tensors, pack
 
-READS = ("tinyllama.formats.pth",)
+READS = ("tinyllama.formats.pth", "tinyllama.formats.unpickle")
 WORDS = [b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"ctorch\nHalfStorage\n", b"cos\nsystem\n", b"data/0"]
 WORDS += [b"ctorch._utils\n_rebuild_tensor_v2\n", b"X\x07\x00\x00\x00storage", b"\x80\x02}"]
 
@@ -28,29 +28,30 @@ STORAGES = {"f16": b"HalfStorage", "bf16": b"BFloat16Storage", "f32": b"FloatSto
 def check(data: bytes) -> bool:
     """A tensor that is read lies in the file, and is what torch reads."""
     with contract.folder({"consolidated.00.pth": data}) as folder:
-        part = contract.opened(pth.read_part, folder / "consolidated.00.pth")
+        path = folder / "consolidated.00.pth"
+        part = contract.opened(pth.read_part, path)
         if part is None:
             return False
-        for name, entry in part.entries.items():
-            contract.must(0 <= entry.offset <= len(data) - entry.nbytes, "a tensor outside of the file", name)
+        for name, piece in part.items():
+            contract.must(0 <= piece.offset <= len(data) - piece.nbytes, "a tensor outside of the file", name)
             with contract.limits():
-                dequantize(part.blocks(name), entry.type)
-        agrees(part)
+                piece.kind.dequantize(piece.blocks())
+        agrees(path, part)
     return True
 
 
-def agrees(part: Part) -> None:
+def agrees(path: Path, part: Part) -> None:
     """Where torch reads the file, too, it finds the same bytes in every tensor."""
-    with zipfile.ZipFile(part.path) as archive:
+    with zipfile.ZipFile(path) as archive:
         if any(info.external_attr & 0x10 for info in archive.infolist()):
             return  # torch takes these members for folders, and gives whatever lies in its memory
     try:
-        theirs = torch.load(part.path, map_location="cpu", weights_only=True)
+        theirs = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch tests checksums, among other things
         return
-    for name in part.entries:
+    for name, piece in part.items():
         other = theirs[name].detach().contiguous().view(torch.uint8).numpy()
-        same = np.array_equal(part.blocks(name).view(np.uint8).ravel(), other.ravel())
+        same = np.array_equal(piece.blocks().view(np.uint8).ravel(), other.ravel())
         contract.must(same, "not what torch reads", name)
 
 

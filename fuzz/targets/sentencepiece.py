@@ -2,13 +2,13 @@
 
 from hypothesis import strategies as st
 
-from tinyllama.vocabulary import Vocabulary
+from tinyllama.tokenizer import Vocabulary
 
 from .. import texts
 from ..bundle import bundle, unbundle
 from .tokenizer_model import PIECE, SPELLING
 
-READS = ("tinyllama.tokenizer", "tinyllama.vocabulary")
+READS = ("tinyllama.tokenizer",)
 WORDS = [
     b"=== pieces ===\n",
     b"=== text ===\n",

@@ -3,13 +3,13 @@
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from tinyllama.formats import ggml
-from tinyllama.vocabulary import vocabulary_from_model
+from tinyllama.formats.tokenizer_model import vocabulary_from_model
+from tinyllama.tokenizer import token_texts
 
 from .. import contract, texts
 from ..damage import damaged
 
-READS = ("tinyllama.vocabulary",)
+READS = ("tinyllama.tokenizer",)
 WORDS = [b"<unk>", b"<s>", b"<0x0A>", b"identity", b"nmt_nfkc", "▁".encode()]
 
 
@@ -22,7 +22,7 @@ def check(data: bytes) -> bool:
             contract.must(
                 all(isinstance(piece, str) for piece in vocabulary.pieces), "a piece that is no text"
             )
-        contract.opened(ggml.token_texts, path)
+            contract.opened(lambda path: token_texts(vocabulary), path)
         return vocabulary is not None and texts.keeps_texts(vocabulary, path)
 
 

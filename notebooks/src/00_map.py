@@ -13,8 +13,8 @@ import os
 import numpy as np
 
 import tinyllama
-from tinyllama.lab import plots
 from tinyllama.config import PRESETS
+from tinyllama.lab import plots
 from tinyllama.lab.lessons import check
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B

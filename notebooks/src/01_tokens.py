@@ -15,14 +15,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from tokenizers.pre_tokenizers import ByteLevel
+import regex
 
 import tinyllama
 from tinyllama import ops
 from tinyllama.lab import plots
 from tinyllama.lab.lessons import check
-from tinyllama.tokenizer import make_tokenizer
-from tinyllama.vocabulary import Vocabulary
+from tinyllama.tokenizer import WORDS, Vocabulary, make_tokenizer
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)
@@ -54,21 +53,28 @@ plots.tokens({"": pieces}, [ids], TEXT)
 #
 # Start with single characters. Find the pair of neighbours that occurs most often, write it as one new piece,
 # and repeat. That is all. We learn from the stories that ship with tinyllama, cut into words first, since no
-# piece may cross a space.
+# piece may cross a space. The rule for that is a regular expression,
+# [GPT-2](https://github.com/openai/gpt-2)'s.
 
 # %%
 stories = Path("../data/held_out.txt").read_text(encoding="utf-8")[:60_000]
-words = Counter(word for word, _ in ByteLevel(add_prefix_space=False).pre_tokenize_str(stories))
+words = Counter(regex.findall(WORDS["gpt-2"], stories))
 words.most_common(5)
 
 # %% [markdown]
-# "Ġ" stands for the space here: [GPT-2](https://github.com/openai/gpt-2)'s way to write any byte as a
-# character that prints. The spelling of each word starts as its characters:
+# A space belongs to the word behind it. GPT-2 writes any byte as a character that prints, the space as "Ġ".
+# So this is how each word is spelled at first:
 
 # %%
-spelling = {word: list(word) for word in words}
+char_of = {byte: chr(byte) for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")}
+hidden = [byte for byte in range(256) if byte not in char_of]
+char_of |= {byte: chr(0x100 + number) for number, byte in enumerate(hidden)}
+
+spelling = {word: [char_of[byte] for byte in word.encode()] for word in words}
+spelling[" the"], len(char_of)
 
 
+# %%
 def count_pairs():
     """How often each pair of neighbours occurs in the text."""
     pairs = Counter()
@@ -151,8 +157,21 @@ plots.tokens({f"after {n}": stage for n, stage in enumerate(stages)}, title="str
 # %% [markdown]
 # Read it from the top: each row has one box fewer. It ends where no two neighbours are a piece together.
 #
-# Is this what tinyllama does? Its tokenizers come from the `sentencepiece` and `tokenizers` packages. We
-# cut a whole sentence and compare the ids.
+# Is this what tinyllama does? It has a `merge`, too, in [tokenizer.py](../tinyllama/tokenizer.py). That takes
+# a `rank` for each pair, the lowest first, and keeps the pairs in a
+# [heap](https://docs.python.org/3/library/heapq.html), so that it needn't look at all of them again.
+
+
+# %%
+def rank(left, right):
+    """The lowest is merged first; None: the two aren't a piece together."""
+    return -scores[left + right] if left + right in scores else None
+
+
+assert tinyllama.tokenizer.merge(SPACE + "strawberries", rank) == stages[-1]
+
+# %% [markdown]
+# And a whole sentence, down to the ids:
 
 # %%
 SENTENCE = " There was a strange garden behind the house of the old farmer."
@@ -240,7 +259,7 @@ plots.bars(per_token, list(samples), "the longer the bar, the cheaper the text",
 # %%
 def as_tokenizer(merges):
     """The byte-level tokenizer of a list of pairs (left, right)."""
-    learnt = [*sorted(ByteLevel.alphabet()), *dict.fromkeys(left + right for left, right in merges)]
+    learnt = [*sorted(char_of.values()), *dict.fromkeys(left + right for left, right in merges)]
     return make_tokenizer(
         Vocabulary(
             kind="bpe",
@@ -256,7 +275,7 @@ def as_tokenizer(merges):
 
 
 ours = as_tokenizer(merges)
-assert [ours.vocabulary.pieces[token] for token in ours.encode(" little")] == spelling["Ġlittle"]
+assert [ours.vocabulary.pieces[token] for token in ours.encode(" little")] == spelling[" little"]
 ours.vocab_size
 
 # %%

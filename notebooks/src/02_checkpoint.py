@@ -8,7 +8,6 @@
 # [LLaMA](https://arxiv.org/abs/2302.13971), table 2.
 
 # %%
-import mmap
 import os
 import pickle
 import pickletools
@@ -20,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 import tinyllama
+from tinyllama.formats import open_checkpoint, parts, pth
 from tinyllama.lab import plots
-from tinyllama.formats import meta, parts, pth
 from tinyllama.lab.lessons import check, same
+from tinyllama.tensor import Tensor
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)
@@ -102,8 +102,8 @@ plots.lines(
 
 # %%
 is_meta = llama.checkpoint.format == "meta"
-checkpoint = llama.checkpoint if is_meta else meta.read(tinyllama.machine.download.find("small"))
-path = checkpoint.files[0]
+checkpoint = llama.checkpoint if is_meta else open_checkpoint("small")
+path = checkpoint.files[0].path
 
 with zipfile.ZipFile(path) as archive:
     members = archive.infolist()
@@ -145,9 +145,9 @@ class Trap:
 pickle.loads(pickle.dumps({"norm.weight": Trap()}))
 
 # %% [markdown]
-# So tinyllama never runs a checkpoint's pickle with anything in reach. [Its
-# machine](../tinyllama/formats/pth.py) knows the few names above, as functions that only take notes, and
-# refuses all others:
+# So tinyllama never runs a checkpoint's pickle on Python's machine. [Its
+# own](../tinyllama/formats/unpickle.py) knows the few names above, calls none of them, only notes what they
+# are given, and refuses all others:
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -170,21 +170,19 @@ print(message)
 # field; then comes the matrix.
 
 # %%
-entry = pth.read_part(path).entries["norm.weight"]
-with path.open("rb") as file:
-    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # nothing is read yet
+piece = pth.read_part(path)["norm.weight"]
+data = checkpoint.files[0]  # the file, mapped: nothing is read yet
 
-member = max((m for m in members if m.header_offset < entry.offset), key=lambda m: m.header_offset)
+member = max((m for m in members if m.header_offset < piece.offset), key=lambda m: m.header_offset)
 name_length, extra_length = struct.unpack("<HH", data[member.header_offset + 26 : member.header_offset + 30])
 start = member.header_offset + 30 + name_length + extra_length
-assert start == entry.offset
-member.filename, entry.type, entry.shape, start
+assert start == piece.offset
+member.filename, piece.type, piece.shape, start
 
 # %%
-mine = np.frombuffer(data, dtype="<f2", count=entry.shape[0], offset=start)
+mine = np.frombuffer(data, dtype="<f2", count=piece.shape[0], offset=start)
 
-(real,) = checkpoint.tensors["norm.weight"].parts
-assert np.array_equal(mine, real)
+assert np.array_equal(mine, checkpoint.tensors["norm.weight"].dequantize())
 mine[:6]
 
 # %% [markdown]
@@ -198,7 +196,7 @@ cut_names = ["attention.wq", "attention.wo", "feed_forward.w1", "feed_forward.w2
 picture = plots.Picture(2.6, "shares of two parts")
 for axes, name in zip(picture.subplots(1, 4), cut_names, strict=True):
     shape = [n // 32 for n in checkpoint.tensors[f"layers.0.{name}.weight"].shape]  # a pixel for 32 weights
-    axis = parts.split_axis(f"layers.0.{name}.weight")
+    axis = parts.axis_of(f"layers.0.{name}.weight")
     part_of = np.indices(shape)[axis] * 2 // shape[axis]  # [n_out / 32, n_in / 32]
     axes.imshow(part_of, cmap=plots.AMOUNT, vmin=-0.5, vmax=2)
     axes.set(title=name, ylabel="n_out", xlabel="n_in", xticks=[], yticks=[])
@@ -228,15 +226,17 @@ assert same(share_of(0) + share_of(1), output, llama, n_steps=3)
 
 # %% [markdown]
 # To run such a model on one computer, the shares are put together again: rows under rows, columns beside
-# columns. tinyllama does so [while reading](../tinyllama/formats/parts.py), without copying. Back and forth:
+# columns. For tinyllama a weight is a [`Tensor`](../tinyllama/tensor.py) of one or more pieces, each where it
+# lies in its file; nothing is copied. We cut one and put it together:
 
 # %%
 whole = checkpoint.tensors["layers.0.feed_forward.w2.weight"]
-cut = [parts.cut(whole, number, n_parts=2) for number in range(2)]
-together = np.concatenate([share.parts[0] for share in cut], axis=1)
+halves = np.split(whole.dequantize(), 2, axis=parts.axis_of(whole.name))  # two times [dim, hidden_dim / 2]
+pieces = [Tensor.from_array(whole.name, half, whole.type).pieces[0] for half in halves]
+together = Tensor(whole.name, whole.shape, tuple(pieces), axis=parts.axis_of(whole.name))
 
-assert np.array_equal(together, whole.parts[0])
-cut[0].shape, cut[1].shape, together.shape
+assert np.array_equal(together.dequantize(), whole.dequantize())
+pieces[0].shape, pieces[1].shape, together.shape
 
 # %% [markdown]
 # `tinyllama convert` takes a folder with any number of parts. Forgetting one gives an error that names it,
@@ -293,13 +293,13 @@ check(
 # </details>
 
 # %% [markdown]
-# **2.** Read row 5 of `tok_embeddings.weight` out of `data`, `[dim]`. `pth.read_part(path).entries` knows
-# where each matrix starts; a row of float16 takes two bytes a number.
+# **2.** Read row 5 of `tok_embeddings.weight` out of `data`, `[dim]`. `pth.read_part(path)` knows where each
+# matrix starts; a row of float16 takes two bytes a number.
 
 # %% tags=["exercise"]
 row = ...  # np.frombuffer(data, ...)
 
-(embedding,) = checkpoint.tensors["tok_embeddings.weight"].parts
+embedding = pth.read_part(path)["tok_embeddings.weight"].blocks()
 check(
     row,
     expected=embedding[5],
@@ -313,9 +313,9 @@ check(
 # <summary>Solution</summary>
 #
 # ```python
-# entry = pth.read_part(path).entries["tok_embeddings.weight"]
-# dim = entry.shape[1]
-# row = np.frombuffer(data, dtype="<f2", count=dim, offset=entry.offset + 5 * dim * 2)
+# piece = pth.read_part(path)["tok_embeddings.weight"]
+# dim = piece.shape[1]
+# row = np.frombuffer(data, dtype="<f2", count=dim, offset=piece.offset + 5 * dim * 2)
 # ```
 #
 # </details>

@@ -210,7 +210,7 @@ def wrong_layout(freqs):
 
 def losses(window, tap=None):
     """How surprised the model is by each next token, in nats: [n_tokens - 1]."""
-    logits = llama.forward(window, 0, llama.new_cache(len(window)), tap=tap)
+    logits = llama.forward(window, llama.new_cache(len(window)), tap=tap)
     return -np.log(ops.softmax(logits[:-1])[np.arange(len(window) - 1), window[1:]])
 
 

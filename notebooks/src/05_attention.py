@@ -94,7 +94,7 @@ q.shape
 # %% [markdown]
 # `same` is this course's "equal": on NumPy the two may differ by the rounding of float32; the C backend,
 # which keeps keys and values in half precision and multiplies 4-bit weights by 8-bit integers, gets [the room
-# that this takes](../tinyllama/lessons.py).
+# that this takes](../tinyllama/lab/lessons.py).
 #
 # Then [RoPE](04_rope.ipynb) turns `q` and `k` by their positions. Values aren't turned.
 
@@ -232,7 +232,7 @@ def prob_of_best(switched_off=None):
         if name == f"layers.{LAYER}.attention.weights" and switched_off is not None:
             array[switched_off] = 0
 
-    logits = llama.forward(tokens, 0, llama.new_cache(len(tokens)), last=True, tap=tap)
+    logits = llama.forward(tokens, llama.new_cache(len(tokens)), last=True, tap=tap)
     return float(ops.softmax(logits[0])[best[0]])
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 import tinyllama
 from tinyllama import ops
-from tinyllama.lab import plots
 from tinyllama.config import PRESETS
+from tinyllama.lab import plots
 from tinyllama.lab.lessons import check, same
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
@@ -69,31 +69,35 @@ len(tokens), len(slow)
 
 # %%
 cache = llama.new_cache(n_ctx=len(slow))
-cache.keys.shape  # [n_layers, n_kv_heads, n_ctx, head_dim]; values are alike
+logits = llama.forward(tokens, cache)  # the prompt, all at once: "prefill"
+len(cache), len(cache.keys), cache.keys[0].shape  # n_past; n_layers; [n_kv_heads, room, head_dim]
+
+# %% [markdown]
+# The cache knows how many tokens it holds. It has an array of keys for each layer, and one of values just
+# like it. Their room grows with the text, up to `n_ctx`.
 
 # %%
-logits = llama.forward(tokens, 0, cache)  # the prompt, all at once: "prefill"
-assert same(cache.keys[0, :, : len(tokens)].swapaxes(0, 1), short["layers.0.attention.k_rope"], llama)
+keys = cache.keys[0][:, : len(cache)]  # of layer 0, [n_kv_heads, n_past, head_dim]
+assert same(keys.swapaxes(0, 1), short["layers.0.attention.k_rope"], llama)
 
-rows = [llama.tokenizer.piece(token) for token in slow[: len(tokens)]]
-rows += ["(free)"] * (len(slow) - len(tokens))
-plots.matrix(
-    cache.keys[0, 0].astype(np.float32), rows, "head_dim", "keys of layer 0, head 0: n_ctx by head_dim"
-)
+rows = [llama.tokenizer.piece(token) for token in tokens] + ["(free)"] * (cache.n_ctx - len(cache))
+shown = np.zeros((cache.n_ctx, config.head_dim), np.float32)
+shown[: len(cache)] = keys[0]
+plots.matrix(shown, rows, "head_dim", "keys of layer 0, head 0: n_ctx by head_dim")
 
 # %% [markdown]
 # ## The fast way
 #
-# Now a new token goes through the model alone. `pos` says where it stands; attention appends its key and
-# value to the cache, then reads them all.
+# Now a new token goes through the model alone. Its position is the length of the cache; attention appends its
+# key and value, then reads them all.
 
 # %%
 fast = list(tokens)
 for _ in range(8):
     fast.append(int(logits[-1].argmax()))
-    logits = llama.forward([fast[-1]], len(fast) - 1, cache)  # [1, vocab_size]: "decode"
+    logits = llama.forward([fast[-1]], cache)  # [1, vocab_size]: "decode"
 
-assert fast == slow
+assert fast == slow == cache.ids
 assert same(logits[-1], llama.logits(fast)[-1], llama, n_steps=10 * config.n_layers)
 print(f"{len(tokens) + 8} tokens computed to write 8, and the same text")
 
@@ -101,19 +105,19 @@ print(f"{len(tokens) + 8} tokens computed to write 8, and the same text")
 # ## One layer by hand
 #
 # What does attention do in such a step? One row of queries meets all keys. There is nothing to mask:
-# everything in the cache lies in the past.
+# everything in the cache lies in the past. We take the last token back and watch it once more.
 
 # %%
 taps = {}
-pos = len(fast) - 1
-llama.forward([fast[-1]], pos, cache, tap=lambda name, array: taps.update({name: array.copy()}))
+cache.trim(len(cache) - 1)  # forgets the last token
+llama.forward([fast[-1]], cache, tap=lambda name, array: taps.update({name: array.copy()}))
 
 q = taps["layers.0.attention.q_rope"].swapaxes(0, 1)  # [n_heads, 1, head_dim]
 shared = config.n_heads // config.n_kv_heads
-keys = np.repeat(
-    cache.keys[0, :, : pos + 1].astype(np.float32), shared, axis=0
-)  # [n_heads, n_past, head_dim]
-values = np.repeat(cache.values[0, :, : pos + 1].astype(np.float32), shared, axis=0)
+keys, values = (
+    np.repeat(array[0][:, : len(cache)].astype(np.float32), shared, axis=0)  # [n_heads, n_past, head_dim]
+    for array in (cache.keys, cache.values)
+)
 
 weights = ops.softmax(q @ keys.swapaxes(1, 2) / np.sqrt(config.head_dim))  # [n_heads, 1, n_past]
 heads = (weights @ values).reshape(1, config.dim)
@@ -157,8 +161,7 @@ def cache_bytes(config, n_ctx, bytes_a_number=2):
     return 2 * config.n_layers * config.n_kv_heads * config.head_dim * n_ctx * bytes_a_number
 
 
-size = cache.keys.itemsize
-assert cache_bytes(config, len(slow), size) == cache.keys.nbytes + cache.values.nbytes
+assert cache_bytes(config, len(slow), cache.keys[0].itemsize) == cache.nbytes  # it is full
 for name in ["7B", "13B"]:
     full = cache_bytes(PRESETS[name], PRESETS[name].max_seq_len)
     print(f"{name}: {cache_bytes(PRESETS[name], 1):,} bytes a token, {full / 1e9:.2f} GB for a full context")
@@ -176,14 +179,17 @@ plots.lines(sizes, "n_ctx", "GB in half precision", "the KV cache of LLaMA's fou
 # %% [markdown]
 # ## Going back
 #
-# What lies behind `pos` is never read, so going back costs nothing: give an earlier `pos` and go on
-# differently. That is how several continuations of one prompt share its cache.
+# What lies behind the end of the cache is never read, so going back costs nothing: `trim` only makes it
+# shorter, and another text overwrites the rest. That is how several continuations of one prompt share its
+# cache.
 
 # %%
-after_prompt = llama.forward(tokens, 0, cache)[-1]
+cache.trim(0)
+after_prompt = llama.forward(tokens, cache)[-1]
 texts = []
 for token in np.argsort(-after_prompt)[:3].tolist():  # the three likeliest
-    again = llama.forward([token], len(tokens), cache)[-1]
+    cache.trim(len(tokens))
+    again = llama.forward([token], cache)[-1]
     assert same(again, llama.logits([*tokens, token])[-1], llama, n_steps=10 * config.n_layers)
     texts.append(llama.tokenizer.decode([*tokens, token, int(again.argmax())]))
 texts
@@ -197,14 +203,16 @@ texts
 # %% tags=["exercise"]
 answer = ...
 
-one_token = ops.new_cache(PRESETS["13B"], n_ctx=1)  # in float32
+one_token = ops.KVCache(PRESETS["13B"], n_ctx=1, dtype=np.float16)
+for layer in range(PRESETS["13B"].n_layers):
+    one_token.room(layer, 1)
 check(
     answer,
-    expected=one_token.keys.nbytes,
+    expected=one_token.nbytes,
     mistakes={
-        "Keys and values are both kept.": one_token.keys.nbytes // 2,
-        "That is in float32; half precision takes half.": one_token.keys.nbytes * 2,
-        "That is one layer's; each layer has its own.": one_token.keys[0].nbytes,
+        "Keys and values are both kept.": one_token.nbytes // 2,
+        "That is in float32; half precision takes half.": one_token.nbytes * 2,
+        "That is one layer's; each layer has its own.": one_token.nbytes // PRESETS["13B"].n_layers,
     },
 )
 
@@ -236,7 +244,7 @@ check(
     greedy("The little dog", 12),
     expected=llama.generate("The little dog", temp=0, n_predict=12).ids,
     axes="n_tokens",
-    hint="The first id follows the prompt; position and cache grow by one with each token.",
+    hint="The first id follows the prompt; the cache grows by one with each token.",
 )
 
 # %% [markdown]
@@ -247,10 +255,10 @@ check(
 # def greedy(prompt, n_predict):
 #     tokens = llama.tokens(prompt)
 #     cache = llama.new_cache(len(tokens) + n_predict)
-#     logits, ids = llama.forward(tokens, 0, cache), []
-#     for pos in range(len(tokens), len(tokens) + n_predict):
+#     logits, ids = llama.forward(tokens, cache), []
+#     for _ in range(n_predict):
 #         ids.append(int(logits[-1].argmax()))
-#         logits = llama.forward(ids[-1:], pos, cache)
+#         logits = llama.forward(ids[-1:], cache)
 #     return ids
 # ```
 #

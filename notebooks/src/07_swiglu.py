@@ -15,8 +15,8 @@ import numpy as np
 
 import tinyllama
 from tinyllama import ops
-from tinyllama.lab import plots
 from tinyllama.config import PRESETS, hidden_dim_of
+from tinyllama.lab import plots
 from tinyllama.lab.lessons import check, same
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B

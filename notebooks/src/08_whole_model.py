@@ -14,10 +14,10 @@ import numpy as np
 
 import tinyllama
 from tinyllama import ops
-from tinyllama.lab import plots
 from tinyllama.config import PRESETS
+from tinyllama.lab import plots
 from tinyllama.lab.lessons import check, same
-from tinyllama.quant import bits_per_weight
+from tinyllama.quant import TYPES
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)
@@ -81,8 +81,9 @@ assert same(logits, taps["logits"], llama, n_steps=15 * config.n_layers)
 logits.shape
 
 # %% [markdown]
-# That is LLaMA, in thirty lines. The real [model.py](../tinyllama/model.py) says the same; what it has
-# besides is a [cache](06_kv_cache.ipynb), taps, and a table of operations which C may replace.
+# That is LLaMA, in thirty lines. The real [model.py](../tinyllama/model.py) says the same: its `forward` is
+# `embed`, `run_layers`, `unembed`. What it has besides is a [cache](06_kv_cache.ipynb), taps, and a table of
+# operations which C may replace.
 #
 # ## Logits
 #
@@ -109,7 +110,7 @@ plots.bars(scored, pieces[1:], "how likely the model thought each token of its o
 # %% [markdown]
 # Names and the beginning of a sentence surprise it; a name that it has read before does less. The mean of
 # $-\log p$ over a long text is the loss that training lowers; its exponential is the **perplexity**
-# ([perplexity.py](../tinyllama/perplexity.py)).
+# ([score.py](../tinyllama/score.py)).
 
 # %% [markdown]
 # ## The logit lens
@@ -169,7 +170,7 @@ for n_past in [1, 512, big.max_seq_len]:
 
 # %%
 for type in ["f16", "q8_0", "q4_0"]:
-    n_bytes = (big.n_params() - big.vocab_size * big.dim) * bits_per_weight(type) / 8
+    n_bytes = (big.n_params() - big.vocab_size * big.dim) * TYPES[type].bits_per_weight / 8
     print(f"{type:5} {n_bytes / 1e9:5.2f} GB a token, {flops(big, 1) / n_bytes:.1f} operations a byte")
 
 

@@ -17,6 +17,7 @@ from tinyllama import ops, sampling
 from tinyllama.lab import plots
 from tinyllama.lab.lessons import check
 from tinyllama.lab.widgets.session import PROMPTS
+from tinyllama.settings import Settings
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)
@@ -188,7 +189,7 @@ p = p[: np.searchsorted(np.cumsum(p), 0.8) + 1]
 thrown = np.random.default_rng(1).random() * p.sum()
 mine = int(kept[np.searchsorted(np.cumsum(p), thrown)])
 
-settings = sampling.Sampling(temp=0.8, top_k=40, top_p=0.8)
+settings = Settings(temp=0.8, top_k=40, top_p=0.8)
 assert mine == sampling.sample(open_logits, settings, recent=[], rng=np.random.default_rng(1))
 tokenizer.piece(mine)
 

@@ -16,11 +16,12 @@ import numpy as np
 from ipywidgets import interact
 
 import tinyllama
-from tinyllama.lab import plots
 from tinyllama import quant
-from tinyllama.blocks import TYPES
+from tinyllama.lab import plots
 from tinyllama.lab.lessons import check
+from tinyllama.quant import TYPES
 from tinyllama.score import perplexity
+from tinyllama.tensor import Tensor
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)
@@ -175,7 +176,7 @@ plots.tokens(
 
 
 # %% [markdown]
-# Both are read by tinyllama; in its code 2023's is [`q4_0_2023`](../tinyllama/blocks.py). Today's costs half
+# Both are read by tinyllama; in its code 2023's is [`q4_0_2023`](../tinyllama/quant.py). Today's costs half
 # a bit less and [uses its 16th line](https://github.com/ggml-org/llama.cpp/pull/729). What does it buy? The
 # error, as a share of the weights' own size (root mean square):
 
@@ -188,7 +189,7 @@ def rms(a):
 for kind in ("q4_0_2023", "q4_0", "q4_1", "q5_0", "q8_0"):
     error = rms(quant.dequantize(quant.quantize(w, kind), kind) - w) / rms(w)
     assert np.isclose(error, quant.error(w, kind), rtol=1e-4)
-    print(f"{kind:10} {quant.bits_per_weight(kind):4} bits a weight, error {error:6.2%}")
+    print(f"{kind:10} {TYPES[kind].bits_per_weight:4} bits a weight, error {error:6.2%}")
 
 # %% [markdown]
 # (SmolLM2's file is in q4_1 already, so q4_1 costs it nothing more. What its first rounding lost, only its
@@ -339,17 +340,17 @@ def smaller(change):
 
 
 def in_type(kind):
-    return lambda tensor: quant.Tensor.from_array(tensor.name, tensor.dequantize(), kind)
+    return lambda tensor: Tensor.from_array(tensor.name, tensor.dequantize(), kind)
 
 
 def in_bits(n_bits):
-    return lambda tensor: quant.Tensor.from_array(tensor.name, rounded(tensor.dequantize(), n_bits))
+    return lambda tensor: Tensor.from_array(tensor.name, rounded(tensor.dequantize(), n_bits))
 
 
 # %%
 files = ["q8_0", "q5_0", "q4_1", "q4_0", "q4_0_2023"]
 models = {"f16": (16, original)}
-models |= {kind: (quant.bits_per_weight(kind), smaller(in_type(kind))) for kind in files}
+models |= {kind: (TYPES[kind].bits_per_weight, smaller(in_type(kind))) for kind in files}
 models |= {f"{n_bits} bits by hand": (n_bits + 0.5, smaller(in_bits(n_bits))) for n_bits in (3, 2)}
 
 scores = {name: perplexity(model, text, ctx_size=256, progress=False) for name, (_, model) in models.items()}
@@ -497,7 +498,7 @@ check(
 #   would move.
 # - *Are there better ways to round?* Yes: [GPTQ](https://arxiv.org/abs/2210.17323) rounds each weight so
 #   that it makes up for those before; ggml's K-quants search for the scale and share scales of scales (q6_k
-#   in [blocks.py](../tinyllama/blocks.py)).
+#   in [quant.py](../tinyllama/quant.py)).
 # - *Are activations rounded, too?* In the C backend for the length of a product, to 8 bits. They have [larger
 #   outliers](https://arxiv.org/abs/2208.07339) than weights.
 # - *How do I quantize a file?* `tinyllama quantize`, and what it writes: [11](11_conversion.ipynb).

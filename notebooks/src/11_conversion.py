@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 import tinyllama
-from tinyllama.lab import plots
 from tinyllama import quant
-from tinyllama.blocks import TYPES
 from tinyllama.commands.convert import convert, quantize
-from tinyllama.formats import ggml, gguf, parts
+from tinyllama.formats import open_checkpoint, parts
+from tinyllama.lab import plots
 from tinyllama.lab.lessons import check, same
+from tinyllama.tokenizer import token_texts
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)
@@ -63,7 +63,7 @@ shutil.copy(source.checkpoint.path / "params.json", here)
 (f16_gguf,) = convert(source.checkpoint.path, 1, here / "model-f16.gguf", format="gguf")
 (q4_0_gguf,) = quantize(f16_gguf, here / "model-q4_0.gguf", "q4_0")
 
-for file in (source.checkpoint.files[0], f16, q4_0, f16_gguf, q4_0_gguf):
+for file in (source.checkpoint.files[0].path, f16, q4_0, f16_gguf, q4_0_gguf):
     with file.open("rb") as opened:
         print(f"{file.name:20} {file.stat().st_size:10,} bytes, it begins with {opened.read(4)}")
 
@@ -110,12 +110,12 @@ plots.tokens({"": shown}, [below], "the first 32 bytes, and what they say")
 # either. llama.cpp had it as a constant; tinyllama looks for `params.json` beside the file.
 
 # %%
-expected = [ggml.MAGIC, config.vocab_size, config.dim, config.multiple_of]
-expected += [config.n_heads, config.n_layers, config.head_dim, ggml.FTYPES["f16"]]
+expected = [0x67676D6C, config.vocab_size, config.dim, config.multiple_of]
+expected += [config.n_heads, config.n_layers, config.head_dim, 1]
 assert list(header.values()) == expected
 
-real, part = ggml.read_part(f16)
-assert real.config == config
+real = open_checkpoint(f16)
+assert real.format == "ggml" and real.config == config
 
 # %% [markdown]
 # ## The vocabulary
@@ -129,8 +129,9 @@ for _ in range(header["n_vocab"]):
     texts.append(data[at + 4 : at + 4 + length])
     at += 4 + length
 
-assert texts == real.vocabulary and at == real.size
-print(f"{at:,} bytes up to here")
+header_size = at
+assert texts == token_texts(source.checkpoint.vocabulary)
+print(f"{header_size:,} bytes up to here")
 print(texts[300:306], texts[131:134])
 
 # %% [markdown]
@@ -175,12 +176,13 @@ def records(data, at):
         at += 12 + 4 * n_dims + name_length
         name = data[at - name_length : at].decode()
         found[name] = (shape, KINDS[ftype], at)
-        at += TYPES[KINDS[ftype]].nbytes(shape)
+        at += quant.TYPES[KINDS[ftype]].nbytes(shape)
     return found
 
 
-mine = records(data, at)
-assert mine == {name: (entry.shape, entry.type, entry.offset) for name, entry in part.entries.items()}
+mine = records(data, header_size)
+pieces = {name: tensor.pieces[0] for name, tensor in real.tensors.items()}  # where tinyllama finds them
+assert mine == {name: (piece.shape, piece.type, piece.offset) for name, piece in pieces.items()}
 len(mine), mine["layers.0.attention.wq.weight"], mine["layers.0.attention_norm.weight"]
 
 # %% [markdown]
@@ -199,8 +201,18 @@ assert np.array_equal(tinyllama.load(f16).logits(PROMPT), source.logits(PROMPT))
 # %% [markdown]
 # ## A converter by hand
 #
-# What can be read in ten lines can be written in ten. `Tensor.dequantize` gives float32; `quantize` knows
-# the block formats of [10](10_quantization.ipynb).
+# What can be read in ten lines can be written in a few more. `Tensor.dequantize` gives float32;
+# `quant.quantize` knows the block formats of [10](10_quantization.ipynb).
+
+
+# %%
+def record(name, number, shape, blocks):
+    """A tensor as a ggml file has it: what it is, then its numbers."""
+    head = struct.pack(f"<{3 + len(shape)}i", len(shape), len(name), number, *shape[::-1])
+    return head + name.encode() + blocks.tobytes()
+
+
+assert record("layers.0.attention.wq.weight", 1, wq.shape, wq) in data
 
 
 # %%
@@ -211,10 +223,9 @@ def as_ggml(checkpoint, ftype):
     pieces = [struct.pack("<8i", 0x67676D6C, *sizes, ftype)]
     pieces += [struct.pack("<i", len(text)) + text for text in texts]
     for name, tensor in checkpoint.tensors.items():
-        n_dims, shape = len(tensor.shape), tensor.shape[::-1]
-        number = ftype if n_dims == 2 else 0
-        pieces.append(struct.pack(f"<{3 + n_dims}i", n_dims, len(name), number, *shape) + name.encode())
-        pieces.append(quant.quantize(tensor.dequantize(), KINDS[number]).tobytes())
+        number = ftype if len(tensor.shape) == 2 else 0
+        blocks = quant.quantize(tensor.dequantize(), KINDS[number])
+        pieces.append(record(name, number, tensor.shape, blocks))
     return b"".join(pieces)
 
 
@@ -223,7 +234,7 @@ assert as_ggml(source.checkpoint, 2) == q4_0.read_bytes()
 
 # %% [markdown]
 # Byte for byte, both. The real ones differ in one thing: they take a megabyte of rows at a time
-# ([streaming.py](../tinyllama/streaming.py)), so that 65B converts on a laptop.
+# ([convert.py](../tinyllama/commands/convert.py)), so that 65B converts on a laptop.
 
 # %% [markdown]
 # ## What quantize changes
@@ -233,9 +244,9 @@ assert as_ggml(source.checkpoint, 2) == q4_0.read_bytes()
 
 # %%
 small = q4_0.read_bytes()
-assert [i for i in range(real.size) if small[i] != data[i]] == [28]  # that of ftype
+assert [i for i in range(header_size) if small[i] != data[i]] == [28]  # that of ftype
 
-shape, kind, start = records(small, real.size)["layers.0.attention.wq.weight"]
+shape, kind, start = records(small, header_size)["layers.0.attention.wq.weight"]
 (d,) = struct.unpack_from("<f", small, start)
 nibbles = np.frombuffer(small, np.uint8, count=16, offset=start + 4)
 first = (np.stack([nibbles & 15, nibbles >> 4], axis=1).ravel().astype(np.float32) - 8) * np.float32(d)
@@ -258,14 +269,16 @@ for file in (f16, q4_0):
 # %%
 halves = [here / "two-f16.bin", here / "two-f16.bin.1"]
 for number, half in enumerate(halves):
-    pieces = [data[: real.size]]
-    for name, tensor in ggml.read(f16).tensors.items():
-        share = parts.cut(tensor, number, n_parts=2)
-        pieces += [ggml.record(name, share.type, share.shape), share.parts[0].tobytes()]
+    pieces = [data[:header_size]]
+    for name, tensor in real.tensors.items():
+        share = tensor.pieces[0].blocks()  # plain numbers still
+        if share.ndim == 2:
+            share = np.split(share, 2, axis=parts.axis_of(name))[number]
+        pieces.append(record(name, share.ndim - 1, share.shape, share))  # type 0 is f32, 1 is f16
     half.write_bytes(b"".join(pieces))
 
 for name in ("layers.0.attention.wq.weight", "layers.0.attention.wo.weight", "norm.weight"):
-    print(f"{name:30}", [list(records(half.read_bytes(), real.size)[name][0]) for half in halves])
+    print(f"{name:30}", [list(records(half.read_bytes(), header_size)[name][0]) for half in halves])
 
 # %% [markdown]
 # `wq` is cut between rows, `wo` between columns, a norm not at all ([why](02_checkpoint.ipynb)). No number
@@ -274,7 +287,7 @@ for name in ("layers.0.attention.wq.weight", "layers.0.attention.wo.weight", "no
 
 # %%
 quantized = quantize(halves[0], here / "two-q4_0.bin", "q4_0")
-together, whole = ggml.read(quantized[0]), ggml.read(q4_0)
+together, whole = open_checkpoint(quantized[0]), open_checkpoint(q4_0)
 
 assert [file.name for file in quantized] == ["two-q4_0.bin", "two-q4_0.bin.1"]
 for name, tensor in whole.tensors.items():
@@ -287,7 +300,7 @@ assert same(tinyllama.load(halves[0]).logits(PROMPT), source.logits(PROMPT), sou
 # %%
 halves[1].rename(here / "elsewhere")
 try:
-    ggml.read(halves[0])
+    open_checkpoint(halves[0])
 except tinyllama.TinyllamaError as error:
     print(str(error).removeprefix(f"{here}/"))
 
@@ -326,7 +339,7 @@ for at in range(0, 96, 16):
 
 # %%
 magic, version, n_tensors, n_keys = struct.unpack_from("<4sIQQ", raw, 0)
-assert magic == gguf.MAGIC
+assert magic == b"GGUF"
 magic, version, n_tensors, n_keys
 
 # %% [markdown]
@@ -370,7 +383,7 @@ for key, value in metadata.items():
 # scores (or merges). Nothing is guessed any more.
 
 # %%
-checkpoint = gguf.read(path)
+checkpoint = open_checkpoint(path)
 assert all(metadata[key] == value for key, value in checkpoint.metadata.items())
 assert tuple(metadata["tokenizer.ggml.tokens"]) == checkpoint.vocabulary.pieces
 assert metadata["llama.embedding_length"] == checkpoint.config.dim
@@ -381,12 +394,13 @@ assert metadata["llama.embedding_length"] == checkpoint.config.dim
 # an aligned address.
 
 # %%
+type_of = {kind.gguf_id: kind.name for kind in quant.TYPES.values() if kind.gguf_id is not None}
 infos = {}
 for _ in range(n_tensors):
     name, at = read(8, at)
     (n_axes,) = struct.unpack_from("<I", raw, at)
     *axes, kind, offset = struct.unpack_from(f"<{n_axes}QIQ", raw, at + 4)
-    infos[name], at = (tuple(axes[::-1]), gguf.TYPE_OF_ID[kind].name, offset), at + 16 + 8 * n_axes
+    infos[name], at = (tuple(axes[::-1]), type_of[kind], offset), at + 16 + 8 * n_axes
 
 alignment = metadata.get("general.alignment", 32)
 start = -(-at // alignment) * alignment
@@ -403,9 +417,8 @@ for meta_name, gguf_name, _ in tinyllama.config.tensor_names(checkpoint.config.n
         shape, kind, offset = infos[gguf_name]
         tensor = checkpoint.tensors[meta_name]
         assert (shape, kind) == (tensor.shape, tensor.type)
-        assert np.array_equal(
-            TYPES[kind].view(raw, shape, start + offset)[:8], tensor.parts[0][:8]
-        )  # some rows
+        view = quant.TYPES[kind].view(raw, shape, start + offset)
+        assert np.array_equal(view[:8], tensor.pieces[0].blocks(0, 8))  # some rows
 len(infos)
 
 # %% [markdown]
@@ -415,7 +428,7 @@ len(infos)
 
 # %%
 for file in dict.fromkeys([f16, q4_0, f16_gguf, q4_0_gguf, path]):
-    tensors = tinyllama.formats.open_checkpoint(file).tensors.values()
+    tensors = open_checkpoint(file).tensors.values()
     weights = sum(tensor.nbytes for tensor in tensors)
     size, n_params = file.stat().st_size, sum(np.prod(tensor.shape) for tensor in tensors)
     print(f"{file.name[:22]:22} {size:11,} bytes, {size - weights:9,} beside the weights,", end=" ")
@@ -435,7 +448,7 @@ for file in dict.fromkeys([f16, q4_0, f16_gguf, q4_0_gguf, path]):
 def gigabytes(size, kind):
     """The weights of a published size in a type, in GB."""
     shapes = tinyllama.config.PRESETS[size].tensor_shapes().values()
-    return sum(TYPES[kind if len(shape) == 2 else "f32"].nbytes(shape) for shape in shapes) / 1e9
+    return sum(quant.TYPES[kind if len(shape) == 2 else "f32"].nbytes(shape) for shape in shapes) / 1e9
 
 
 files = {"ggml f16, like the .pth": "f16", "ggml q4_1": "q4_1_2023", "ggml q4_0": "q4_0_2023"}
@@ -457,7 +470,7 @@ plots.bars([gigabytes("7B", kind) for kind in files.values()], list(files), "LLa
 # %% tags=["exercise"]
 norm = ...  # np.frombuffer(data, ...)
 
-_, _, begins = records(data, real.size)["norm.weight"]
+_, _, begins = records(data, header_size)["norm.weight"]
 check(
     norm,
     expected=source.weight("norm"),
@@ -490,13 +503,13 @@ shares = [
 ]
 check(
     n_bytes,
-    expected=2 * sum(TYPES[kind].nbytes(shape) for shape, kind in shares),
+    expected=2 * sum(quant.TYPES[kind].nbytes(shape) for shape, kind in shares),
     mistakes={
         "The vectors are in both files.": sum(
-            TYPES["f32" if len(shape) == 1 else KINDS[2]].nbytes(shape) for shape in shapes.values()
+            quant.TYPES["f32" if len(shape) == 1 else KINDS[2]].nbytes(shape) for shape in shapes.values()
         ),
         "That is today's q4_0, of 18 bytes a block.": 2
-        * sum(TYPES[kind.removesuffix("_2023")].nbytes(shape) for shape, kind in shares),
+        * sum(quant.TYPES[kind.removesuffix("_2023")].nbytes(shape) for shape, kind in shares),
     },
 )
 
@@ -526,4 +539,5 @@ check(
 #   [04 RoPE](04_rope.ipynb).
 # - *Does llama.cpp open what tinyllama writes?* Today's opens the GGUF; that of 12 March 2023 opens the
 #   ggml, which is byte for byte what its own tools wrote.
-# - *What is in my file?* `tinyllama inspect FILE`, without reading a weight.
+# - *What is in my file?* `tinyllama inspect FILE`, without reading a weight. With `--check` it reads them all
+#   and says which tensors hold NaN or infinity: those of a damaged file.

@@ -10,16 +10,19 @@
 # %%
 import os
 import time
+from contextlib import nullcontext
 from statistics import median
 
 import numpy as np
 
 import tinyllama
+from tinyllama import quant
+from tinyllama.backends import available
 from tinyllama.commands import bench
 from tinyllama.lab import plots
-from tinyllama import quant
-from tinyllama.backends import available, default_threads
 from tinyllama.lab.lessons import check, same
+from tinyllama.machine.limits import default_threads
+from tinyllama.quant import TYPES
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)
@@ -131,24 +134,20 @@ rungs = [("numpy", None, 1), ("numexpr", None, 1)]
 if available()["c"] is None:
     from tinyllama import _native
 
-    rungs += [("c", level, 1) for level in reversed(_native.levels())]  # the best one last
-    rungs += [("c", _native.levels()[0], default_threads())]
-    best = _native.level()
+    levels = _native.levels()  # the best one first
+    rungs += [("c", level, 1) for level in reversed(levels)]
+    rungs += [("c", levels[0], default_threads())]
 
 expected = tinyllama.load(MODEL, backend="numpy").logits(PROMPT)
 for backend, level, threads in rungs:
-    if level:
-        _native.use_level(level)
     on_rung = tinyllama.load(MODEL, backend=backend, threads=threads)
-    assert same(on_rung.logits(PROMPT), expected, on_rung, n_steps=8 * config.n_layers)
+    with on_rung.backend.at_level(level) if level else nullcontext():
+        assert same(on_rung.logits(PROMPT), expected, on_rung, n_steps=8 * config.n_layers)
 
 # %% [markdown]
 # It is, within what the arithmetic explains. Then the speeds. (`bench` is what `tinyllama bench` prints.)
 
 # %% tags=["machine"]
-if available()["c"] is None:
-    _native.use_level(best)
-
 N_PREDICT = 64 if config.n_params() < 1e8 else 8  # tokens
 results = []
 for backend, level, threads in rungs:
@@ -202,7 +201,7 @@ def roof(tokens_together, bandwidth, multiply_adds, bytes_per_weight, n_weights)
 big = tinyllama.config.PRESETS["7B"]
 n_weights = big.n_params() - big.vocab_size * big.dim
 together = np.linspace(1, 40, 400)
-bits = {"f16": 16, "q8_0": quant.bits_per_weight("q8_0"), "q4_0": quant.bits_per_weight("q4_0")}
+bits = {name: TYPES[name].bits_per_weight for name in ("f16", "q8_0", "q4_0")}
 plots.lines(
     {name: roof(together, 100e9, 1e12, bits[name] / 8, n_weights) for name in bits},
     "tokens computed together",

@@ -18,12 +18,12 @@ from statistics import median
 import numpy as np
 
 import tinyllama
-from tinyllama.commands import bench
 from tinyllama import ops, quant
-from tinyllama.lab import plots
-from tinyllama.machine import limits as resources
 from tinyllama.backends import get_backend
+from tinyllama.commands import bench
+from tinyllama.lab import plots
 from tinyllama.lab.lessons import check, same
+from tinyllama.machine.limits import available_memory, human
 from tinyllama.model import build, forward
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
@@ -42,7 +42,7 @@ N_CTX = 512
 
 def memory(size, type, n_ctx=N_CTX):
     """Bytes of the weights and of a 16-bit cache."""
-    weights = size.n_params() * quant.bits_per_weight(type) / 8
+    weights = size.n_params() * quant.TYPES[type].bits_per_weight / 8
     return weights, 2 * 2 * size.n_layers * n_ctx * size.kv_dim
 
 
@@ -56,14 +56,14 @@ plots.bars(
 # bits it does, and 13B fits 16 GB. This computer:
 
 # %% tags=["machine"]
-free = resources.available_memory()
-print(f"{resources.human(free)} are free here")
+free = available_memory()
+print(f"{human(free)} are free here")
 for name, need in needs.items():
     print(f"{name:9} needs {sum(need) / 1e9:6.1f} GB: {'fits' if sum(need) < free else 'too large'}")
 
 # %% [markdown]
-# tinyllama makes the same sum before it allocates anything, and says so in one line where a model is too
-# large.
+# tinyllama makes the same sum before it allocates anything (`Backend.memory` in
+# [backends](../tinyllama/backends/__init__.py)), and says so in one line where a model is too large.
 
 # %% [markdown]
 # ## Predicting the speed
@@ -81,9 +81,9 @@ def token_time(size, n_layers):
     config = replace(size, n_layers=n_layers)
     model = build(config, bench.RandomWeights(config, "q4_0"), partial(table.prepare, copy=True))
     cache, times = table.new_cache(config, 64), []
-    for pos in range(20):
+    for _ in range(20):
         started = time.perf_counter()
-        logits = forward(model, table, np.array([1]), pos, cache, last=True)
+        logits = forward(model, table, [1], cache, last=True)
         times.append(time.perf_counter() - started)
     assert logits.shape == (1, config.vocab_size)
     return median(times)
@@ -203,7 +203,9 @@ assert same(llama.unembed(residuals[last]), llama.logits(PROMPT), llama, n_steps
 
 # %%
 for name in ("7B", "13B"):
-    f16, q4_0 = (sizes[name].n_params() * quant.bits_per_weight(type) / 8 for type in ("f16", "q4_0_2023"))
+    f16, q4_0 = (
+        sizes[name].n_params() * quant.TYPES[type].bits_per_weight / 8 for type in ("f16", "q4_0_2023")
+    )
     print(f"{name:>3}: {f16 / 2**30:4.1f} GiB in 16 bits, {q4_0 / 2**30:.1f} GiB in the 4 bits of March 2023")
 
 # %% [markdown]

@@ -16,9 +16,8 @@ import torch
 
 import tinyllama
 from tinyllama import backends
-from tinyllama.commands import streaming
-from tinyllama.config import Config, hidden_dim_of
 from tinyllama.commands.convert import convert, quantize
+from tinyllama.config import Config, hidden_dim_of
 from tinyllama.errors import TinyllamaError
 from tinyllama.formats import gguf, meta
 
@@ -122,7 +121,8 @@ def test_the_real_vocabulary_converts_byte_for_byte(tmp_path, shared_data):
 @pytest.mark.usefixtures("backend")
 def test_portions_of_any_size_give_the_same_bytes(folder, monkeypatch):
     expected = historical.quantize(historical.convert(folder, checkpoints.PARAMS, 1)[0], 2)
-    monkeypatch.setattr(streaming, "CHUNK", 1000)
+    monkeypatch.setattr("tinyllama.commands.convert.PORTION", 5000)
+    monkeypatch.setattr("tinyllama.commands.convert.CHUNK", 1000)
     (source,) = convert(folder)
     (path,) = quantize(source, folder / "q4_0.bin", 2)
     assert path.read_bytes() == expected
@@ -240,7 +240,9 @@ def test_a_part_that_the_checklist_calls_damaged_is_refused(cut_folder):
 
 
 def test_a_full_disk_is_refused_with_the_figures(folder, monkeypatch):
-    monkeypatch.setattr("tinyllama.machine.limits.shutil.disk_usage", lambda path: SimpleNamespace(free=100_000))
+    monkeypatch.setattr(
+        "tinyllama.machine.limits.shutil.disk_usage", lambda path: SimpleNamespace(free=100_000)
+    )
     checkpoints.refused(lambda: convert(folder), "ggml-model-f16.bin", "320 kB", "100 kB")
     assert not list(folder.glob("ggml*"))
 
@@ -306,7 +308,7 @@ def test_a_gqa_checkpoint_becomes_a_gguf_only(tmp_path):
 @pytest.mark.parametrize("extra", [{"rope_theta": 500000.0}, {"ffn_dim_multiplier": 1.3}])
 def test_what_ggml_has_no_field_for_is_refused(tmp_path, extra):
     params = checkpoints.PARAMS | extra
-    config = Config.from_params(params, 400)
+    config = meta.config_of(params, 400)
     folder = checkpoints.write(tmp_path / "llama2", [checkpoints.weights(config)], params)
     checkpoints.refused(lambda: convert(folder), str(folder), "--format gguf")
 
@@ -346,15 +348,15 @@ def test_a_source_of_no_known_format_is_refused(tmp_path):
 
 
 class Fault:
-    """Does what `_move` does, but fails in the middle of the work."""
+    """os.pwrite, but it fails in the middle of the work."""
 
     def __init__(self, fail):
-        self.calls, self.fail, self.move = itertools.count(1), fail, streaming._move
+        self.calls, self.fail, self.pwrite = itertools.count(1), fail, os.pwrite
 
-    def __call__(self, path, rows, *others):
-        if next(self.calls) == 10:  # one step, so that two threads never count the same call
+    def __call__(self, *arguments):
+        if next(self.calls) == 40:  # one step, so that two threads never count the same call
             self.fail()
-        return self.move(path, rows, *others)
+        return self.pwrite(*arguments)
 
 
 def raise_(error):
@@ -380,7 +382,7 @@ def test_a_failure_leaves_good_files_alone_and_nothing_else_behind(
     }[verb]
     good = {path: path.read_bytes() for path in run()}
     before = names(cut_folder)
-    monkeypatch.setattr(streaming, "_move", Fault(fail))
+    monkeypatch.setattr(os, "pwrite", Fault(fail))
     with pytest.raises(error) as caught:
         run()
     assert "\n" not in str(caught.value)
@@ -389,33 +391,35 @@ def test_a_failure_leaves_good_files_alone_and_nothing_else_behind(
 
 
 def test_at_an_interrupt_portions_that_were_begun_end_with_the_chunk(folder, monkeypatch):
-    writes, write = itertools.count(1), streaming._write
+    writes, pwrite = itertools.count(1), os.pwrite
 
-    def interrupted(*args):
-        if next(writes) == 1:  # as Ctrl-C, to the process: raise_signal would tell this thread alone
+    def interrupted(*arguments):
+        if (
+            next(writes) == 50
+        ):  # of the weights; as Ctrl-C, to the process: raise_signal would tell this thread alone
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)  # as long as a busy disk lets one wait, at least
-        write(*args)
+        return pwrite(*arguments)
 
-    monkeypatch.setattr(streaming, "_write", interrupted)
-    monkeypatch.setattr(streaming, "CHUNK", 1)  # a row
+    monkeypatch.setattr(os, "pwrite", interrupted)
+    monkeypatch.setattr("tinyllama.commands.convert.CHUNK", 1)  # a row
     with pytest.raises(KeyboardInterrupt):
         convert(folder)
-    assert next(writes) < 50  # of 3,000 rows
+    assert next(writes) < 100  # of 3,000 rows
 
 
 def test_a_source_that_shrinks_meanwhile_is_refused(folder, monkeypatch):
     def shrink():
         os.truncate(folder / "consolidated.00.pth", 1000)
 
-    monkeypatch.setattr(streaming, "_move", Fault(shrink))
+    monkeypatch.setattr(os, "pwrite", Fault(shrink))
     checkpoints.refused(lambda: convert(folder), str(folder / "consolidated.00.pth"))
     assert not list(folder.glob("*.tmp"))
 
 
 def test_files_appear_together_when_all_are_whole(cut_folder, monkeypatch):
     seen = []
-    monkeypatch.setattr(streaming, "_move", Fault(lambda: seen.append(names(cut_folder))))
+    monkeypatch.setattr(os, "pwrite", Fault(lambda: seen.append(names(cut_folder))))
     convert(cut_folder)
     assert len([name for name in seen[0] if name.endswith(".tmp")]) == 2
     assert not seen[0] & {"ggml-model-f16.bin", "ggml-model-f16.bin.1"}
@@ -439,7 +443,7 @@ def test_a_new_file_has_the_usual_permissions(folder):
 def test_a_device_is_not_replaced_by_a_file(folder):
     pipe = folder / "pipe"
     os.mkfifo(pipe)
-    checkpoints.refused(lambda: convert(folder, outfile=pipe), str(pipe), "device or a pipe")
+    checkpoints.refused(lambda: convert(folder, outfile=pipe), str(pipe), "a pipe or a device")
     assert pipe.is_fifo()
 
 

@@ -2,16 +2,25 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import checkpoints
+import numpy as np
 import pytest
+import torch
 
-from tinyllama.backends import available
+import tinyllama
+from tinyllama.backends import get_backend
+from tinyllama.commands import main
 from tinyllama.commands.convert import convert, quantize
-from tinyllama.machine.download import small_folder
+from tinyllama.commands.inspect import backend_table, inspect, report, token_table, tokens
 from tinyllama.errors import TinyllamaError
-from tinyllama.formats import meta, open_checkpoint
-from tinyllama.commands.inspect import _ranges, backend_table, inspect, report, token_table, tokens
+from tinyllama.formats import open_checkpoint
+from tinyllama.machine.download import small_folder
+from tinyllama.tensor import Tensor
 from tinyllama.tokenizer import make_tokenizer
+
+NORM, MATRIX = "layers.2.ffn_norm.weight", "layers.1.attention.wq.weight"
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +34,24 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     for name in ("params.json", "consolidated.00.pth", "tokenizer.model"):
         shutil.copy(small_folder() / name, folder)
-    meta.split(folder, folder / "parts", 2)
+    checkpoints.split(folder, folder / "parts", 2)
     (ggml,), (gguf,) = convert(folder), convert(folder, format="gguf")
     in_parts = quantize(convert(folder / "parts")[0], folder / "parts" / "q4_0.bin", "q4_0")
     (q4_0,) = quantize(ggml, folder / "q4_0.bin", "q4_0")
     return {"ggml": ggml, "gguf": gguf, "q4_0": q4_0, "parts": in_parts[0]}
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command line in this process: (exit status, stdout, stderr)."""
+
+    def run(*argv: str):
+        return main(["inspect", *argv]), *capsys.readouterr()
+
+    return run
+
+
+# --- a model --------------------------------------------------------------------------------------
 
 
 def test_its_figures_are_those_of_the_model(small):
@@ -58,22 +80,20 @@ def test_the_kv_cache_grows_with_the_context():
     for ctx_size in (1, 100, 3000):
         memory = inspect("small", ctx_size)["memory"]
         assert memory["ctx_size"] == ctx_size
-        width = 2 if available()["c"] is None else 4  # the C backend keeps it in half precision
-        assert memory["kv_cache"] == width * 2 * config.n_layers * config.kv_dim * ctx_size
+        assert memory["kv_cache"] == get_backend().cache_bytes(config, ctx_size)
         parts = ("weights", "kv_cache", "activations", "tokenizer")
         assert memory["total"] == sum(memory[part] for part in parts)
 
 
 def test_every_format_shows_the_same_model(small, files):
+    def shapes(model):
+        return {tensor["name"]: tensor["shape"] for tensor in model["tensors"]}
+
     for path in files.values():
         shown = inspect(path)
-        assert shown["n_params"] == small["n_params"]
-        assert {t["name"]: t["shape"] for t in shown["tensors"]} == {
-            t["name"]: t["shape"] for t in small["tensors"]
-        }
-        assert {key: shown["config"][key] for key in ("dim", "n_layers", "n_heads")} == {
-            key: small["config"][key] for key in ("dim", "n_layers", "n_heads")
-        }
+        assert shown["n_params"] == small["n_params"] and shapes(shown) == shapes(small)
+        for name in ("dim", "n_layers", "n_heads"):
+            assert shown["config"][name] == small["config"][name]
 
 
 def test_a_quantized_file_shows_its_types_and_sizes(files):
@@ -84,7 +104,7 @@ def test_a_quantized_file_shows_its_types_and_sizes(files):
     assert 5 < inspect(files["q4_0"])["bits_per_weight"] < 5.1
 
 
-def test_every_part_of_a_model_in_parts_is_listed(files, small):
+def test_every_part_of_a_model_in_parts_is_listed(files):
     shown = inspect(files["parts"])
     assert [file["path"] for file in shown["files"]] == [str(files["parts"]), f"{files['parts']}.1"]
     assert {tensor["n_parts"] for tensor in shown["tensors"] if len(tensor["shape"]) == 2} == {2}
@@ -99,18 +119,16 @@ def test_the_report_starts_with_a_summary_and_ends_with_totals(small):
 
 
 def test_layers_that_agree_share_a_line_and_others_do_not(small):
-    n_layers = small["config"]["n_layers"]
-    assert f"  layers.0-{n_layers - 1}.attention.wq.weight " in report(small)
+    assert "  layers.0-3.attention.wq.weight " in report(small)
     odd = [dict(tensor) for tensor in small["tensors"]]
-    next(t for t in odd if t["name"] == "layers.1.attention.wq.weight")["type"] = "q8_0"
+    next(tensor for tensor in odd if tensor["name"] == MATRIX)["type"] = "q8_0"
     text = report(small | {"tensors": odd})
-    assert f"  layers.0,2-{n_layers - 1}.attention.wq.weight " in text or n_layers == 3
-    assert "  layers.1.attention.wq.weight " in text
+    assert "  layers.0,2-3.attention.wq.weight " in text and f"  {MATRIX} " in text
 
 
-def test_runs_of_numbers_are_written_as_ranges():
-    assert _ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
-    assert _ranges([4]) == "4"
+def test_a_name_in_a_file_cannot_steer_a_terminal(small):
+    text = report(small | {"metadata": {"general.name": "a\x1b[2Jb\nc"}})
+    assert text.splitlines()[0].endswith(r", a\x1b[2Jb\nc")
 
 
 def test_all_of_it_is_json(small, files):
@@ -124,6 +142,57 @@ def test_all_of_a_gguf_file_from_elsewhere_is_json_too(smollm2_file):
     assert shown["n_params"] == 134_515_008
     assert shown["tokenizer"]["kind"] == "bpe" and shown["tokenizer"]["pre"] == "smollm"
     assert shown["metadata"]["general.architecture"] == "llama"
+
+
+def test_a_tensor_that_only_some_models_have_is_shown_last(files, monkeypatch):
+    checkpoint = open_checkpoint(files["gguf"])
+    factors = Tensor.from_array("rope_freqs.weight", np.ones(16, np.float32))
+    tensors = {factors.name: factors} | checkpoint.tensors
+    monkeypatch.setattr(
+        "tinyllama.commands.inspect.open_checkpoint", lambda _: replace(checkpoint, tensors=tensors)
+    )
+    assert [tensor["name"] for tensor in inspect("llama-3.1")["tensors"]][-1] == factors.name
+
+
+def test_a_model_that_is_not_there_is_refused_by_name():
+    with pytest.raises(TinyllamaError, match="nowhere"):
+        inspect("nowhere")
+
+
+# --- its weights ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """The small model with a NaN in a matrix and an infinity in a norm."""
+    folder = shutil.copytree(small_folder(), tmp_path / "model")
+    state = torch.load(folder / "consolidated.00.pth")
+    state[MATRIX][7, 3], state[NORM][5] = np.nan, -np.inf
+    torch.save(state, folder / "consolidated.00.pth")
+    return folder
+
+
+def test_check_names_the_tensors_that_hold_nan_or_infinity(run, damaged):
+    status, out, err = run("--check", str(damaged))
+    said = f"tinyllama: {damaged}: holds NaN or infinity: it is damaged, fetch it again\n"
+    assert (status, err) == (1, said)
+    wanted = [f"warning: {name} holds NaN or infinity" for name in (MATRIX, NORM)]
+    assert out.splitlines()[-2:] == wanted
+    assert inspect(damaged, check=True)["not_finite"] == [MATRIX, NORM]
+
+
+def test_of_a_good_model_check_says_so(run):
+    status, out, err = run("--check")
+    assert (status, err) == (0, "") and out.endswith("\ncheck: no weight is NaN or infinite\n")
+
+
+def test_nothing_is_checked_that_nobody_asks_for(run, damaged):
+    assert inspect(damaged)["not_finite"] is None
+    status, out, _ = run(str(damaged))
+    assert status == 0 and "NaN" not in out
+
+
+# --- tokens and backends --------------------------------------------------------------------------
 
 
 def test_the_tokens_of_a_text_are_those_of_a_prompt():
@@ -155,6 +224,23 @@ def test_the_c_backend_tells_its_levels():
     assert "can run here (" in line and ", ".join(_native.levels()) in line
 
 
-def test_a_model_that_is_not_there_is_refused_by_name():
-    with pytest.raises(TinyllamaError, match="nowhere"):
-        inspect("nowhere")
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_small_model_is_shown_if_nobody_says(run):
+    assert run() == run("small")
+    assert run()[1].startswith(f"{small_folder()}: meta, ")
+
+
+def test_as_json_there_is_every_tensor(run):
+    shown = json.loads(run("--json", "-c", "100")[1])
+    names = [tensor["name"] for tensor in shown["tensors"]]
+    assert names == list(open_checkpoint(small_folder()).config.tensor_shapes())
+    assert shown["memory"]["ctx_size"] == 100
+
+
+def test_tokens_and_backends_are_shown_instead(run):
+    rows = json.loads(run("--tokens", "Once upon", "--json")[1])
+    assert [row["id"] for row in rows] == tinyllama.load("small", "numpy", 1).tokens("Once upon")
+    assert run("--tokens", "Once upon")[1].endswith(f"{len(rows)} tokens\n")
+    assert json.loads(run("--backends", "--json")[1])["numpy"] is None

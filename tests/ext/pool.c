@@ -45,12 +45,11 @@ typedef struct {
     uint64_t sum;
 } results;
 
-static void prepare(weight *w, weight_type type, file_type from) {
+static void prepare(weight *w, weight_type type, weight_type from) {
     size_t n = (size_t)(OUT * file_row_bytes(from, DIM));
     uint8_t *blocks = malloc(n);
     weight_layout(w, type, OUT, DIM);
-    w->data = aligned_alloc(64, (weight_bytes(w) + 63) / 64 * 64);
-    memset(w->data, 0, weight_bytes(w));
+    take_memory(weight_bytes(w), &w->data);
     for (size_t i = 0; i < n; i++) blocks[i] = (uint8_t)(i % 18 == 1 ? 0x2c : i % 18 * 7); /* scales of 0.06 */
     pack(&(file_blocks){from, OUT, DIM, blocks}, w, 0, 0, 3);
     free(blocks);
@@ -106,7 +105,7 @@ int main(void) {
     for (int i = 0; i < TOKENS * DIM; i++) inputs[i] = (float)(i % 31 - 15) / 8;
     for (int i = 0; i < TOKENS * HEAD_DIM; i++) freqs[i] = (float)(i % 7) / 7;
     pool_lock();
-    prepare(&shared[0], Q4_0, FILE_Q4_0), prepare(&shared[1], Q8_0, FILE_Q8_0);
+    prepare(&shared[0], Q4_0, Q4_0), prepare(&shared[1], Q8_0, Q8_0);
     compute(alone = calloc(1, sizeof *alone), 1);
     pool_unlock();
     for (int i = 0; i < CALLERS; i++) pthread_create(&callers[i], NULL, call, &failed[i]);

@@ -96,15 +96,15 @@ def test_a_forked_child_and_new_threads_multiply_on_tiles_too(emulated):
 FORK = """
 import os, threading
 import numpy as np
-from tinyllama.backends import native
-from tinyllama.quant import Tensor
+from tinyllama.backends.native import Native
+from tinyllama.tensor import Tensor
 numbers = np.arange(64 * 64, dtype=np.float32).reshape(64, 64) % 7
-weight = native.prepare(Tensor.from_array("", numbers, "f32"), True, arena=native.Arena(), threads=2)
+weight = Native(2).prepare(Tensor.from_array("", numbers, "f32"), True)
 x = np.arange(64 * 600, dtype=np.float32).reshape(600, 64) % 5
 right = []
 def multiply():
     for _ in range(20):
-        right.append(np.array_equal(native.matmul(x, weight, threads=3), x @ numbers.T))
+        right.append(np.array_equal(Native(3).matmul(x, weight), x @ numbers.T))
 both = [threading.Thread(target=multiply) for _ in range(2)]
 [thread.start() for thread in both]
 [thread.join() for thread in both]

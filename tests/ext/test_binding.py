@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +12,16 @@ import pytest
 pytest.importorskip("tinyllama._native", reason="the C backend is not built")
 
 from tinyllama import _native, backends
-from tinyllama.backends import native
-from tinyllama.quant import Tensor, quantize
+from tinyllama.backends.native import Native
+from tinyllama.quant import TYPES, quantize
+from tinyllama.tensor import Tensor
 
 X = np.ones((2, 64), np.float32)
 
 
 def weight(n_out=8, n_in=64, type="q4_0"):
     tensor = Tensor.from_array("", np.ones((n_out, n_in), np.float32), type)
-    return native.prepare(tensor, True, arena=native.Arena(), threads=1)
+    return Native(1).prepare(tensor, True)
 
 
 def out(*shape):
@@ -100,11 +102,8 @@ def test_bytes_are_written_into_bytes_alone(wrong):
     """Into an array of objects they would become pointers."""
     with pytest.raises(TypeError):
         _native.cast("f32", X[:1], "f32", wrong)
-    memory = np.empty(4096 // wrong.itemsize, wrong.dtype)
     with pytest.raises(TypeError):
-        _native.Weight("q4_0", 8, 64, 1.0, memory)
-    with pytest.raises(TypeError):
-        _native.pack("q4_0", memory, 8, 64, weight(), 0, 0, 1)
+        _native.pack("q4_0", np.empty(4096 // wrong.itemsize, wrong.dtype), 8, 64, weight(), 0, 0, 1)
 
 
 def test_a_type_is_its_size_too():
@@ -128,7 +127,7 @@ def test_matmul_refuses_what_is_no_weight():
 
 
 def test_a_product_of_no_tokens_is_empty():
-    assert native.matmul(X[:0], weight(), threads=2).shape == (0, 8)
+    assert Native(2).matmul(X[:0], weight()).shape == (0, 8)
 
 
 @pytest.mark.parametrize(
@@ -139,17 +138,57 @@ def test_a_product_of_no_tokens_is_empty():
         (("q4_0", 0, 64, 1.0), ValueError),
         (("q4_0", -1, 64, 1.0), ValueError),
         (("q4_0", 2**40, 2**40, 1.0), ValueError),
-        (("q4_0", 8, 2**20, 1.0), ValueError),
+        (("q6_k", 8, 256, 1.0), ValueError),  # is prepared as another
+        (("f16\0", 8, 64, 1.0), ValueError),
+        (("q4_0", 2**24, 2**24, 1.0), MemoryError),
+        (("q4_0", 8, 64, 1.0, True), TypeError),
+        ((7, 8, 64, 1.0), TypeError),
     ],
 )
 def test_a_weight_needs_a_type_a_shape_and_the_memory(arguments, error):
     with pytest.raises(error):
-        _native.Weight(*arguments, native.Arena().take(4096))
+        _native.Weight(*arguments)
 
 
-def test_a_weight_keeps_its_memory_alive():
-    product = native.matmul(X, weight(), threads=1)  # the array that held the weight is gone by now
-    np.testing.assert_array_equal(product, native.matmul(X, weight(), threads=1))
+@pytest.mark.parametrize("type", ["f32", "q4_1"])
+@pytest.mark.parametrize("shape", [(1, 32), (40, 64), (1024, 4096), (6000, 4096)])
+def test_a_new_weight_is_all_zeros_even_where_another_has_been(shape, type):
+    """Small ones share memory, large ones have their own: f32 [6000, 4096] is 98 MB."""
+    for _ in range(2):
+        weights = [_native.Weight(type, *shape) for _ in range(3)]
+        for i in (1, 0, 2):
+            assert weights[i].nbytes >= shape[0] * shape[1] // 2
+            assert _native.read_all(weights[i], 2) == 0
+        weights[1] = None
+        data = quantize(np.arange(shape[1], dtype=np.float32)[None], type).reshape(-1).view(np.uint8)
+        _native.pack(type, data, 1, shape[1], weights[0], shape[0] - 1, 0, 1)
+        assert _native.read_all(weights[0], 2) != 0 and _native.read_all(weights[2], 2) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells how much is mapped")
+def test_the_memory_of_weights_that_are_gone_goes_back():
+    def mapped() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = mapped()
+    small = [_native.Weight("q4_0", 512, 512) for _ in range(600)]
+    large = _native.Weight("f32", 4096, 4096)
+    assert mapped() - before > 64 << 20
+    del small, large
+    assert mapped() - before < 8 << 20
+
+
+def test_a_mapped_weight_takes_no_memory_and_is_read_where_it_lies():
+    data, whole = packed(8, 64), _native.Weight("q4_0", 8, 64, mapped=True)
+    _native.pack("q4_0", data, 8, 64, whole, 0, 0, 1)
+    assert (whole.nbytes, whole.bytes_read) == (0, len(data))
+    assert _native.read_all(whole, 1) == _native.read_all(data, 1)
+    assert weight().bytes_read == weight().nbytes
+
+
+def test_the_types_of_c_are_those_of_quant():
+    defined = {name: (kind.block, kind.dtype.itemsize, kind.prepared) for name, kind in TYPES.items()}
+    assert _native.types() == defined
 
 
 LARGEST = 2**63 - 1
@@ -161,7 +200,7 @@ LARGEST = 2**63 - 1
     [(-1, 0), (1, 0), (0, 32), (0, 7), (2**62, 0), (0, 2**62), (LARGEST - 3, 0), (0, LARGEST - 31)],
 )
 def test_pack_refuses_blocks_beside_the_weight(row, col, mapped):
-    to = _native.Weight("q4_0", 8, 64, 1.0, None) if mapped else weight()
+    to = _native.Weight("q4_0", 8, 64, mapped=True) if mapped else weight()
     with pytest.raises(ValueError):
         _native.pack("q4_0", packed(8, 64), 8, 64, to, row, col, 1)
 
@@ -175,7 +214,7 @@ def test_pack_refuses_another_number_of_blocks_than_there_are(n_rows, n_cols):
 
 
 def test_a_mapped_weight_is_used_when_it_has_each_of_its_blocks_once():
-    whole, half = _native.Weight("q4_0", 8, 64, 1.0, None), packed(4, 64)
+    whole, half = _native.Weight("q4_0", 8, 64, mapped=True), packed(4, 64)
     uses = (
         lambda: _native.matmul(X, (whole,), (out(2, 8),), 1),
         lambda: _native.rows(whole, np.array([0]), out(1, 64)),
@@ -198,7 +237,7 @@ def test_pack_refuses_too_few_bytes():
 
 def test_rows_that_are_overwritten_while_they_are_looked_up_stay_what_they_were():
     table = np.arange(8 * 64, dtype=np.float32).reshape(8, 64) * 1e30
-    w = native.prepare(Tensor.from_array("", table, "f32"), True, arena=native.Arena(), threads=1)
+    w = Native(1).prepare(Tensor.from_array("", table, "f32"), True)
     rows = np.full(4 * 32, 3)
     both = rows.view(np.float32).reshape(4, 64)
     _native.rows(w, rows[:4], both)
@@ -208,7 +247,7 @@ def test_rows_that_are_overwritten_while_they_are_looked_up_stay_what_they_were(
 @pytest.mark.parametrize("row", [-1, 8, 2**62])
 def test_rows_refuses_a_token_that_is_not_there(row):
     with pytest.raises(IndexError):
-        native.embedding(weight(), np.array([0, row]))
+        Native(2).embedding(weight(), np.array([0, row]))
 
 
 @pytest.mark.parametrize(
@@ -286,11 +325,11 @@ def test_without_the_extension_auto_falls_back_and_says_why():
 
 def test_two_python_threads_may_call_at_once():
     w = weight(4096, 64)
-    expected, wrong = native.matmul(X, w, threads=2), []
+    expected, wrong = Native(2).matmul(X, w), []
 
     def work():
         for _ in range(200):
-            if not np.array_equal(native.matmul(X, w, threads=2), expected):
+            if not np.array_equal(Native(2).matmul(X, w), expected):
                 wrong.append(1)
 
     threads = [threading.Thread(target=work) for _ in range(3)]
@@ -304,18 +343,18 @@ def test_two_python_threads_may_call_at_once():
 FORK = """
 import os, threading
 import numpy as np
-from tinyllama.backends import native
-from tinyllama.quant import Tensor
+from tinyllama.backends.native import Native
+from tinyllama.tensor import Tensor
 tensor = Tensor.from_array("", np.ones((4096, 256), np.float32), "q4_0")
-weight = native.prepare(tensor, True, arena=native.Arena(), threads=2)
+weight = Native(2).prepare(tensor, True)
 x = np.ones((3, 256), np.float32)
-expected = native.matmul(x, weight, threads=2)
-busy = lambda: [native.matmul(x, weight, threads=2) for _ in range(500)]
+expected = Native(2).matmul(x, weight)
+busy = lambda: [Native(2).matmul(x, weight) for _ in range(500)]
 threading.Thread(target=busy, daemon=True).start()
 for _ in range(5):
     child = os.fork()
     if child == 0:
-        os._exit(0 if np.array_equal(native.matmul(x, weight, threads=2), expected) else 1)
+        os._exit(0 if np.array_equal(Native(2).matmul(x, weight), expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
 print("done")
 """

@@ -10,7 +10,7 @@ from nasty import GGUF_TYPES, OF_2023, nasty
 pytest.importorskip("tinyllama._native", reason="the C backend is not built")
 
 from tinyllama import _native, quant
-from tinyllama.backends import native
+from tinyllama.backends.native import Native
 
 NUMBERS = ["f32", "f16"]
 BLOCKS = [*GGUF_TYPES, *OF_2023]
@@ -28,7 +28,7 @@ def same(x: np.ndarray, source: str, to: str) -> None:
     )  # it rounds up
     blocks = quant.quantize(x.clip(-largest, largest), source)
     expected = quant.cast(blocks, source, to)
-    found = native.cast(blocks, source, to)
+    found = Native(2).cast(blocks, source, to)
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
     assert found.tobytes() == expected.tobytes()
 
@@ -91,7 +91,7 @@ def test_what_the_type_can_t_hold_is_refused_wherever_it_stands(level, to):
         for row, col in ((0, 0), (2, 95), (1, 50)):
             x = np.full((3, 96), -largest, np.float32)
             x[row, col] = bad
-            for cast in (native.cast, quant.cast):
+            for cast in (Native(1).cast, quant.cast):
                 with pytest.raises(OverflowError, match=f"NaN or numbers too large for {to}"):
                     cast(x, "f32", to)
 

@@ -6,9 +6,9 @@ import pytest
 pytest.importorskip("tinyllama._native", reason="the C backend is not built")
 
 from tinyllama import _native, ops
-from tinyllama.backends import native
-from tinyllama.blocks import TYPES
-from tinyllama.quant import Tensor, quantize
+from tinyllama.backends.native import Native
+from tinyllama.quant import TYPES
+from tinyllama.tensor import Piece, Tensor
 
 #: Limits of the mean squared error of a product, as a fraction of the product's mean square.
 #: Float weights: what float32 sums in another order leave.
@@ -30,15 +30,15 @@ def normal(*shape, seed=0):
 
 
 def prepared(tensor: Tensor):
-    return native.prepare(tensor, True, arena=native.Arena(), threads=2)
+    return Native(2).prepare(tensor, True)
 
 
 def left_in_file(tensor: Tensor):
-    return native.prepare(tensor, False, arena=native.Arena(), threads=2)
+    return Native(2).prepare(tensor, False)
 
 
 def matmul(x, *tensors, threads=2):
-    return native.matmul(x, *(prepared(tensor) for tensor in tensors), threads=threads)
+    return Native(threads).matmul(x, *(prepared(tensor) for tensor in tensors))
 
 
 def limit(type: str, n_tokens: int, level: str) -> float:
@@ -92,17 +92,21 @@ def test_outliers_among_the_activations_cost_little(n_tokens, level):
     assert relative_error(matmul(x, tensor), ops.matmul(x, tensor)) < INT8_LIMIT_OUTLIERS
 
 
+def empty_blocks(type: str, n_out: int, n_in: int) -> np.ndarray:
+    kind, shape = TYPES[type], (n_out, n_in)
+    return kind.view(bytearray(kind.nbytes(shape)), shape)
+
+
 def whole_numbers(type: str, n_out: int, n_in: int, seed: int) -> Tensor:
     """Blocks of random quants whose scales are 1 and whose minima are whole."""
-    rng, kind = np.random.default_rng(seed), TYPES[type]
-    blocks = kind.empty(n_out, n_in)
+    rng, blocks = np.random.default_rng(seed), empty_blocks(type, n_out, n_in)
     for name in blocks.dtype.names:
         field = blocks[name]
         if field.dtype.kind == "f":
             field[...] = 1 if name == "d" else rng.integers(-3, 4, field.shape)
         else:
             field[...] = rng.integers(*((-128, 128) if type == "q8_0" else (0, 256)), field.shape)
-    return Tensor("", type, (n_out, n_in), (blocks,))
+    return Tensor.from_blocks("", (n_out, n_in), type, blocks)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 4, 6, 13, 40])
@@ -175,15 +179,15 @@ NOT_FINITE = [
 @pytest.mark.parametrize("field", ["d", "m"])
 @pytest.mark.parametrize("type", [*BLOCKS, "q6_k"])
 def test_a_scale_that_is_not_finite_shows_in_every_product_with_its_row(type, field, level):
-    if field not in TYPES[type].empty(1, 256).dtype.names:
+    if field not in TYPES[type].dtype.names:
         pytest.skip(f"{type} has no {field}")
     for number in NOT_FINITE:
         tensor = random_q6_k(40, 512) if type == "q6_k" else Tensor.from_array("", normal(40, 512), type)
-        tensor.parts[0][field][33, 1] = number
+        tensor.pieces[0].blocks()[field][33, 1] = number
         others = np.arange(40) != 33
         for n_tokens in (1, 3, 12, 16, 40):
             for weight in (prepared(tensor), left_in_file(tensor)):
-                got = native.matmul(normal(n_tokens, 512), weight, threads=1)
+                got = Native(1).matmul(normal(n_tokens, 512), weight)
                 assert not np.isfinite(got[:, 33]).any() and np.isfinite(got[:, others]).all()
 
 
@@ -210,23 +214,27 @@ def test_inputs_at_the_ends_of_their_range_are_multiplied_like_others(scale, lev
         np.testing.assert_allclose(got, expected, rtol=0, atol=max(2e-2 * np.abs(expected).max(), 1e-38))
 
 
-@pytest.mark.parametrize("split", [0, 1])
+def in_pieces(array: np.ndarray, type: str, n_pieces: int, axis: int) -> Tensor:
+    pieces = (Tensor.from_array("", part, type).pieces[0] for part in np.split(array, n_pieces, axis))
+    return Tensor("", array.shape, tuple(pieces), axis)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("type", ["f16", "q4_0", "q4_0_2023", "q4_1_2023", "q4_0_2023_planar"])
-def test_a_weight_in_parts_is_put_together(type, split, level):
+def test_a_weight_in_pieces_is_put_together(type, axis, level):
     array, x = normal(48, 256), normal(2, 256, seed=1)
-    parts = tuple(quantize(part, type) for part in np.split(array, 2, axis=split))
-    whole = Tensor.from_array("", array, type)
-    np.testing.assert_array_equal(matmul(x, Tensor("", type, array.shape, parts, split)), matmul(x, whole))
+    whole, cut = Tensor.from_array("", array, type), in_pieces(array, type, 2, axis)
+    np.testing.assert_array_equal(matmul(x, cut), matmul(x, whole))
 
 
 def random_q6_k(n_out: int, n_in: int) -> Tensor:
     rng = np.random.default_rng(0)
-    blocks = TYPES["q6_k"].empty(n_out, n_in)
+    blocks = empty_blocks("q6_k", n_out, n_in)
     for name in ("ql", "qh"):
         blocks[name] = rng.integers(0, 256, blocks[name].shape)
     blocks["scales"] = rng.integers(-128, 128, blocks["scales"].shape)
     blocks["d"] = rng.uniform(-0.1, 0.1, blocks["d"].shape)
-    return Tensor("", "q6_k", (n_out, n_in), (blocks,))
+    return Tensor.from_blocks("", (n_out, n_in), "q6_k", blocks)
 
 
 def test_q6_k_is_multiplied_as_q8_0(level):
@@ -238,7 +246,7 @@ def test_q6_k_is_multiplied_as_q8_0(level):
 def test_embedding_gives_a_row_as_the_file_has_it(type):
     tensor = Tensor.from_array("", normal(50, 96), type)
     rows = np.array([49, 0, 7, 7])
-    np.testing.assert_array_equal(native.embedding(prepared(tensor), rows), ops.embedding(tensor, rows))
+    np.testing.assert_array_equal(Native(2).embedding(prepared(tensor), rows), ops.embedding(tensor, rows))
 
 
 @pytest.mark.parametrize("shape", [(1, 256), (70, 512), (64, 256), (161, 768), (5, 4096 + 256)])
@@ -249,38 +257,36 @@ def test_a_mapped_weight_gives_the_bits_of_a_packed_one(type, shape, level):
     assert mapped.nbytes == 0 and mapped.shape == copied.shape and mapped.type == copied.type
     for n_tokens in (1, 2, 3, 5, 12, 33, 65):
         x = normal(n_tokens, shape[1], seed=n_tokens)
-        expected, got = (native.matmul(x, w, threads=2) for w in (copied, mapped))
+        expected, got = (Native(2).matmul(x, w) for w in (copied, mapped))
         np.testing.assert_array_equal(got, expected)
     rows = np.array([shape[0] - 1, 0])
-    np.testing.assert_array_equal(native.embedding(mapped, rows), native.embedding(copied, rows))
+    np.testing.assert_array_equal(Native(2).embedding(mapped, rows), Native(2).embedding(copied, rows))
 
 
 @pytest.mark.parametrize("type, n_in", [("f32", 33), ("f16", 7), ("f16", 34), ("bf16", 1025), ("q4_0", 96)])
 def test_mapped_rows_may_have_any_length_and_begin_at_any_byte(type, n_in, level):
     tensor = Tensor.from_array("", normal(45, n_in), type)
-    (blocks,) = tensor.parts
-    shifted = np.frombuffer(b"\1" + blocks.tobytes(), np.uint8)[1:].view(blocks.dtype).reshape(blocks.shape)
-    moved = Tensor("", type, tensor.shape, (shifted,))
+    data = b"\1" + tensor.pieces[0].blocks().tobytes()
+    moved = Tensor("", tensor.shape, (Piece(data, 1, type, tensor.shape),))
     for n_tokens in (1, 6, 40):
         x = normal(n_tokens, n_in, seed=1)
-        expected = native.matmul(x, prepared(tensor), threads=2)
-        np.testing.assert_array_equal(native.matmul(x, left_in_file(moved), threads=2), expected)
+        expected = Native(2).matmul(x, prepared(tensor))
+        np.testing.assert_array_equal(Native(2).matmul(x, left_in_file(moved)), expected)
 
 
-@pytest.mark.parametrize("split", [0, 1])
+@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("type", ["f16", "q4_0", "q5_1", "q4_0_2023", "q4_1_2023", "q4_0_2023_planar"])
-def test_a_mapped_weight_may_lie_in_parts(type, split, level):
+def test_a_mapped_weight_may_lie_in_pieces(type, axis, level):
     array, x = normal(54, 192), normal(7, 192, seed=1)
-    parts = tuple(quantize(part, type) for part in np.split(array, 3, axis=split))
-    tensor = Tensor("", type, array.shape, parts, split)
-    expected = native.matmul(x, prepared(tensor), threads=2)
-    np.testing.assert_array_equal(native.matmul(x, left_in_file(tensor), threads=2), expected)
+    tensor = in_pieces(array, type, 3, axis)
+    expected = Native(2).matmul(x, prepared(tensor))
+    np.testing.assert_array_equal(Native(2).matmul(x, left_in_file(tensor)), expected)
 
 
 def test_mapped_and_packed_weights_may_share_an_input(level):
     tensors, x = [Tensor.from_array("", normal(n, 128, seed=n), "q4_0") for n in (40, 64, 8)], normal(3, 128)
     weights = [left_in_file(tensors[0]), prepared(tensors[1]), left_in_file(tensors[2])]
-    for together, tensor in zip(native.matmul(x, *weights, threads=2), tensors, strict=True):
+    for together, tensor in zip(Native(2).matmul(x, *weights), tensors, strict=True):
         np.testing.assert_array_equal(together, matmul(x, tensor))
 
 
@@ -288,4 +294,4 @@ def test_q6_k_becomes_the_q8_0_of_its_numbers():
     tensor = random_q6_k(5, 1024)
     again = Tensor.from_array("", tensor.dequantize(), "q8_0")
     rows = np.arange(5)
-    np.testing.assert_array_equal(native.embedding(prepared(tensor), rows), again.take(rows))
+    np.testing.assert_array_equal(Native(2).embedding(prepared(tensor), rows), again.take(rows))

@@ -1,6 +1,5 @@
 """The one forward pass on the C backend."""
 
-import mmap
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,9 @@ pytest.importorskip("tinyllama._native", reason="the C backend is not built")
 from tiny import CONFIG, tensors
 
 from tinyllama.backends import get_backend
-from tinyllama.blocks import TYPES
+from tinyllama.machine.files import MappedFile
 from tinyllama.model import build, forward
-from tinyllama.quant import Tensor
+from tinyllama.tensor import Piece, Tensor
 
 TOKENS = [1, 5, 9, 20, 33, 70, 11]
 
@@ -27,8 +26,8 @@ def run(name: str, type: str, tap=None, threads=2) -> np.ndarray:
     backend = get_backend(name, threads)
     model = build(CONFIG, tensors(type=type), lambda tensor: backend.prepare(tensor, copy=True))
     cache = backend.new_cache(CONFIG, 16)
-    prompt = forward(model, backend, TOKENS, 0, cache, tap=tap)
-    return np.concatenate([prompt, forward(model, backend, [7], len(TOKENS), cache)])
+    prompt = forward(model, backend, TOKENS, cache, tap=tap)
+    return np.concatenate([prompt, forward(model, backend, [7], cache)])
 
 
 @pytest.mark.parametrize("type", ["f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_0_2023"])
@@ -63,13 +62,12 @@ def test_tensors_may_begin_at_any_byte_of_a_file(type):
     """ggml files pad nothing: behind the vocabulary a float may begin at an odd address."""
 
     def moved(tensor):
-        (part,) = tensor.parts
-        data = np.frombuffer(b"\0" + part.tobytes(), np.uint8)[1:]
-        return Tensor(tensor.name, tensor.type, tensor.shape, (data.view(part.dtype).reshape(part.shape),))
+        data = b"\0" + tensor.pieces[0].blocks().tobytes()
+        return Tensor(tensor.name, tensor.shape, (Piece(data, 1, tensor.type, tensor.shape),))
 
     backend, as_made = get_backend("c", 1), tensors(type=type)
     logits = [
-        forward(build(CONFIG, source, lambda t: backend.prepare(t, copy=True)), backend, TOKENS, 0, cache)
+        forward(build(CONFIG, source, lambda t: backend.prepare(t, copy=True)), backend, TOKENS, cache)
         for source in (as_made, {name: moved(tensor) for name, tensor in as_made.items()})
         for cache in [backend.new_cache(CONFIG, 16)]
     ]
@@ -80,16 +78,15 @@ def test_tensors_may_begin_at_any_byte_of_a_file(type):
 def test_preparing_a_mapped_file_keeps_one_copy_and_the_file_as_it_was(tmp_path):
     tensor = Tensor.from_array("w", np.ones((4096, 4096), np.float32), "q4_0")
     path = tmp_path / "blocks"
-    path.write_bytes(tensor.parts[0].tobytes())
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    blocks = TYPES["q4_0"].view(mapped, tensor.shape)
-    assert blocks.tobytes() == tensor.parts[0].tobytes()  # now it is in memory
+    whole = tensor.pieces[0].blocks().tobytes()
+    path.write_bytes(whole)
+    piece = Piece(MappedFile(path), 0, "q4_0", tensor.shape)
+    assert piece.blocks().tobytes() == whole  # now it is in memory
     before = resident()
     table = get_backend("c", 2)
-    weight = table.prepare(Tensor("w", "q4_0", tensor.shape, (blocks,)), copy=True)
+    weight = table.prepare(Tensor("w", tensor.shape, (piece,)), copy=True)
     assert resident() - before < weight.nbytes / 2  # as much as came, the file's pages went
-    assert blocks.tobytes() == tensor.parts[0].tobytes()
+    assert piece.blocks().tobytes() == whole
 
 
 def resident() -> int:

@@ -1,6 +1,7 @@
 import json
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from tinyllama.config import PRESETS
 from tinyllama.errors import TinyllamaError
-from tinyllama.formats import ggml, meta, open_checkpoint
-from tinyllama.tokenizer import make_tokenizer
-from tinyllama.vocabulary import vocabulary_from_model
+from tinyllama.formats import ggml, headers, meta, open_checkpoint
+from tinyllama.formats.tokenizer_model import vocabulary_from_model
+from tinyllama.quant import TYPES
+from tinyllama.tokenizer import make_tokenizer, token_texts
 
 FTYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3}
 
@@ -55,6 +57,19 @@ def test_every_weight_is_the_checkpoints(made, type, n_parts):
         assert np.array_equal(checkpoint.tensors[name].dequantize(), tensor.dequantize())
 
 
+def test_a_tensor_may_be_as_large_as_its_file(tmp_path):
+    """Of 7B, one layer: 931 MB of holes, which take no room on the disk."""
+    config, path = replace(PRESETS["7B"], n_layers=1), tmp_path / "f16.bin"
+    with path.open("wb") as file:
+        file.write(headers.ggml_header(config, [b"a"] * config.vocab_size, 1))
+        for name, shape in config.tensor_shapes().items():
+            type = "f16" if len(shape) == 2 else "f32"
+            file.write(headers.ggml_record(name, type, shape))
+            file.seek(TYPES[type].nbytes(shape), 1)
+        file.truncate(file.tell())
+    assert ggml.read_part(path).pieces["output.weight"].nbytes == 32000 * 4096 * 2
+
+
 @pytest.mark.parametrize(("type", "blocks"), [("q4_0", "q4_0_2023"), ("q4_1", "q4_1_2023")])
 def test_one_part_and_two_hold_the_same_weights(made, type, blocks):
     whole, cut = (ggml.read(made / n_parts / f"{type}.bin") for n_parts in "12")
@@ -66,12 +81,11 @@ def test_one_part_and_two_hold_the_same_weights(made, type, blocks):
 
 def make_planar(source: Path, target: Path) -> None:
     """The q4_0 file as llama.cpp wrote it on 10 March."""
-    _, part = ggml.read_part(source)
     data = bytearray(source.read_bytes())
-    for entry in part.entries.values():
-        if entry.type == "q4_0_2023":
-            row_bytes = entry.shape[1] // 32 * 20
-            for start in range(entry.offset, entry.offset + entry.nbytes, row_bytes):
+    for piece in ggml.read_part(source).pieces.values():
+        if piece.type == "q4_0_2023":
+            row_bytes = piece.row_bytes
+            for start in range(piece.offset, piece.offset + piece.nbytes, row_bytes):
                 blocks = [data[i : i + 20] for i in range(start, start + row_bytes, 20)]
                 data[start : start + row_bytes] = b"".join(d[:4] for d in blocks) + b"".join(
                     d[4:] for d in blocks
@@ -98,9 +112,9 @@ def test_the_layout_can_be_said(folder):
 def test_scales_that_are_absurd_either_way_are_refused(folder):
     path = folder / "q4_0.bin"
     data = bytearray(path.read_bytes())
-    for entry in ggml.read_part(path)[1].entries.values():
-        if entry.type == "q4_0_2023":
-            data[entry.offset : entry.offset + entry.nbytes] = b"\xff" * entry.nbytes
+    for piece in ggml.read_part(path).pieces.values():
+        if piece.type == "q4_0_2023":
+            data[piece.offset : piece.offset + piece.nbytes] = b"\xff" * piece.nbytes
     path.write_bytes(data)
     checkpoints.refused(lambda: ggml.read(path), str(path), "absurd")
 
@@ -125,16 +139,15 @@ def test_norm_eps_comes_from_params_beside_it(folder):
     assert ggml.read(path).config.norm_eps == 1e-6
 
 
-def test_metas_sizes_have_the_norm_eps_they_were_published_with(tmp_path):
-    for name, preset in PRESETS.items():
-        hparams = preset.vocab_size, preset.dim, 256, preset.n_heads, preset.n_layers, preset.head_dim
-        assert ggml._config(tmp_path / f"{name}.bin", *hparams) == preset
+def test_metas_sizes_have_the_norm_eps_they_were_published_with():
+    for preset in PRESETS.values():
+        assert ggml.published_norm_eps(preset.dim) == preset.norm_eps
 
 
 def test_the_tokenizer_is_beside_it_or_one_folder_up(folder):
-    assert ggml.read(folder / "f16.bin").vocabulary.model == folder / "tokenizer.model"
+    assert ggml.read(folder / "f16.bin").vocabulary.path == folder / "tokenizer.model"
     shutil.move(folder / "tokenizer.model", folder.parent)
-    assert ggml.read(folder / "f16.bin").vocabulary.model == folder.resolve().parent / "tokenizer.model"
+    assert ggml.read(folder / "f16.bin").vocabulary.path == folder.resolve().parent / "tokenizer.model"
 
 
 def test_without_a_tokenizer_the_vocabulary_is_rebuilt(folder):
@@ -148,7 +161,8 @@ def test_without_a_tokenizer_the_vocabulary_is_rebuilt(folder):
 
 def test_the_rebuilt_vocabulary_of_llama_is_exact(shared_data):
     model = shared_data / "llama_tokenizer" / "tokenizer.model"
-    assert ggml.rebuild_vocabulary(model, ggml.token_texts(model)) == vocabulary_from_model(model)
+    vocabulary = vocabulary_from_model(model)
+    assert ggml.rebuild_vocabulary(token_texts(vocabulary)) == vocabulary
 
 
 def test_another_models_tokenizer_is_left_alone(folder, shared_data):
@@ -170,7 +184,7 @@ def test_a_missing_part_is_named(folder):
 
 def test_a_later_part_alone_says_which_to_name(folder):
     checkpoints.refused(
-        lambda: ggml.read(folder / "f16.bin.1"), "f16.bin.1", f"{folder / 'f16.bin'}", "part 2 of 2"
+        lambda: ggml.read(folder / "f16.bin.1"), "f16.bin.1", f"{folder / 'f16.bin'}", "one of 2 parts"
     )
 
 
@@ -191,7 +205,9 @@ def test_a_part_with_other_tokens_is_refused(folder):
     path = folder / "f16.bin.1"
     data = path.read_bytes()
     path.write_bytes(data[:36] + bytes([data[36] ^ 1]) + data[37:])
-    checkpoints.refused(lambda: ggml.read(folder / "f16.bin"), str(path), "it has other tokens")
+    checkpoints.refused(
+        lambda: ggml.read(folder / "f16.bin"), str(path), "it has other hyper-parameters, tokens"
+    )
 
 
 # --- what is no ggml file -------------------------------------------------------------------------
@@ -272,10 +288,10 @@ def test_what_is_no_ggml_file_is_refused_with_its_name(folder, damage):
         ("a web page", "a web page"),
         ("ggmf", "20 March 2023"),
         ("ggjt", "ggjt"),
-        ("half of it", "cut short"),
-        ("one byte more", "1 bytes after its last tensor"),
+        ("half of it", "truncated or damaged"),
+        ("one byte more", "1 bytes follow its last tensor"),
         ("no tensor", "0 of 21 tensors"),
-        ("renamed tensor", "lacks the tensor"),
+        ("renamed tensor", "is missing"),
     ],
 )
 def test_the_error_says_what_is_wrong(folder, damage, words):

@@ -1,9 +1,7 @@
-import errno
 import json
 import os
 import pickle
 import shutil
-import sys
 import zipfile
 from dataclasses import replace
 
@@ -14,9 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinyllama.config import Config
+from tinyllama.config import PRESETS, Config
 from tinyllama.errors import TinyllamaError
-from tinyllama.formats import meta, open_checkpoint
+from tinyllama.formats import meta, open_checkpoint, stamp
 
 
 @pytest.fixture
@@ -47,26 +45,68 @@ def test_every_weight_is_what_torch_loads(tmp_path, dtype):
 
 
 def test_weights_are_mapped_and_not_copied(folder):
-    tensor = meta.read(folder).tensors["layers.1.feed_forward.w2.weight"]
-    assert tensor.parts[0].base is not None
-    assert not tensor.parts[0].flags.writeable
+    checkpoint = meta.read(folder)
+    (piece,) = checkpoint.tensors["layers.1.feed_forward.w2.weight"].pieces
+    assert piece.data is checkpoint.files[0]
+    assert np.shares_memory(piece.blocks(), np.frombuffer(checkpoint.files[0], np.uint8))
+
+
+def test_params_json_of_7b_gives_the_7b_preset():
+    params = {
+        "dim": 4096,
+        "multiple_of": 256,
+        "n_heads": 32,
+        "n_layers": 32,
+        "norm_eps": 1e-06,
+        "vocab_size": -1,
+    }
+    assert meta.config_of(params, vocab_size=32000) == PRESETS["7B"]
+
+
+def test_params_json_of_llama_2_70b_and_llama_3_8b_are_understood():
+    llama2 = {"dim": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 1.3, "n_heads": 64, "n_kv_heads": 8}
+    config = meta.config_of(llama2 | {"n_layers": 80, "norm_eps": 1e-05}, 32000)
+    assert (config.hidden_dim, config.kv_dim) == (28672, 1024)
+    llama3 = {"dim": 4096, "multiple_of": 1024, "ffn_dim_multiplier": 1.3, "n_heads": 32, "n_kv_heads": 8}
+    config = meta.config_of(llama3 | {"n_layers": 32, "norm_eps": 1e-05, "rope_theta": 500000.0}, 128256)
+    assert (config.hidden_dim, config.rope_theta) == (14336, 500000.0)
+    assert config.n_params() == 8_030_261_248
 
 
 def test_hyper_parameters_come_from_params_and_the_embedding(folder):
     checkpoint = meta.read(folder)
     assert checkpoint.config == checkpoints.CONFIG
     assert checkpoint.format == "meta"
-    assert checkpoint.files == [part_00(folder)]
+    assert [file.path for file in checkpoint.files] == [part_00(folder)]
 
 
 def test_a_checkpoint_opens_by_its_folder_or_one_of_its_files(folder):
     for path in (folder, part_00(folder), folder / "params.json"):
+        assert meta.recognizes(path)
         assert open_checkpoint(path).config == checkpoints.CONFIG
 
 
+def test_other_files_and_folders_are_not_taken_for_a_checkpoint(folder, tmp_path):
+    assert not meta.recognizes(folder / "tokenizer.model")
+    assert not meta.recognizes(tmp_path)
+    checkpoints.refused(lambda: open_checkpoint(tmp_path), str(tmp_path), "consolidated.00.pth")
+
+
+@pytest.mark.parametrize(
+    "name", ["consolidated.00.pth", "params.json", "tokenizer.model", "../tokenizer.model"]
+)
+def test_the_stamp_changes_with_every_file_that_is_read(folder, name):
+    before = stamp(folder)
+    assert stamp(folder) == before
+    with (folder / name).open("ab") as file:
+        file.write(b" ")
+    assert stamp(folder) != before
+
+
 def test_the_tokenizer_may_lie_one_folder_up(folder):
+    expected = meta.read(folder).vocabulary
     shutil.move(folder / "tokenizer.model", folder.parent)
-    assert meta.read(folder).vocabulary.model == folder.resolve().parent / "tokenizer.model"
+    assert meta.read(folder).vocabulary == expected
 
 
 @pytest.mark.parametrize("n_parts", [2, 4])
@@ -88,6 +128,16 @@ def test_parameters_and_views_of_one_storage_are_read(tmp_path):
     tensors = meta.read(folder).tensors
     assert same(tensors["norm.weight"], both[1])
     assert same(tensors["output.weight"], state["output.weight"].detach())
+
+
+def test_tied_and_overlapping_views_are_read_as_torch_reads_them(tmp_path):
+    state = checkpoints.weights()
+    both = torch.cat([state["layers.0.attention.wq.weight"], state["layers.1.attention.wq.weight"]])
+    state["output.weight"] = state["tok_embeddings.weight"]
+    state["layers.0.attention.wq.weight"], state["layers.1.attention.wq.weight"] = both[:64], both[32:96]
+    tensors = meta.read(checkpoints.write(tmp_path / "tiny", [state])).tensors
+    for name, tensor in tensors.items():
+        assert same(tensor, state[name])
 
 
 def test_grouped_query_attention_is_read(tmp_path):
@@ -181,7 +231,7 @@ def test_what_is_no_checkpoint_is_refused_with_its_name(folder, damage):
         ("transposed", "contiguous"),
         ("lacks a tensor", "layers.1.ffn_norm.weight"),
         ("wrong shape", "norm.weight has the shape [65], not [64]"),
-        ("integers", "LongStorage"),
+        ("integers", "output.weight: torch LongStorage can't be read"),
     ],
 )
 def test_the_error_says_what_is_wrong(folder, damage, words):
@@ -236,10 +286,17 @@ def test_damaged_bytes_give_the_checkpoint_or_one_line(tmp_path, data):
 # --- what is missing around it --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["consolidated.00.pth", "params.json", "tokenizer.model"])
-def test_a_missing_file_is_named(folder, name):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("consolidated.00.pth", "is missing"),
+        ("params.json", "No such file"),
+        ("tokenizer.model", "is missing, and it isn't one folder up either"),
+    ],
+)
+def test_a_missing_file_is_named(folder, name, words):
     (folder / name).unlink()
-    checkpoints.refused(lambda: meta.read(folder), str(folder / name), "missing")
+    checkpoints.refused(lambda: meta.read(folder), f"{folder / name}: {words}")
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -299,55 +356,10 @@ def test_tensors_that_dont_divide_into_the_parts_are_refused(tmp_path):
     checkpoints.refused(lambda: meta.read(folder), "output.weight [401, 64] doesn't divide into 2 parts")
 
 
-# --- cutting --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_split_cuts_as_meta_did(tmp_path, dtype):
-    state = checkpoints.weights(dtype=dtype)
-    folder = checkpoints.write(tmp_path / "whole", [state])
-    paths = meta.split(folder, tmp_path / "cut", 2)
-    assert [path.name for path in paths] == ["consolidated.00.pth", "consolidated.01.pth"]
-    for path, expected in zip(paths, checkpoints.cut(state, 2), strict=True):
-        written = torch.load(path, weights_only=True)
-        for name, tensor in written.items():
-            assert tensor.dtype == dtype
-            assert torch.equal(tensor, expected[name])
-        assert len(written) == len(expected) - 1  # without freqs
-
-
-def test_a_split_checkpoint_is_complete_and_the_same(folder, tmp_path):
-    meta.split(folder, tmp_path / "cut", 4)
-    whole, cut = meta.read(folder), meta.read(tmp_path / "cut")
+@pytest.mark.parametrize("n_parts", [2, 4])
+def test_a_checkpoint_in_parts_is_the_same_model(folder, tmp_path, n_parts):
+    whole, cut = meta.read(folder), meta.read(checkpoints.split(folder, tmp_path / "cut", n_parts))
     assert cut.config == whole.config
     for name, tensor in whole.tensors.items():
         assert np.array_equal(cut.tensors[name].dequantize(), tensor.dequantize())
         assert np.array_equal(cut.tensors[name].dequantize(3, 50), tensor.dequantize(3, 50))
-
-
-def test_split_refuses_what_doesnt_divide_and_writes_nothing(folder, tmp_path):
-    checkpoints.refused(lambda: meta.split(folder, tmp_path / "cut", 3), str(folder), "3 parts")
-    checkpoints.refused(lambda: meta.split(folder, tmp_path / "cut", 0), str(folder))
-    assert not (tmp_path / "cut").exists()
-
-
-def test_split_never_replaces_the_checkpoint_itself(folder):
-    before = part_00(folder).read_bytes()
-    checkpoints.refused(lambda: meta.split(folder, folder, 2), str(folder))
-    assert part_00(folder).read_bytes() == before
-
-
-def test_a_split_that_fails_leaves_no_half_part(folder, tmp_path, monkeypatch):
-    def fill_the_disk(state, file):
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(torch, "save", fill_the_disk)
-    first = tmp_path / "cut" / "consolidated.00.pth"
-    checkpoints.refused(lambda: meta.split(folder, tmp_path / "cut", 2), f"{first}: No space left on device")
-    assert not list((tmp_path / "cut").iterdir())
-
-
-def test_split_without_torch_says_so(folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    checkpoints.refused(lambda: meta.split(folder, tmp_path / "cut", 2), "torch")

@@ -1,13 +1,12 @@
-"""The contract of every target: for its corpus, findings of the past included, and so many new inputs."""
+"""The contract of every target: for its corpus, findings of the past included, and a number of new inputs."""
 
 import pytest
 from hypothesis import HealthCheck, Verbosity, given, settings
 
 from fuzz import replay, targets
 
-N_INPUTS = 300
+FEW, MANY = 20, 300
 UNTIMED = settings(
-    max_examples=N_INPUTS,
     deadline=None,
     database=None,
     derandomize=True,
@@ -41,11 +40,12 @@ def test_the_seeds_are_those_that_a_target_makes_and_are_accepted(name):
         assert target.check(data), seed
 
 
+@pytest.mark.parametrize("n_inputs", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", targets.names())
-def test_nearly_valid_inputs_are_read_or_refused_as_they_should(name, tmp_path):
+def test_nearly_valid_inputs_are_read_or_refused_as_they_should(name, n_inputs, tmp_path):
     target, broken = load(name), tmp_path / "broken"
 
-    @UNTIMED
+    @settings(UNTIMED, max_examples=n_inputs)
     @given(target.inputs())
     def check(data):
         try:

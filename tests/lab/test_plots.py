@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from tinyllama.lab import plots
 from tinyllama.config import PRESETS
+from tinyllama.lab import plots
 
 PIECES = ["<s>", " Once", "\n", "$5"]
 WEIGHTS = np.tril(np.full((2, 4, 4), 0.25))

@@ -34,7 +34,9 @@ def extension(wheel):
 
 def test_the_wheel_holds_the_code_the_small_model_and_the_command(wheel):
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    files = (path for path in (ROOT / "tinyllama").rglob("*") if path.suffix in {".py", ".js", ".css"})
+    files = (
+        path for path in (ROOT / "tinyllama").rglob("*") if path.suffix in {".py", ".js", ".css", ".txt"}
+    )
     code = {path.relative_to(ROOT).as_posix() for path in files}
     small = {"params.json", "consolidated.00.pth", "tokenizer.model"}
     model = {f"tinyllama/data/small/{name}" for name in small}
@@ -42,7 +44,7 @@ def test_the_wheel_holds_the_code_the_small_model_and_the_command(wheel):
     (info,) = (name for name in wheel.namelist() if name.endswith("/WHEEL"))
     assert "Tag: cp311-abi3-macosx_11_0_arm64" in wheel.read(info).decode().splitlines()
     (scripts,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
-    assert "tinyllama = tinyllama.commands.cli:main" in wheel.read(scripts).decode()
+    assert "tinyllama = tinyllama.commands:main" in wheel.read(scripts).decode()
 
 
 def test_the_extension_is_signed_arm64_code_for_macos_11(extension):

@@ -48,7 +48,7 @@ def wheel(tmp_path_factory):
 
 def test_a_wheel_holds_the_code_and_the_small_model_and_nothing_else(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    kinds = ("*.py", "widgets/*.js", "widgets/*.css")
+    kinds = ("*.py", "widgets/*.js", "widgets/*.css", "widgets/*.txt")
     paths = [path for kind in kinds for path in (ROOT / "tinyllama").rglob(kind)]
     code = {path.relative_to(ROOT).as_posix() for path in paths}
     extensions = {name for name in held if name.endswith(".so")}
@@ -60,7 +60,7 @@ def test_a_wheel_carries_the_licence_and_the_console_script(wheel):
     (licence,) = [name for name in archive.namelist() if name.endswith("/LICENSE")]
     (scripts,) = [name for name in archive.namelist() if name.endswith("/entry_points.txt")]
     assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
-    assert "tinyllama = tinyllama.commands.cli:main" in archive.read(scripts).decode()
+    assert "tinyllama = tinyllama.commands:main" in archive.read(scripts).decode()
 
 
 def test_an_installed_package_finds_its_small_model_and_keeps_downloads_in_the_cache(
@@ -80,9 +80,8 @@ def test_an_installed_package_finds_its_small_model_and_keeps_downloads_in_the_c
 
 
 def test_an_editable_install_leads_to_the_checkout(tmp_path):
-    code = (
-        "import tinyllama; from tinyllama.machine import download as d; print(tinyllama.__file__, d.small_folder())"
-    )
+    code = "import tinyllama; from tinyllama.machine.download import small_folder as small; "
+    code += "print(tinyllama.__file__, small())"
     package, small = run(sys.executable, "-I", "-c", code, cwd=tmp_path).split()
     assert Path(package) == ROOT / "tinyllama" / "__init__.py"
     assert Path(small) == ROOT / "data" / "small"

@@ -4,25 +4,14 @@ NumPy evaluates `gate / (1 + exp(-gate)) * up` as four passes over memory with t
 numexpr compiles the expression and runs it in one, in blocks that stay in cache, on several threads.
 """
 
-from dataclasses import replace
-from functools import partial
-
 import numexpr
 import numpy as np
 
 from .. import ops
+from .numpy import Backend
 
 #: Below this many elements a call of numexpr costs more than it saves.
 WORTH_IT = 2**15
-
-
-def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """As ops.rms_norm."""
-    if x.size < WORTH_IT:
-        return ops.rms_norm(x, weight, eps)
-    mean_square = np.vecdot(x, x)[:, None] / np.float32(x.shape[-1])
-    scale = 1 / np.sqrt(mean_square + np.float32(eps))
-    return numexpr.evaluate("x * scale * weight", {"x": x, "scale": scale, "weight": weight})
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -35,20 +24,21 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return numexpr.evaluate("e / total", {"e": e, "total": total}, out=e)
 
 
-def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """As ops.swiglu."""
-    if gate.size < WORTH_IT:
-        return ops.swiglu(gate, up)
-    return numexpr.evaluate("gate / (1 + exp(-gate)) * up", {"gate": gate, "up": up})
+class Numexpr(Backend):
+    """NumPy's table with these entries in place of its own."""
 
+    name = "numexpr"
 
-def numexpr_backend(numpy_backend):
-    """The NumPy backend with these entries in place of its own."""
-    numexpr.set_num_threads(min(numpy_backend.threads, numexpr.detect_number_of_cores()))
-    return replace(
-        numpy_backend,
-        name="numexpr",
-        rms_norm=rms_norm,
-        attention=partial(ops.attention, softmax=softmax),
-        swiglu=swiglu,
-    )
+    def __init__(self, threads: int):
+        super().__init__(threads)
+        numexpr.set_num_threads(min(threads, numexpr.detect_number_of_cores()))
+
+    def attention(self, q, k, v, cache, layer, tap=None) -> np.ndarray:
+        """As ops.attention."""
+        return ops.attention(q, k, v, cache, layer, tap, softmax)
+
+    def swiglu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        """As ops.swiglu."""
+        if gate.size < WORTH_IT:
+            return ops.swiglu(gate, up)
+        return numexpr.evaluate("gate / (1 + exp(-gate)) * up", {"gate": gate, "up": up})

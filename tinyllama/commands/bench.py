@@ -8,28 +8,26 @@ as a share of them. The read probe runs in turn with the tokens, so that both se
 A model needs no file: of a shape alone, weights are random, and as fast as real ones.
 """
 
-import gc
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from ..machine import limits as resources
-from ..backends import get_backend
-from ..blocks import TYPES
+from ..backends import Backend, get_backend
 from ..config import PRESETS, Config
-from ..machine.download import find
-from ..errors import TinyllamaError
+from ..errors import require
 from ..formats import open_checkpoint
-from ..memory import check_run
+from ..machine.limits import human
 from ..model import build, forward
-from ..quant import Tensor, bits_per_weight, quantize
+from ..quant import TYPES, quantize
+from ..tensor import Piece, Tensor
+from .printing import columns
 
-PREFILL = (32, 128, 512)  # tokens of a prompt
 REPEATS = 3  # of each prompt; the median counts
 SHORT_PROMPT = 5  # tokens
 CONTEXT = 512  # tokens that the KV cache has room for, beyond the prompts
@@ -37,60 +35,40 @@ CONTEXT = 512  # tokens that the KV cache has room for, beyond the prompts
 
 @dataclass
 class Result:
-    """One backend, level and number of threads.
-
-    Attributes:
-        decode: tokens a second, one at a time.
-        read_probe: the tokens a second that reading the weights alone would allow, None without C.
-        prefill: tokens a second by length of the prompt.
-        multiply_probe: the tokens a second that multiplying alone would allow, None as above.
-        load: seconds to prepare the weights, reading a file included.
-        first_token: seconds until a short prompt's next token is known, loading included.
-        memory: bytes that weights and cache take, beside a file that is mapped.
-        mapped: the C backend ran from the mapped file.
-    """
+    """What one backend, level and number of threads reached: tokens a second, seconds and bytes."""
 
     model: str
     type: str
     backend: str
     level: str | None
     threads: int
-    decode: float = 0.0
-    read_probe: float | None = None
-    read_bandwidth: float | None = None
-    prefill: dict[int, float] = field(default_factory=dict)
-    multiply_probe: float | None = None
-    load: float = 0.0
-    first_token: float = 0.0
-    memory: int = 0
-    mapped: bool = False
+    decode: float = 0.0  # tokens a second, one at a time
+    read_probe: float | None = None  # those that reading the weights alone would allow; None without C
+    read_bandwidth: float | None = None  # bytes a second, in which it read them
+    prefill: dict[int, float] = field(default_factory=dict)  # tokens a second by length of the prompt
+    multiply_probe: float | None = None  # those that multiplying alone would allow; None without C
+    load: float = 0.0  # seconds to prepare the weights, reading a file included
+    first_token: float = 0.0  # seconds until a short prompt's next token is known, loading included
+    memory: int = 0  # bytes that weights and cache take, beside a file that is mapped
+    mapped: bool = False  # the weights stayed in their file
 
 
-class RandomWeights(Mapping):
-    """Weights of a shape by Meta's names, made when they are asked for and not kept."""
+class RandomWeights(dict):
+    """Weights of a shape by Meta's names. `values()` know their sizes alone; `[name]` makes numbers, anew."""
 
     def __init__(self, config: Config, type: str):
-        self._shapes, self._type = config.tensor_shapes(), type
+        for name, shape in config.tensor_shapes().items():
+            self[name] = Tensor(name, shape, (Piece(b"", 0, type if len(shape) == 2 else "f32", shape),))
 
     def __getitem__(self, name: str) -> Tensor:
-        shape = self._shapes[name]
-        if len(shape) == 1:
-            return Tensor.from_array(name, np.ones(shape, np.float32))
-        return Tensor(name, self._type, shape, (random_blocks(self._type, *shape),))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-
-def random_blocks(type: str, n_rows: int, n_cols: int) -> np.ndarray:
-    """Blocks of a type: some random rows over and over, as speed asks for no more."""
-    few = min(n_rows, 32)
-    noise = np.random.default_rng(0).standard_normal((few, n_cols), dtype=np.float32)
-    rows = quantize(noise * np.float32(n_cols**-0.5), type)
-    return np.resize(rows, (n_rows, *rows.shape[1:]))
+        tensor = super().__getitem__(name)
+        if len(tensor.shape) == 1:
+            return Tensor.from_array(name, np.ones(tensor.shape, np.float32))
+        n_rows, n_cols = tensor.shape
+        noise = np.random.default_rng(0).standard_normal((min(n_rows, 32), n_cols), dtype=np.float32)
+        rows = quantize(noise * np.float32(n_cols**-0.5), tensor.type)
+        blocks = np.resize(rows, (n_rows, *rows.shape[1:]))  # a few rows over and over: as fast as any
+        return Tensor.from_blocks(name, tensor.shape, tensor.type, blocks)
 
 
 def bench(
@@ -103,215 +81,108 @@ def bench(
     threads: list[int] | None = None,
     mmap: bool = False,
     n_predict: int = 16,
-    prefill: tuple[int, ...] = PREFILL,
+    prefill: Sequence[int] = (32, 128, 512),
 ) -> Iterator[Result]:
     """Measure a file, or random weights of a shape, on backends, levels of the C backend and thread counts.
 
     Args:
-        model: a file or name, as `load` takes it; where `shape` is given it isn't looked at.
-        shape: "7B", "13B", "30B" or "65B".
+        model: as `load` takes it; not looked at where there is a `shape`: "7B", "13B", "30B" or "65B".
         type: of the random weights.
-        backends: None for the fastest that runs here.
-        levels: of the C backend; None for the best of this CPU.
-        mmap: measure the C backend a second time, running from the mapped file.
-        n_predict: tokens to write.
+        backends, levels, threads: None for the fastest that runs here, its best level, one a core.
+        mmap: measure each a second time, running from the mapped file.
+        n_predict, prefill: tokens to write, and lengths of prompts to read.
     Raises:
         TinyllamaError: there is no such model, backend or level, or it doesn't fit into memory.
     """
-    if shape is not None and shape not in PRESETS:
-        raise TinyllamaError(f"there is no shape {shape!r}: there are {', '.join(PRESETS)}")
-    if shape is not None and mmap:
-        raise TinyllamaError("a shape has no file that could be mapped")
-    if type not in TYPES:
-        raise TinyllamaError(f"there is no type {type!r}: there are {', '.join(TYPES)}")
-    if not 1 <= n_predict <= CONTEXT:
-        raise TinyllamaError(f"n_predict must be from 1 to {CONTEXT}, not {n_predict}")
-    for backend in backends or [None]:
-        for n_threads in threads or [None]:
-            table = get_backend(backend, n_threads)
-            for level in (levels or [None]) if table.name == "c" else [None]:
-                for mapped in (False, True) if mmap and table.name == "c" else (False,):
-                    with _level(level):
-                        yield _measure(model, shape, type, table, mapped, n_predict, prefill)
-                    gc.collect()
+    require(shape is None or shape in PRESETS, f"there is no shape {shape!r}: there are {', '.join(PRESETS)}")
+    require(shape is None or not mmap, "a shape has no file that could be mapped")
+    require(type in TYPES, f"there is no type {type!r}: there are {', '.join(TYPES)}")
+    require(1 <= n_predict <= CONTEXT, f"n_predict must be from 1 to {CONTEXT}, not {n_predict}")
+    for name, n_threads in product(backends or [None], threads or [None]):
+        backend = get_backend(name, n_threads)
+        for level, mapped in product((backend.level and levels) or [None], sorted({False, mmap})):
+            with backend.at_level(level) if level else nullcontext(), backend.running():
+                result = _measure(backend, model, shape, type, mapped, n_predict, prefill)
+            yield result
 
 
-class _level:
-    """A context in which the C backend runs on a level."""
-
-    def __init__(self, name: str | None):
-        self._name = name
-
-    def __enter__(self):
-        if self._name is None:
-            return
-        from .. import _native
-
-        self._before = _native.level()
-        if self._name not in _native.levels():
-            raise TinyllamaError(
-                f"this computer has no level {self._name!r}: there are {', '.join(_native.levels())}"
-            )
-        _native.use_level(self._name)
-
-    def __exit__(self, *_):
-        if self._name is not None:
-            from .. import _native
-
-            _native.use_level(self._before)
-
-
-def _measure(model, shape, type, table, mapped: bool, n_predict: int, prefill: tuple[int, ...]) -> Result:
-    config, tensors, name = _open(model, shape, type)
-    if shape is not None:
-        resources.require_memory(_memory(config, bits_per_weight(type) / 8), name)
+def _measure(backend: Backend, model, shape, type, mmap, n_predict, prefill) -> Result:
+    if shape:
+        name, config = f"{shape}, random weights", PRESETS[shape]
+        tensors = RandomWeights(config, type)
     else:
+        checkpoint = open_checkpoint(model)
+        name, config, tensors = str(model), checkpoint.config, checkpoint.tensors
         type = tensors["layers.0.attention.wq.weight"].type
-        resources.require_memory((not mapped) * sum(tensor.nbytes for tensor in tensors.values()), name)
+    copy = not (mmap or backend.keeps_in_file(tensors))
+    mapped = not (copy or shape)
     n_ctx, at_once = max(prefill, default=0) + CONTEXT, max(prefill, default=1)
-    check_run(config, table.name, n_ctx, at_once)
-    result = Result(name, type, table.name, _level_of(table), table.threads, mapped=mapped)
-    loaded = build(config, tensors, partial(_timed, result, table))
-    cache = table.new_cache(config, n_ctx)
-    run = partial(forward, loaded, table, cache=cache, last=True)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, at_once)
-    result.first_token = result.load + _seconds(run, tokens[:SHORT_PROMPT], 0)
-    for n_tokens in prefill:
-        seconds = [_seconds(run, tokens[:n_tokens], 0) for _ in range(REPEATS)]
-        result.prefill[n_tokens] = n_tokens / median(seconds)
-    _measure_decoding(result, run, tokens, n_predict, weights := _weights(loaded), table.threads)
-    _measure_multiplying(result, config, table)
-    result.memory = sum(weight.nbytes for weight in weights) + cache.keys.nbytes + cache.values.nbytes
-    return result
+    backend.require_run(config, n_ctx, at_once)
+    backend.require_load(Path(name), backend.memory(config, tensors, n_ctx, at_once, mmap), mapped)
+    result = Result(name, type, backend.name, backend.level, backend.threads, mapped=mapped)
 
-
-def _timed(result: Result, table, tensor: Tensor):
-    """Prepare a weight; making random ones isn't counted."""
-    started = time.perf_counter()
-    ready = table.prepare(tensor, copy=table.name == "c" and not result.mapped)
-    result.load += time.perf_counter() - started
-    return ready
-
-
-def _open(model, shape, type) -> tuple[Config, Mapping[str, Tensor], str]:
-    if shape is not None:
-        return PRESETS[shape], RandomWeights(PRESETS[shape], type), f"{shape}, random weights"
-    checkpoint = open_checkpoint(find(model))
-    return checkpoint.config, checkpoint.tensors, str(model)
-
-
-def _memory(config: Config, bytes_per_weight: float) -> int:
-    """Bytes for the weights, one more of the largest, and the cache."""
-    largest = config.hidden_dim * config.dim
-    cache = 4 * 2 * config.n_layers * (max(PREFILL) + CONTEXT) * config.kv_dim
-    return int((config.n_params() + largest) * bytes_per_weight) + cache
-
-
-def _level_of(table) -> str | None:
-    if table.name != "c":
-        return None
-    from .. import _native
-
-    return _native.level()
-
-
-def _weights(model) -> list:
-    """Every matrix that a token is multiplied by."""
-    layers = [
-        getattr(layer, name) for layer in model.layers for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
-    ]
-    return [*layers, model.output]
-
-
-def _seconds(function, *arguments) -> float:
-    started = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - started
-
-
-def _measure_decoding(result: Result, run, tokens, n_predict: int, weights: list, threads: int) -> None:
-    """Tokens and read probes in turn: what disturbs one disturbs the other."""
-    decode, probe = [], []
-    run(tokens[:1], 0)  # wakes the threads
-    for pos in range(1, n_predict + 1):
-        decode.append(_seconds(run, tokens[:1], pos))
-        if result.level is not None:
-            probe.append(_seconds(_read, weights, threads))
-    result.decode = 1 / median(decode)
-    if probe:
-        result.read_probe = 1 / median(probe)
-        result.read_bandwidth = sum(array.nbytes for weight in weights for array in weight.memory) / median(
-            probe
-        )
-
-
-def _read(weights: list, threads: int) -> None:
-    from .. import _native
-
-    for weight in weights:
-        for array in weight.memory:
-            _native.read_all(array, threads)
-
-
-def _measure_multiplying(result: Result, config: Config, table) -> None:
-    """A token multiplies every weight of the layers once; the output layer runs for the last token alone."""
-    if result.level is None:
-        return
-    from .. import _native
-
-    rounds, products, seconds = 1000, 0.0, 0.0
-    while seconds < 0.1:  # long enough for the clock to settle
+    def prepare(tensor: Tensor):  # in which making random numbers doesn't count
         started = time.perf_counter()
-        products = _native.multiply_all(rounds, table.threads)
-        seconds, rounds = time.perf_counter() - started, rounds * 4
-    per_token = config.n_params() - 2 * config.vocab_size * config.dim
-    result.multiply_probe = products / seconds / per_token
+        ready = backend.prepare(tensor, copy)
+        result.load += time.perf_counter() - started
+        return ready
 
+    loaded, cache = build(config, tensors, prepare), backend.new_cache(config, n_ctx)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, at_once)
 
-# --- showing it -----------------------------------------------------------------------------------
+    def seconds(n_tokens: int, n_past: int = 0) -> float:
+        cache.trim(n_past)
+        started = time.perf_counter()
+        forward(loaded, backend, tokens[:n_tokens], cache, last=True)
+        return time.perf_counter() - started
+
+    result.first_token = result.load + seconds(SHORT_PROMPT)
+    for n_tokens in prefill:
+        result.prefill[n_tokens] = n_tokens / median(seconds(n_tokens) for _ in range(REPEATS))
+    matrices = [w for layer in loaded.layers for w in layer.values() if len(w.shape) == 2] + [loaded.output]
+    seconds(1)  # wakes the threads
+    decode, reads = [], []
+    for n_past in range(1, n_predict + 1):  # in turns: what disturbs one disturbs the other
+        decode.append(seconds(1, n_past))
+        if backend.level:
+            reads.append(backend.read_speed(matrices))
+    result.decode = 1 / median(decode)
+    if backend.level:
+        result.read_bandwidth = median(reads)
+        result.read_probe = result.read_bandwidth / sum(matrix.bytes_read for matrix in matrices)
+        # A token multiplies every weight of the layers once; the output layer runs for the last token alone.
+        per_token = config.n_params() - 2 * config.vocab_size * config.dim
+        result.multiply_probe = backend.multiply_speed() / per_token
+    result.memory = cache.nbytes + (0 if mapped else sum(matrix.nbytes for matrix in matrices))
+    return result
 
 
 def table(results: list[Result]) -> str:
     """Results as a table: speeds in tokens a second, with the share of their limit."""
     lengths = sorted({length for result in results for length in result.prefill})
-    head = ["backend", "threads", "write", *(f"read {length}" for length in lengths)]
-    head += ["load", "first token", "memory"]
-    rows = [head, *([*_row(result, lengths)] for result in results)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    first = results[0]
-    title = f"{first.model}, {first.type}: tokens a second, and the share of what memory or arithmetic allow"
-    return "\n".join([title, "", *lines, *_limits(results)])
+    reads = (f"read {length}" for length in lengths)
+    rows = [["backend", "threads", "write", *reads, "load", "first token", "memory"]]
+    for result in results:
+        write = _share(result.decode, result.read_probe)
+        reads = (_share(result.prefill[length], result.multiply_probe) for length in lengths)
+        took = (f"{result.load:.2f} s", f"{result.first_token:.2f} s")
+        rows.append([_name(result), result.threads, write, *reads, *took, human(result.memory)])
+    what = "tokens a second, and the share of what memory or arithmetic allow"
+    title = f"{results[0].model}, {results[0].type}: {what}"
+    lines = [title, "", *columns(rows, ">" * len(rows[0]), indent="")]
+    if probed := [result for result in results if result.read_bandwidth]:
+        best = max(probed, key=lambda result: result.read_bandwidth)
+        lines += ["", f"Memory was read at {best.read_bandwidth / 1e9:.1f} GB/s with {best.threads} threads."]
+    return "\n".join(lines)
 
 
-def _row(result: Result, lengths: list[int]) -> Iterator[str]:
-    name = f"{result.backend} {result.level}" if result.level else result.backend
-    yield f"{name}, mapped" if result.mapped else name
-    yield str(result.threads)
-    yield _share(result.decode, result.read_probe)
-    for length in lengths:
-        yield _share(result.prefill[length], result.multiply_probe)
-    yield f"{result.load:.2f} s"
-    yield f"{result.first_token:.2f} s"
-    yield resources.human(result.memory)
+def _name(result: Result) -> str:
+    return " ".join(filter(None, (result.backend, result.level))) + ", mapped" * result.mapped
 
 
 def _share(speed: float, limit: float | None) -> str:
     number = f"{speed:.1f}" if speed < 100 else f"{speed:.0f}"
     return f"{number} ({speed / limit:.0%})" if limit else number
-
-
-def _limits(results: list[Result]) -> Iterator[str]:
-    known = [result for result in results if result.read_bandwidth]
-    if known:
-        best = max(known, key=lambda result: result.read_bandwidth)
-        yield ""
-        yield f"Memory was read at {best.read_bandwidth / 1e9:.1f} GB/s with {best.threads} threads."
-
-
-def as_json(results: list[Result]) -> list[dict]:
-    """Results as plain dicts."""
-    return [asdict(result) for result in results]
 
 
 def plot(results: list[Result], path: str | Path) -> None:
@@ -320,8 +191,7 @@ def plot(results: list[Result], path: str | Path) -> None:
 
     axes = Figure(figsize=(8, 5), layout="constrained").subplots()
     for result in results:
-        speeds = {1: result.decode, **result.prefill}
-        name = f"{result.backend} {result.level or ''}, {result.threads} threads{', mapped' * result.mapped}"
+        speeds, name = {1: result.decode, **result.prefill}, f"{_name(result)}, {result.threads} threads"
         (line,) = axes.plot(list(speeds), list(speeds.values()), marker="o", label=name)
         if result.read_probe:
             together = np.geomspace(1, max(speeds), 50)

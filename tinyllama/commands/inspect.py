@@ -1,45 +1,47 @@
-"""What is in a model file, and what running it needs; no weight is read for it."""
+"""What is in a model file, and what running it needs; unless asked to check them, no weight is read."""
 
-import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
+from math import prod
 from pathlib import Path
 
 from ..backends import get_backend
-from ..machine.download import find
-from ..errors import printable
+from ..errors import check_cancelled, printable
 from ..formats import Checkpoint, open_checkpoint
-from ..memory import default_ctx_size, memory_needed
-from ..quant import Tensor
+from ..llama import default_ctx_size
 from ..machine.limits import human
+from ..tensor import Tensor
 from ..tokenizer import Tokenizer, make_tokenizer
+from .printing import columns
 
 
-def inspect(model: str | Path, ctx_size: int | None = None) -> dict:
+def inspect(model: str | Path, ctx_size: int | None = None, check: bool = False) -> dict:
     """Describe a model in plain dicts, lists, strings and numbers; `report` makes text of it.
 
     Args:
-        model: a file, a folder or a name, as `tinyllama.load` takes them.
-        ctx_size: tokens that the KV cache shall have room for; None as `tinyllama.load` does it.
+        model, ctx_size: as `tinyllama.load` and `Llama.stream` take them.
+        check: look for NaN and infinity in all weights.
     Returns:
-        {"path", "format", "files", "config", "tokenizer", "tensors", "n_params", "n_bytes",
-        "bits_per_weight", "memory", "metadata", "suspects"}; sizes are in bytes, and suspects are norms that
-        hold NaN or infinity (`tinyllama.load` looks at every weight).
+        What the JSON shows: sizes are in bytes, "not_finite" are the names of tensors that hold NaN or
+        infinity, None where nobody has checked.
     Raises:
         TinyllamaError: there is no such model, or its file is damaged.
     """
-    checkpoint = open_checkpoint(find(model))
-    tensors = _in_reading_order(checkpoint)
-    n_params = sum(math.prod(tensor.shape) for tensor in tensors)
+    checkpoint = open_checkpoint(model)
+    config = checkpoint.config
+    ordered = config.tensor_shapes() | checkpoint.tensors  # as they are used; what no layer has comes last
+    tensors = [checkpoint.tensors[name] for name in ordered if name in checkpoint.tensors]
+    n_params = sum(prod(tensor.shape) for tensor in tensors)
     n_bytes = sum(tensor.nbytes for tensor in tensors)
-    ctx_size = ctx_size or default_ctx_size(checkpoint.config)
-    memory = memory_needed(checkpoint, get_backend().name, ctx_size)
+    ctx_size = ctx_size or default_ctx_size(config)
+    memory = get_backend().memory(config, checkpoint.tensors, ctx_size)
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
-        "files": [{"path": str(file), "n_bytes": file.stat().st_size} for file in checkpoint.files],
-        "config": asdict(checkpoint.config) | {"head_dim": checkpoint.config.head_dim},
+        "files": [{"path": str(file.path), "n_bytes": len(file)} for file in checkpoint.files],
+        "config": asdict(config) | {"head_dim": config.head_dim},
         "tokenizer": _describe_tokenizer(make_tokenizer(checkpoint.vocabulary, checkpoint.path)),
         "tensors": [_describe_tensor(tensor) for tensor in tensors],
         "n_params": n_params,
@@ -47,7 +49,36 @@ def inspect(model: str | Path, ctx_size: int | None = None) -> dict:
         "bits_per_weight": 8 * n_bytes / n_params,
         "memory": {"ctx_size": ctx_size, **memory, "total": sum(memory.values())},
         "metadata": dict(checkpoint.metadata),
-        "suspects": [tensor.name for tensor in tensors if len(tensor.shape) == 1 and not tensor.is_finite()],
+        "not_finite": list(_not_finite(checkpoint)) if check else None,
+    }
+
+
+def _describe_tensor(tensor: Tensor) -> dict:
+    names = {"name": tensor.name, "shape": list(tensor.shape), "type": tensor.type}
+    return names | {"n_bytes": tensor.nbytes, "n_parts": len(tensor.pieces)}
+
+
+def _not_finite(checkpoint: Checkpoint) -> Iterator[str]:
+    from tqdm.auto import tqdm
+
+    for tensor in tqdm(checkpoint.tensors.values(), "check", unit=" tensors", leave=False, delay=0.5):
+        check_cancelled()
+        if not tensor.is_finite():
+            yield tensor.name
+    checkpoint.check_unchanged()
+
+
+def _describe_tokenizer(tokenizer: Tokenizer) -> dict:
+    vocabulary = tokenizer.vocabulary
+    pieces = vocabulary.pieces
+    special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": vocabulary.unk_id}
+    return {
+        "kind": vocabulary.kind,
+        "pre": vocabulary.pre,
+        "size": tokenizer.vocab_size,
+        "add_bos": tokenizer.add_bos,
+        "special": {name: {"id": i, "piece": pieces[i]} for name, i in special.items() if i is not None},
+        "ends": [{"id": i, "piece": pieces[i]} for i in sorted(tokenizer.stop_ids)],
     }
 
 
@@ -57,159 +88,78 @@ def tokens(model: str | Path, text: str) -> list[dict]:
     "piece" is its spelling in the vocabulary ("▁Once"), "text" what it stands for (" Once"); special tokens
     that are written out are taken as such, as in every prompt.
     """
-    checkpoint = open_checkpoint(find(model))
+    checkpoint = open_checkpoint(model)
     tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.path)
     ids = tokenizer.encode(text, special=True)
     return [{"id": i, "piece": tokenizer.vocabulary.pieces[i], "text": tokenizer.piece(i)} for i in ids]
 
 
-def _in_reading_order(checkpoint: Checkpoint) -> list[Tensor]:
-    """A file may hold its tensors in any order."""
-    order = {name: i for i, name in enumerate(checkpoint.config.tensor_shapes())}
-    return sorted(checkpoint.tensors.values(), key=lambda tensor: order.get(tensor.name, len(order)))
-
-
-def _describe_tensor(tensor: Tensor) -> dict:
-    names = {"name": tensor.name, "shape": list(tensor.shape), "type": tensor.type}
-    return names | {"n_bytes": tensor.nbytes, "n_parts": len(tensor.parts)}
-
-
-def _describe_tokenizer(tokenizer: Tokenizer) -> dict:
-    vocabulary = tokenizer.vocabulary
-    special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": vocabulary.unk_id}
-    return {
-        "kind": vocabulary.kind,
-        "pre": vocabulary.pre,
-        "size": tokenizer.vocab_size,
-        "add_bos": tokenizer.add_bos,
-        "special": {name: _token(tokenizer, i) for name, i in special.items() if i is not None},
-        "ends": [_token(tokenizer, i) for i in sorted(tokenizer.stop_ids)],
-    }
-
-
-def _token(tokenizer: Tokenizer, token_id: int) -> dict:
-    return {"id": int(token_id), "piece": tokenizer.vocabulary.pieces[token_id]}
-
-
-# --- as text --------------------------------------------------------------------------------------
-
-
 def report(model: dict) -> str:
     """What `inspect` returns, for people: a summary, then the tensors, then their total."""
-    sections = {
-        "hyper-parameters": [(name, f"{value:.6g}") for name, value in model["config"].items()],
-        "tokenizer": _tokenizer_rows(model["tokenizer"]),
-        f"memory to run it with a context of {model['memory']['ctx_size']} tokens": _memory_rows(
-            model["memory"]
-        ),
-    }
-    lines = _head(model)
-    for title, rows in sections.items():
-        lines += ["", title, *_columns(rows, "<<")]
-    lines += ["", "tensors", *_columns(_tensor_rows(model["tensors"]), "<>>><")]
+    config, memory, files = model["config"].items(), model["memory"], model["files"]
+    name = model["metadata"].get("general.name")
+    size = human(sum(file["n_bytes"] for file in files))
+    lines = [f"{model['path']}: {model['format']}, {size}" + (f", {str(name)[:80]}" if name else "")]
+    if len(files) > 1:
+        lines += [f"  part {Path(file['path']).name}: {human(file['n_bytes'])}" for file in files]
+    config = [(name, value if isinstance(value, str) else f"{value:.6g}") for name, value in config]
+    needs = [(name.replace("_", " "), human(n)) for name, n in memory.items() if name != "ctx_size"]
+    lines += ["", "hyper-parameters", *columns(config, "<<")]
+    lines += ["", "tokenizer", *columns(_tokenizer_rows(model["tokenizer"]), "<<")]
+    lines += ["", f"memory to run it with a context of {memory['ctx_size']} tokens", *columns(needs, "<<")]
+    lines += ["", "tensors", *columns(_tensor_rows(model["tensors"]), "<>>><")]
     total = f"{len(model['tensors'])} tensors, {model['n_params']:,} weights, {human(model['n_bytes'])}"
     lines += ["", f"total: {total}, {model['bits_per_weight']:.2f} bits per weight"]
-    return "\n".join(lines + [f"warning: {name} holds NaN or infinity" for name in model["suspects"]])
+    lines += [f"warning: {name} holds NaN or infinity" for name in model["not_finite"] or ()]
+    lines += ["check: no weight is NaN or infinite"] if model["not_finite"] == [] else []
+    return "\n".join(map(printable, lines))
 
 
 def token_table(rows: list[dict]) -> str:
     """What `tokens` returns, for people: a line a token."""
     # repr shows a newline as \n; the backslash of a "\xf0", which stands for a byte, it would double.
     shown = [(row["id"], row["piece"], repr(row["text"]).replace("\\\\", "\\")) for row in rows]
-    table = _columns(shown, "><<")
-    return "\n".join([*table, f"{len(rows)} tokens"])
+    return "\n".join([*columns(shown, "><<"), f"{len(rows)} tokens"])
 
 
 def backend_table(backends: dict[str, str | None]) -> str:
     """What `backends.available` returns, for people: the fastest first."""
-    rows = [
-        (name, f"can't run here: {reason}" if reason else "can run here" + _levels(name))
-        for name, reason in backends.items()
-    ]
-    return "\n".join(_columns(rows, "<<"))
+    rows = {name: f"can't run here: {why}" if why else "can run here" for name, why in backends.items()}
+    if backends.get("c", "absent") is None:
+        from .. import _native
 
-
-def _levels(backend: str) -> str:
-    """What of a CPU the C backend can use, best first, and why it leaves out AMX where there is some."""
-    if backend != "c":
-        return ""
-    from .. import _native
-
-    obstacle = _native.amx_obstacle()
-    return f" ({', '.join(_native.levels())}{f'; not amx: {obstacle}' if obstacle else ''})"
-
-
-def _head(model: dict) -> list[str]:
-    name = model["metadata"].get("general.name")
-    size = human(sum(file["n_bytes"] for file in model["files"]))
-    lines = [
-        printable(f"{model['path']}: {model['format']}, {size}" + (f", {str(name)[:80]}" if name else ""))
-    ]
-    if len(model["files"]) > 1:
-        lines += [
-            printable(f"  part {Path(file['path']).name}: {human(file['n_bytes'])}")
-            for file in model["files"]
-        ]
-    return lines
+        obstacle = _native.amx_obstacle()
+        rows["c"] += f" ({', '.join(_native.levels())}{f'; not amx: {obstacle}' if obstacle else ''})"
+    return "\n".join(columns(rows.items(), "<<"))
 
 
 def _tokenizer_rows(tokenizer: dict) -> Iterator[tuple[str, str]]:
     yield "kind", " ".join(filter(None, (tokenizer["kind"], tokenizer["pre"])))
-    yield "size", f"{tokenizer['size']}"
+    yield "size", tokenizer["size"]
     for name, token in tokenizer["special"].items():
         first = ", put before every prompt" if name == "bos" and tokenizer["add_bos"] else ""
         yield name, f"{token['id']} {token['piece'][:80]}{first}"
-    yield (
-        "ends a text",
-        ", ".join(f"{token['id']} {token['piece'][:80]}" for token in tokenizer["ends"][:20]) or "nothing",
-    )
+    ends = [f"{token['id']} {token['piece'][:80]}" for token in tokenizer["ends"][:20]]
+    yield "ends a text", ", ".join(ends) or "nothing"
 
 
-def _memory_rows(memory: dict) -> Iterator[tuple[str, str]]:
-    return ((name.replace("_", " "), human(size)) for name, size in memory.items() if name != "ctx_size")
-
-
-def _tensor_rows(tensors: list[dict]) -> list[tuple[str, ...]]:
+def _tensor_rows(tensors: list[dict]) -> Iterator[tuple[str, ...]]:
     """A row for each kind of tensor: layers that agree in it share one, "layers.0-31.ffn_norm.weight"."""
-    kinds: dict[tuple, list[int | None]] = {}
+    kinds: dict[tuple, list[int]] = {}
     for tensor in tensors:
-        layer, rest = _layer_of(tensor["name"])
-        kind = (rest, " × ".join(map(str, tensor["shape"])), tensor["type"], tensor["n_bytes"])
-        kinds.setdefault(kind, []).append(layer)
-    return [
-        (
-            rest if layers == [None] else f"layers.{_ranges(layers)}.{rest}",
-            shape,
-            type,
-            human(n_bytes),
-            f"× {len(layers)} = {human(len(layers) * n_bytes)}" if len(layers) > 1 else "",
-        )
-        for (rest, shape, type, n_bytes), layers in kinds.items()
-    ]
+        layer, name = re.fullmatch(r"(?:layers\.(\d+)\.)?(.*)", tensor["name"]).groups()
+        kind = (layer is not None, name, tuple(tensor["shape"]), tensor["type"], tensor["n_bytes"])
+        kinds.setdefault(kind, []).append(int(layer or 0))
+    for (in_layer, name, shape, type, n_bytes), layers in kinds.items():
+        name = f"layers.{_ranges(layers)}.{name}" if in_layer else name
+        many = f"× {len(layers)} = {human(len(layers) * n_bytes)}" if len(layers) > 1 else ""
+        yield name, " × ".join(map(str, shape)), type, human(n_bytes), many
 
 
-def _layer_of(name: str) -> tuple[int | None, str]:
-    """ "layers.3.ffn_norm.weight" -> (3, "ffn_norm.weight"); (None, name) of a tensor of no layer."""
-    word, _, rest = name.partition(".")
-    number, _, rest = rest.partition(".")
-    return (int(number), rest) if word == "layers" and number.isdigit() else (None, name)
-
-
-def _ranges(numbers: Iterable[int]) -> str:
+def _ranges(numbers: list[int]) -> str:
     """[0, 1, 2, 5] -> "0-2,5"."""
-    runs = [
-        [number for _, number in run]
-        for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])
-    ]
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-
-
-def _columns(rows: Iterable[tuple], align: str) -> list[str]:
-    """Rows as lines of aligned columns, indented by two; `align` has a "<" or ">" for each column."""
-    table = [[printable(str(cell)) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for row in table:
-        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
-        lines.append("  ".join(["", *cells]).rstrip())
-    return lines
+    runs = []
+    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        first, *rest = (number for _, number in run)
+        runs.append(f"{first}-{rest[-1]}" if rest else f"{first}")
+    return ",".join(runs)

@@ -1,63 +1,74 @@
-"""Model files, one module a format:
+"""Model files: a registry, and what is read from a file whatever its format.
 
-    parts          a checkpoint cut into parts, and what its formats share
-    unpickle       the pickle inside a .pth file, without running it
-    pth            the bytes of a .pth file
-    meta           Meta's checkpoint: a folder of them
-    ggml           March 2023's file
-    gguf_metadata  the bytes of a GGUF's key-values
-    gguf           today's file
+A format is a module with three functions, and is listed in FOLDERS or FILES:
 
-`meta`, `ggml` and `gguf` have `read(path) -> Checkpoint`, which maps the file and checks every count in
-it but reads no weight. Each module opens with its byte layout as prose. `open_checkpoint` looks at what
-is there and calls the right one.
+    recognizes(source)  whether this is such a folder (its path), or such a file (mapped, and only once)
+    read(source)        -> Checkpoint: every count in it is checked, no weight is read
+    stamp(path)         the files that `read` looks at: a model is loaded anew when one of them changes
+
+Each opens with its byte layout as prose: gguf (today's), ggml (March 2023), meta (a folder of Meta's).
 """
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from ..config import Config
-from ..quant import Tensor
-from ..vocabulary import Vocabulary
+from ..errors import TinyllamaError, naming, require
+from ..machine.download import find
+from ..machine.files import MappedFile, kind_of
+from ..tensor import Tensor
+from ..tokenizer import Vocabulary
+
+FOLDERS, FILES = ("meta",), ("gguf", "ggml")
+MEMBERS = (".pth", ".json")  # of files that stand for the folder they lie in
 
 
 @dataclass
 class Checkpoint:
-    """What a model file holds, whatever its format: nothing here has been read into memory yet.
+    """What a model file holds, whatever its format: no weight has been read into memory yet."""
 
-    Attributes:
-        path: the file, or the folder of a Meta checkpoint.
-        format: "meta", "ggml" or "gguf".
-        config: its hyper-parameters.
-        tensors: by Meta's names; the parts of a cut checkpoint are already one Tensor.
-        vocabulary: what its tokenizer is made from.
-        files: every file that holds weights, in the order of the parts.
-        metadata: GGUF's key-value pairs, without the vocabulary; of other formats, what there is.
-    """
-
-    path: Path
-    format: str
+    path: Path  # the file, or the folder of a Meta checkpoint
+    format: str  # "meta", "gguf" or "ggml"
     config: Config
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # by Meta's names
     vocabulary: Vocabulary
-    files: list[Path]
-    metadata: dict = field(default_factory=dict)
+    files: list[MappedFile]  # all that hold weights, in the order of the parts
+    metadata: dict = field(default_factory=dict)  # GGUF's key-values without the vocabulary; params.json
+
+    def check_unchanged(self) -> None:
+        """Raises TinyllamaError if somebody has changed a file since it was mapped."""
+        for file in self.files:
+            file.check()
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a GGUF file, a ggml file (its other parts are found beside it) or a folder with Meta's checkpoint.
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Open a model: a path, or a name that `machine.download` knows.
 
-    Raises TinyllamaError, naming the file, where it is none of these or doesn't hold what it says.
+    Raises TinyllamaError, naming the file, where there is none or it doesn't hold what it says.
     """
-    path = Path(path)
-    if path.is_dir() or path.suffix in (".pth", ".json"):
-        from . import meta
+    path = find(model)
+    with naming(path):
+        module, source = _format_of(path)
+        return module.read(source)
 
-        return meta.read(path if path.is_dir() else path.parent)
-    from . import gguf
 
-    if gguf.is_gguf(path):
-        return gguf.read(path)
-    from . import ggml
+def stamp(model: str | Path) -> tuple:
+    """Changes when a file that `open_checkpoint` would look at does."""
+    path = find(model).resolve()
+    with naming(path):
+        files = [(file, file.stat()) for file in _format_of(path)[0].stamp(path)]
+        return str(path), *((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in files)
 
-    return ggml.read(path)
+
+def _format_of(path: Path) -> tuple[ModuleType, Path | MappedFile]:
+    """The module of a model's format, and what its `read` takes."""
+    in_folder = path.is_dir() or path.suffix in MEMBERS
+    source = path if in_folder else MappedFile(path)
+    for name in FOLDERS if in_folder else FILES:
+        module = import_module(f".{name}", __name__)
+        if module.recognizes(source):
+            return module, source
+    require(not path.is_dir(), "no model but a folder without consolidated.00.pth")
+    raise TinyllamaError(f"no model file (ggml or GGUF) but {kind_of(MappedFile(path))}")

@@ -1,12 +1,14 @@
 """GGUF, today's file of llama.cpp: everything that a model needs in one file that can be mapped into memory.
 
-Strings, numbers and key-values are laid out as gguf_metadata.py says, little-endian. In order:
+Little-endian. A **string** is a u64 length and that many bytes of UTF-8. In order:
 
 1. **Header**: the bytes `GGUF`, u32 version (3; 2 is laid out alike), u64 number of tensors, u64 number of
    key-values.
-2. **Key-values**: `general.*` says what the file is, `llama.*` gives the hyper-parameters, `tokenizer.ggml.*`
-   the whole vocabulary: arrays of `tokens`, their `token_type`, and `scores` (SentencePiece) or `merges`
-   (byte-level BPE).
+2. **Key-values**: string key, u32 type, value. The types are 0 u8, 1 i8, 2 u16, 3 i16, 4 u32, 5 i32, 6 f32,
+   7 bool (a byte), 8 string, 9 array, 10 u64, 11 i64, 12 f64; an array is the u32 type of its elements, their
+   u64 number, and the elements. `general.*` says what the file is, the architecture's keys (`llama.*`) give
+   the hyper-parameters, `tokenizer.ggml.*` the whole vocabulary: arrays of `tokens`, their `token_type`, and
+   `scores` (SentencePiece) or `merges` (byte-level BPE).
 3. **Tensor infos**: string name, u32 number of axes, u64 length of each axis, **innermost first** (the
    reverse of our [n_out, n_in]), u32 type (the `gguf_id` of quant.TYPES), u64 offset into the data.
 4. **Padding** with zeros to a multiple of `general.alignment`, 32 where that key is missing.
@@ -16,40 +18,48 @@ Without a tensor `output.weight` the output matrix is `token_embd.weight`. wq an
 interleaved RoPE pairs. Source: docs/gguf.md of the ggml repository.
 """
 
-import re
-import struct
+import math
 from pathlib import Path
 
-from ..blocks import TYPES, BlockType
-from ..config import Config, tensor_names
-from ..errors import TinyllamaError
-from ..machine.opening import open_file
-from ..quant import Tensor
-from ..vocabulary import CONTROL, Vocabulary, vocabulary_from_model
+from ..config import FAMILIES, Config, tensor_names
+from ..errors import naming, require
+from ..machine.files import MappedFile
+from ..quant import TYPES
+from ..tensor import Piece, Tensor
+from ..tokenizer import CONTROL, Vocabulary
 from . import Checkpoint
-from .gguf_metadata import (
-    F32,
-    I32,
-    MOST_KEYS,
-    MOST_TENSORS,
-    STRING,
-    U32,
-    Cursor,
-    Metadata,
-    pack_metadata,
-    pack_string,
-    read_metadata,
-    shown,
-)
-from .parts import map_file
+from .cursor import ARRAY, F32, I32, STRING, Cursor
 
 MAGIC = b"GGUF"
 
-#: What general.file_type says when most tensors are of this type (llama.h, llama_ftype).
-FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
-
 TYPE_OF_ID = {kind.gguf_id: kind for kind in TYPES.values() if kind.gguf_id is not None}
 OTHER_TYPES = {10: "q2_k", 11: "q3_k", 12: "q4_k", 13: "q5_k", 20: "iq4_nl", 23: "iq4_xs"}
+
+#: The architecture's keys (behind "llama.") and the fields of Config that they give.
+FIELDS = {
+    "block_count": "n_layers",
+    "context_length": "max_seq_len",
+    "embedding_length": "dim",
+    "feed_forward_length": "hidden_dim",
+    "attention.head_count": "n_heads",
+    "attention.head_count_kv": "n_kv_heads",
+    "attention.layer_norm_rms_epsilon": "norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+#: Keys that say again what follows from others or the vocabulary. The first two are written.
+IMPLIED = {"rope.dimension_count": "head_dim", "vocab_size": "vocab_size"}
+IMPLIED |= {"attention.key_length": "head_dim", "attention.value_length": "head_dim"}
+#: Keys that change nothing, whatever they say, and those that change nothing with these values.
+IGNORED = {"tensor_data_layout", "expert_used_count", "attention.layer_norm_epsilon"}
+IGNORED |= {"rope.scaling.finetuned", "rope.scaling.original_context_length"}
+WITHOUT_EFFECT = {
+    "attention.causal": (True,),
+    "use_parallel_residual": (False,),
+    "expert_count": (0,),
+    "rope.scaling.type": ("none",),
+    "rope.scaling.factor": (0.0, 1.0),
+    "rope.scaling.attn_factor": (0.0, 1.0),
+}
 
 #: Arrays that become a Vocabulary: its field, and the type of the elements.
 ARRAYS = {
@@ -58,80 +68,94 @@ ARRAYS = {
     "tokenizer.ggml.token_type": ("types", I32),
     "tokenizer.ggml.merges": ("merges", STRING),
 }
-
 #: Control pieces that end a text whether or not a key says so; llama.cpp goes by such a list, too.
 END_PIECES = {"<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>"}
 
-#: Of "llama.": a key that nobody knows may change what a model computes, and is refused.
-KNOWN_KEYS = re.compile(
-    r"llama\.(vocab_size|context_length|embedding_length|block_count|feed_forward_length|tensor_data_layout"
-    r"|use_parallel_residual|expert(_used)?_count|rope\.(dimension_count|freq_base|scaling\.\w+)"
-    r"|attention\.(head_count(_kv)?|layer_norm(_rms)?_epsilon|key_length|value_length|causal))"
-)
-
-#: Values with which known keys change nothing; any other is refused.
-WITHOUT_EFFECT = {
-    "llama.attention.causal": (True,),
-    "llama.use_parallel_residual": (False,),
-    "llama.rope.scaling.attn_factor": (0.0, 1.0),
-}
-
-#: Those of keys by which llama.cpp scales linearly where no type is named.
-LINEAR = {"llama.rope.scaling.factor": (0.0, 1.0)}
-
 ROPE_FREQS = "rope_freqs.weight"  # of Llama 3.1: a divisor for each RoPE frequency, [head_dim / 2]
 
+# Several times what any model has; a file that claims more is damaged.
+LARGEST_ALIGNMENT = 1 << 16  # bytes; so many are written between header and data
+MOST = 1 << 14  # tensors, or key-values
 
-def is_gguf(path: str | Path) -> bool:
-    """Whether a file starts with GGUF's magic. Raises TinyllamaError where it can't be read."""
-    with open_file(path) as file:
-        try:
-            return file.read(len(MAGIC)) == MAGIC
-        except OSError as error:
-            raise TinyllamaError(f"{path}: {error.strerror}") from None
+WANTED = {int: "a positive whole number", float: "a positive number", bool: "true or false", str: "a string"}
 
 
-def read(path: str | Path) -> Checkpoint:
-    """Open a GGUF file of the llama architecture; its weights stay on disk, mapped into memory.
+class Metadata(dict):
+    """Key-values as plain Python values that remember their GGUF types, so that writing them loses nothing.
+
+    `types[key]` is the number of a value's type, or of its elements' type where the value is a list.
+    """
+
+    def __init__(self, values=(), types: dict[str, int] | None = None):
+        super().__init__(values)
+        self.types = dict(types or {})
+
+    def set(self, key: str, value, kind: int) -> None:
+        """Give a key a value of a type (a list: of elements of this type)."""
+        self[key], self.types[key] = value, kind
+
+    def value(self, key: str, kind: type, default=None):
+        """A string, a bool, or a positive int or float; raises TinyllamaError where it isn't one."""
+        value = self.get(key, default)
+        require(value is not None, f"the key {key} is missing")
+        right = type(value) is kind and (kind in (bool, str) or 0 < value < math.inf)
+        require(right, f"the key {key} must be {WANTED[kind]}, not {shown(value)}")
+        return value
+
+    def alignment(self) -> int:
+        """What the offsets of tensors are multiples of, in bytes."""
+        alignment = self.value("general.alignment", int, 32)
+        fine = alignment <= LARGEST_ALIGNMENT and alignment & (alignment - 1) == 0
+        require(fine, f"general.alignment is {alignment}, not a power of two up to {LARGEST_ALIGNMENT}")
+        return alignment
+
+
+def shown(value: object) -> str:
+    """A value for an error message."""
+    return f"an array of {len(value)}" if isinstance(value, list) else repr(value)[:40]
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def recognizes(file: MappedFile) -> bool:
+    """Whether a file starts with GGUF's magic."""
+    return file[: len(MAGIC)] == MAGIC
+
+
+def stamp(path: Path) -> list[Path]:
+    """The files that `read` looks at."""
+    return [path]
+
+
+def read(source: str | Path | MappedFile) -> Checkpoint:
+    """Open a GGUF file of a known architecture; its weights stay on disk, mapped into memory.
 
     Raises TinyllamaError, naming the file, where it isn't one, where a count, length, offset or shape in it
     can't be true, and where it holds something that isn't supported.
     """
-    path = Path(path)
-    if not is_gguf(path):
-        raise TinyllamaError(f"{path}: not a GGUF file, it doesn't start with the bytes GGUF")
-    try:
-        return _read(path, Cursor(map_file(path)))
-    except TinyllamaError as error:
-        raise TinyllamaError(f"{path}: {error}") from None
-
-
-def _read(path: Path, cursor: Cursor) -> Checkpoint:
-    n_tensors, n_keys = _read_header(cursor)
-    metadata = read_metadata(cursor, n_keys)
-    infos = _read_infos(cursor, n_tensors)
-    _check_architecture(metadata)
-    vocabulary = _vocabulary(metadata)
-    config = _config(metadata, len(vocabulary.pieces), n_tensors)
-    _check_names_and_shapes(infos, config)
-    data_start = _align(cursor.offset, metadata.alignment())
-    tensors = _tensors(cursor, infos, config, data_start)
-    _check_layout(infos, tensors, data_start, metadata.alignment(), cursor.size)
-    return Checkpoint(path, "gguf", config, tensors, vocabulary, [path], metadata)
+    file = MappedFile(source)
+    with naming(file.path):
+        cursor = Cursor(file)
+        n_tensors, n_keys = _read_header(cursor)
+        metadata = _read_metadata(cursor, n_keys)
+        infos = _read_infos(cursor, n_tensors)
+        _check_keys(metadata)
+        vocabulary = _vocabulary(metadata)
+        config = _config(metadata, len(vocabulary.pieces))
+        tensors = _tensors(cursor, infos, config, metadata.alignment())
+    return Checkpoint(file.path, "gguf", config, tensors, vocabulary, [file], metadata)
 
 
 def _read_header(cursor: Cursor) -> tuple[int, int]:
-    cursor.skip(len(MAGIC), "the magic")
-    (version,) = cursor.numbers("I", "the version")
-    if version & 0xFFFF == 0:
-        raise TinyllamaError("a big-endian GGUF file, which isn't supported")
-    if version not in (2, 3):
-        raise TinyllamaError(f"version {version} of GGUF isn't supported, only 2 and 3")
+    """The numbers of tensors and of key-values."""
+    require(cursor.data[: len(MAGIC)] == MAGIC, "not a GGUF file, it doesn't start with the bytes GGUF")
+    _, version = cursor.numbers("II", "the version")
+    require(version & 0xFFFF, "a big-endian GGUF file, which isn't supported")
+    require(version in (2, 3), f"version {version} of GGUF isn't supported, only 2 and 3")
     n_tensors, n_keys = cursor.numbers("QQ", "the header")
-    if 32 * n_tensors + 13 * n_keys > cursor.size or n_tensors > MOST_TENSORS or n_keys > MOST_KEYS:
-        raise TinyllamaError(
-            f"{n_tensors} tensors and {n_keys} key-values can't be in a file of {cursor.size} bytes"
-        )
+    fit = 32 * n_tensors + 13 * n_keys <= cursor.size and max(n_tensors, n_keys) <= MOST
+    require(fit, f"{n_tensors} tensors and {n_keys} key-values can't be in a file of {cursor.size} bytes")
     return n_tensors, n_keys
 
 
@@ -140,257 +164,132 @@ def _read_infos(cursor: Cursor, n_tensors: int) -> dict[str, tuple[tuple[int, ..
     infos = {}
     for index in range(n_tensors):
         name = cursor.name(f"the name of tensor {index} of {n_tensors}")
-        if name in infos:
-            raise TinyllamaError(f"the tensor {name} is there twice")
-        (n_axes,) = cursor.numbers("I", f"the tensor {name}")
-        if not 1 <= n_axes <= 4:
-            raise TinyllamaError(f"the tensor {name} has {n_axes} axes: 1 to 4 are possible")
-        *axes, type_id, offset = cursor.numbers(f"{n_axes}QIQ", f"the tensor {name}")
+        what = f"the tensor {name}"
+        require(name not in infos, f"{what} is there twice")
+        (n_axes,) = cursor.numbers("I", what)
+        require(1 <= n_axes <= 4, f"{what} has {n_axes} axes: 1 to 4 are possible")
+        *axes, type_id, offset = cursor.numbers(f"{n_axes}QIQ", what)
         infos[name] = tuple(reversed(axes)), type_id, offset
     return infos
+
+
+def _read_metadata(cursor: Cursor, n_keys: int) -> Metadata:
+    """Read n_keys key-values. Raises TinyllamaError naming the key that is wrong."""
+    metadata = Metadata()
+    for index in range(n_keys):
+        key = cursor.name(f"key {index} of {n_keys}")
+        what = f"the key {key}"
+        require(key not in metadata, f"{what} is there twice")
+        (kind,) = cursor.numbers("I", what)
+        if kind == ARRAY:
+            kind, count = cursor.numbers("IQ", what)
+            metadata.set(key, cursor.values(kind, count, what), kind)
+        else:
+            metadata.set(key, cursor.values(kind, 1, what)[0], kind)
+    return metadata
 
 
 # --- what the key-values mean ---------------------------------------------------------------------
 
 
-def _check_architecture(metadata: Metadata) -> None:
-    architecture = metadata.text("general.architecture")
-    if architecture != "llama":
-        raise TinyllamaError(f"a model of the architecture {architecture!r}: only 'llama' is supported")
-    scaling = metadata.text("llama.rope.scaling.type", "none")
-    if scaling != "none":
-        raise TinyllamaError(f"RoPE scaling of type {scaling!r} (llama.rope.scaling.type) isn't supported")
-    for key in metadata:
-        if key.startswith("llama.") and not KNOWN_KEYS.fullmatch(key):
-            raise TinyllamaError(f"the key {key}, which may change what a model computes, isn't supported")
-    fixed = WITHOUT_EFFECT if "llama.rope.scaling.type" in metadata else WITHOUT_EFFECT | LINEAR
-    for key, values in fixed.items():
-        if metadata.get(key, values[0]) not in values:
-            raise TinyllamaError(f"the key {key} is {shown(metadata[key])}, which isn't supported")
-    if metadata.get("llama.expert_count"):
-        raise TinyllamaError("a mixture of experts (llama.expert_count), which isn't supported")
-    if metadata.get("split.count", 1) not in (0, 1):
-        raise TinyllamaError("one part of a split model: join them with llama.cpp's llama-gguf-split --merge")
+def _check_keys(metadata: Metadata) -> None:
+    """Refuse what would have to be computed in another way."""
+    family, known = metadata.value("general.architecture", str, ""), ", ".join(map(repr, FAMILIES))
+    require(family in FAMILIES, f"a model of the architecture {family!r}: only {known} is supported")
+    parts = metadata.get("split.count", 1)
+    require(parts in (0, 1), "one part of a split model: join them with llama.cpp's llama-gguf-split --merge")
+    known = FIELDS | IMPLIED | dict.fromkeys(IGNORED)
+    for key, value in metadata.items():
+        prefix, _, name = key.partition(".")
+        if prefix == family:
+            allowed = WITHOUT_EFFECT.get(name, [value] if name in known else [])
+            why = "this may change what a model computes, and isn't supported"
+            require(value in allowed, f"the key {key} is {shown(value)}: {why}")
 
 
-def _config(metadata: Metadata, vocab_size: int, n_tensors: int) -> Config:
-    n_layers = metadata.count("llama.block_count")
-    if n_layers > n_tensors:
-        raise TinyllamaError(f"llama.block_count is {n_layers}, but there are only {n_tensors} tensors")
-    n_heads = metadata.count("llama.attention.head_count")
-    config = Config(
-        dim=metadata.count("llama.embedding_length"),
-        n_layers=n_layers,
-        n_heads=n_heads,
-        vocab_size=vocab_size,
-        hidden_dim=metadata.count("llama.feed_forward_length"),
-        n_kv_heads=metadata.count("llama.attention.head_count_kv", n_heads),
-        norm_eps=metadata.number("llama.attention.layer_norm_rms_epsilon"),
-        rope_theta=metadata.number("llama.rope.freq_base", 10000.0),
-        max_seq_len=metadata.count("llama.context_length"),
-    )
-    if metadata.count("llama.vocab_size", vocab_size) != vocab_size:
-        raise TinyllamaError(
-            f"llama.vocab_size is {metadata['llama.vocab_size']}, but it has {vocab_size} tokens"
-        )
-    for key in ("llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"):
-        if metadata.count(key, config.head_dim) != config.head_dim:
-            raise TinyllamaError(f"{key} is {metadata[key]}, not the width of a head, {config.head_dim}")
+def _config(metadata: Metadata, vocab_size: int) -> Config:
+    family = metadata["general.architecture"]
+    defaults = {"n_kv_heads": metadata.get(f"{family}.attention.head_count"), "rope_theta": 10000.0}
+    found = {
+        field: metadata.value(f"{family}.{key}", Config.__annotations__[field], defaults.get(field))
+        for key, field in FIELDS.items()
+    }
+    config = Config(**found, vocab_size=vocab_size, family=family)
+    for key, field in IMPLIED.items():
+        number, implied = metadata.get(f"{family}.{key}"), getattr(config, field)
+        require(number in (None, implied), f"{family}.{key} is {number}, but {field} is {implied}")
     return config
 
 
 def _vocabulary(metadata: Metadata) -> Vocabulary:
-    """Take the vocabulary's arrays out of the metadata. Where keys are missing it is as llama.cpp has it."""
-    model = metadata.text("tokenizer.ggml.model")
-    if model not in ("llama", "gpt2"):
-        raise TinyllamaError(f"a tokenizer of the kind {model!r}: only 'llama' and 'gpt2' are supported")
-    arrays = {field: _take_array(metadata, key, kind) for key, (field, kind) in ARRAYS.items()}
-    if not arrays["pieces"]:
-        raise TinyllamaError("there is no vocabulary in it (tokenizer.ggml.tokens)")
+    """Take the vocabulary's arrays out of the metadata. Missing ids and flags are as llama.cpp has them."""
+    model, arrays, ids = metadata.value("tokenizer.ggml.model", str, ""), {}, {}
+    known = model in ("llama", "gpt2")
+    require(known, f"a tokenizer of the kind {model!r}: only 'llama' and 'gpt2' are supported")
     is_spm = model == "llama"
-    pre = "" if is_spm else metadata.text("tokenizer.ggml.pre")
-    eos_id = _token_id(metadata, "eos", 2 if is_spm else None)
+    for key, (field, kind) in ARRAYS.items():
+        arrays[field] = metadata.pop(key, [])
+        right = isinstance(arrays[field], list) and metadata.types.pop(key, kind) == kind
+        require(right, f"the key {key} isn't an array of values of type {kind}")
+    require(arrays["pieces"], "there is no vocabulary in it (tokenizer.ggml.tokens)")
+    for name, default in {"bos": 1, "eos": 2, "unknown": 0, "eot": None, "eom": None}.items():
+        key = f"tokenizer.ggml.{name}_token_id"
+        ids[name] = found = metadata.get(key, default if is_spm else None)
+        require(type(found) in (int, type(None)), f"the key {key} must be a whole number, not {shown(found)}")
+    ends = [ids["eot"], ids["eom"]]  # then those known by their spelling
+    rows = enumerate(zip(arrays["pieces"], arrays["types"], strict=False))
+    ends += [token_id for token_id, (piece, kind) in rows if kind == CONTROL and piece in END_PIECES]
+    pre = "" if is_spm else metadata.value("tokenizer.ggml.pre", str, "")
     return Vocabulary(
         kind="sentencepiece" if is_spm else "bpe",
-        **arrays,
+        **{field: tuple(array) for field, array in arrays.items()},
         pre=pre,
-        bos_id=_token_id(metadata, "bos", 1 if is_spm else None),
-        eos_id=eos_id,
-        unk_id=_token_id(metadata, "unknown", 0 if is_spm else None),
-        stop_ids=_stop_ids(metadata, arrays["pieces"], arrays["types"], eos_id),
-        add_bos=metadata.flag("tokenizer.ggml.add_bos_token", is_spm or pre == "llama-bpe"),
-        add_space_prefix=metadata.flag("tokenizer.ggml.add_space_prefix", is_spm),
+        bos_id=ids["bos"],
+        eos_id=ids["eos"],
+        unk_id=ids["unknown"],
+        stop_ids=tuple(dict.fromkeys(end for end in ends if end not in (None, ids["eos"]))),
+        add_bos=metadata.value("tokenizer.ggml.add_bos_token", bool, is_spm or pre == "llama-bpe"),
+        add_space_prefix=metadata.value("tokenizer.ggml.add_space_prefix", bool, is_spm),
     )
-
-
-def _take_array(metadata: Metadata, key: str, kind: int) -> tuple:
-    value = metadata.pop(key, [])
-    if not isinstance(value, list) or metadata.types.pop(key, kind) != kind:
-        raise TinyllamaError(f"the key {key} isn't an array of values of type {kind}")
-    return tuple(value)
-
-
-def _token_id(metadata: Metadata, name: str, default: int | None) -> int | None:
-    value = metadata.get(f"tokenizer.ggml.{name}_token_id", default)
-    if value is not None and type(value) is not int:
-        raise TinyllamaError(
-            f"the key tokenizer.ggml.{name}_token_id must be a whole number, not {shown(value)}"
-        )
-    return value
-
-
-def _stop_ids(metadata: Metadata, pieces: tuple, types: tuple, eos_id: int | None) -> tuple[int, ...]:
-    """Ends of a text beside eos: the tokens that keys name, then those known by their spelling."""
-    ids = [_token_id(metadata, name, None) for name in ("eot", "eom")]
-    rows = enumerate(zip(pieces, types, strict=False))
-    ids += [token_id for token_id, (piece, kind) in rows if kind == CONTROL and piece in END_PIECES]
-    return tuple(dict.fromkeys(token_id for token_id in ids if token_id not in (None, eos_id)))
 
 
 # --- tensors --------------------------------------------------------------------------------------
 
 
-def _check_names_and_shapes(infos: dict, config: Config) -> None:
-    """Exactly the tensors of a LLaMA must be there; tied embeddings have no output.weight."""
+def _tensors(cursor: Cursor, infos: dict, config: Config, alignment: int) -> dict[str, Tensor]:
+    """Every tensor by Meta's name."""
     shapes = config.tensor_shapes()
-    expected = {gguf_name: shapes[name] for name, gguf_name, _ in tensor_names(config.n_layers)}
-    missing = expected.keys() - infos.keys() - {"output.weight"}
-    if missing:
-        raise TinyllamaError(f"{len(missing)} tensors are missing, {min(missing)} among them")
-    expected[ROPE_FREQS] = (config.head_dim // 2,)
-    for name, (shape, _, _) in infos.items():
-        if name not in expected:
-            raise TinyllamaError(f"the tensor {name} is none of a LLaMA's")
-        if shape != expected[name]:
-            raise TinyllamaError(f"the tensor {name} is {list(shape)}, it should be {list(expected[name])}")
+    names = {name: meta_name for meta_name, name, _ in tensor_names(config.n_layers, config.family)}
+    missing = names.keys() - infos.keys() - {"output.weight"}  # which tied embeddings don't have
+    require(not missing, f"{len(missing)} tensors are missing, {min(missing, default='')} among them")
+    names[ROPE_FREQS], shapes[ROPE_FREQS] = ROPE_FREQS, (config.head_dim // 2,)
+    start, pieces = align(cursor.offset, alignment), {}
+    known = ", ".join(kind.name for kind in TYPE_OF_ID.values())
+    for name, (shape, type_id, offset) in infos.items():
+        require(name in names, f"the tensor {name} is none of a LLaMA's")
+        expected = shapes[names[name]]
+        require(shape == expected, f"the tensor {name} is {list(shape)}, it should be {list(expected)}")
+        other = OTHER_TYPES.get(type_id, f"number {type_id}")
+        require(type_id in TYPE_OF_ID, f"the tensor {name} is of type {other}: supported are {known}")
+        kind = TYPE_OF_ID[type_id]
+        fits = shape[-1] % kind.block == 0 and (len(shape) == 2 or kind.block == 1)
+        require(fits, f"the tensor {name} is {list(shape)}, which can't be of type {kind.name}")
+        pieces[name] = Piece(cursor.data, start + offset, kind.name, shape)
+    _check_layout(pieces, start, alignment, cursor.size)
+    return {names[name]: Tensor(names[name], piece.shape, (piece,)) for name, piece in pieces.items()}
 
 
-def _tensors(cursor: Cursor, infos: dict, config: Config, data_start: int) -> dict[str, Tensor]:
-    """Every tensor, by Meta's name, as a view of the mapped file."""
-    meta_names = {gguf_name: name for name, gguf_name, _ in tensor_names(config.n_layers)}
-    tensors = {}
-    for gguf_name, (shape, type_id, offset) in infos.items():
-        name, kind = meta_names.get(gguf_name, gguf_name), _block_type(gguf_name, type_id, shape)
-        start, n_bytes = data_start + offset, kind.nbytes(shape)
-        if start + n_bytes > cursor.size:
-            raise TinyllamaError(
-                f"truncated or damaged: the tensor {gguf_name} at offset {start} takes {n_bytes} bytes, "
-                f"but the file ends at {cursor.size}"
-            )
-        tensors[name] = Tensor(name, kind.name, shape, (kind.view(cursor.data, shape, start),))
-    return tensors
+def _check_layout(pieces: dict[str, Piece], end: int, alignment: int, size: int) -> None:
+    """Tensors lie aligned, one right behind the other, and up to the end of the file."""
+    for name, piece in sorted(pieces.items(), key=lambda item: item[1].offset):
+        start, n_bytes = piece.offset, piece.nbytes
+        it, whole = f"the tensor {name} at offset {start}", start + n_bytes <= size
+        require(whole, f"truncated or damaged: {it} takes {n_bytes} bytes, but the file ends at {size}")
+        require(start == end, f"damaged: {it} should begin at {end}, right behind the one before it")
+        end = align(start + n_bytes, alignment)
+    require(size <= end, f"damaged: {size - end} bytes too many after the last tensor, at {end}")
 
 
-def _block_type(name: str, type_id: int, shape: tuple[int, ...]) -> BlockType:
-    kind = TYPE_OF_ID.get(type_id)
-    if kind is None:
-        known = ", ".join(kind.name for kind in TYPE_OF_ID.values())
-        what = OTHER_TYPES.get(type_id, f"number {type_id}")
-        raise TinyllamaError(f"the tensor {name} is of type {what}: supported are {known}")
-    if shape[-1] % kind.block or (len(shape) == 1 and kind.block > 1):
-        raise TinyllamaError(f"the tensor {name} is {list(shape)}, which can't be of type {kind.name}")
-    return kind
-
-
-def _check_layout(infos: dict, tensors: dict[str, Tensor], start: int, alignment: int, size: int) -> None:
-    """Tensors must lie aligned, one right behind the other, and up to the end of the file."""
-    offsets = [offset for _, _, offset in infos.values()]
-    sizes = [tensor.nbytes for tensor in tensors.values()]
-    end = 0
-    for offset, n_bytes, name in sorted(zip(offsets, sizes, infos, strict=True)):
-        if offset % alignment:
-            raise TinyllamaError(f"the tensor {name} at offset {start + offset} isn't aligned to {alignment}")
-        if offset < end:
-            raise TinyllamaError(f"the tensor {name} at offset {start + offset} overlaps the one before it")
-        if offset > _align(end, alignment):
-            raise TinyllamaError(
-                f"damaged: the tensor {name} should begin at {start + _align(end, alignment)}, "
-                f"not at {start + offset}"
-            )
-        end = offset + n_bytes
-    if size > start + _align(end, alignment):
-        raise TinyllamaError(f"{size - start - end} bytes too many after the last tensor, at {start + end}")
-
-
-def _align(offset: int, alignment: int) -> int:
+def align(offset: int, alignment: int) -> int:
+    """The next multiple of the alignment."""
     return -(-offset // alignment) * alignment
-
-
-# --- writing --------------------------------------------------------------------------------------
-
-
-def header(
-    config: Config,
-    vocabulary: Vocabulary,
-    infos: list[tuple[str, str, tuple[int, ...]]],
-    file_type: int,
-    name: str,
-    metadata: Metadata | None = None,
-) -> tuple[bytes, list[int], int]:
-    """Everything before the data, and where the data goes.
-
-    Args:
-        infos: (Meta's name, key of quant.TYPES, shape) of each tensor, in the order of the data.
-        file_type: a value of FILE_TYPES.
-        name: of the model, for general.name.
-        metadata: of the GGUF file that this one is made from: it is kept. Without it the key-values are
-            derived from `config` and `vocabulary`.
-    Returns:
-        the bytes up to the first tensor; each tensor's offset from the start of the file; the size of the
-        file. Bytes between tensors and after the last one are zeros.
-    """
-    if vocabulary.model is not None:
-        vocabulary = vocabulary_from_model(vocabulary.model)
-    metadata = _derived_metadata(config, vocabulary, name) if metadata is None else metadata.copy()
-    metadata.set("general.file_type", file_type, U32)
-    metadata.set("general.quantization_version", 2, U32)
-    for key, (field, kind) in ARRAYS.items():
-        if getattr(vocabulary, field):
-            metadata.set(key, list(getattr(vocabulary, field)), kind)
-    alignment = metadata.alignment()
-    infos_bytes, offsets, data_size = _pack_infos(infos, config, alignment)
-    head = MAGIC + struct.pack("<IQQ", 3, len(infos), len(metadata)) + pack_metadata(metadata) + infos_bytes
-    start = _align(len(head), alignment)
-    return head.ljust(start, b"\0"), [start + offset for offset in offsets], start + data_size
-
-
-def _pack_infos(infos: list, config: Config, alignment: int) -> tuple[bytes, list[int], int]:
-    """The tensor infos as bytes, each tensor's offset into the data, and the data's size."""
-    gguf_names = {name: gguf_name for name, gguf_name, _ in tensor_names(config.n_layers)}
-    packed, offsets, end = [], [], 0
-    for name, kind_name, shape in infos:
-        kind = TYPES[kind_name]
-        axes = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
-        packed += [pack_string(gguf_names.get(name, name)), axes, struct.pack("<IQ", kind.gguf_id, end)]
-        offsets.append(end)
-        end = _align(end + kind.nbytes(shape), alignment)
-    return b"".join(packed), offsets, end
-
-
-def _derived_metadata(config: Config, vocabulary: Vocabulary, name: str) -> Metadata:
-    is_spm = vocabulary.kind == "sentencepiece"
-    metadata = {
-        "general.architecture": "llama",
-        "general.type": "model",
-        "general.name": name,
-        "llama.block_count": config.n_layers,
-        "llama.context_length": config.max_seq_len,
-        "llama.embedding_length": config.dim,
-        "llama.feed_forward_length": config.hidden_dim,
-        "llama.attention.head_count": config.n_heads,
-        "llama.attention.head_count_kv": config.n_kv_heads,
-        "llama.attention.layer_norm_rms_epsilon": config.norm_eps,
-        "llama.rope.freq_base": config.rope_theta,
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.vocab_size": config.vocab_size,
-        "tokenizer.ggml.model": "llama" if is_spm else "gpt2",
-        "tokenizer.ggml.pre": "default" if is_spm else vocabulary.pre,
-        "tokenizer.ggml.add_bos_token": vocabulary.add_bos,
-        "tokenizer.ggml.add_space_prefix": vocabulary.add_space_prefix,
-    }
-    stop_id = vocabulary.stop_ids[0] if vocabulary.stop_ids else None
-    ids = {"bos": vocabulary.bos_id, "eos": vocabulary.eos_id, "unknown": vocabulary.unk_id, "eot": stop_id}
-    return Metadata(
-        metadata
-        | {f"tokenizer.ggml.{key}_token_id": value for key, value in ids.items() if value is not None}
-    )

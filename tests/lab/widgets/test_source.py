@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 import tinyllama
+from tinyllama.config import Family
 from tinyllama.lab.widgets import source
 from tinyllama.lab.widgets.kinds import KINDS
+
+LLAMA = Family()
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +21,17 @@ def taps():
     return {short[name]: array for name, array in names.items()}
 
 
-def test_every_tap_has_its_lines_and_its_sentence_and_there_are_no_others(taps):
-    assert set(source.kinds()) == set(taps) == set(KINDS)
+def test_every_tap_has_its_sentence_and_there_are_no_others(taps):
+    assert set(taps) == set(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_marked_lines_are_in_the_file_and_assign_the_value(kind):
-    found = source.excerpt(kind)
+    found = source.excerpts(kind, LLAMA)[0]
     module = {"model.py": source.model, "ops.py": source.ops}[found.file]
     lines = Path(module.__file__).read_text(encoding="utf-8").splitlines()
-    assert found.marked and all(lines[number - 1] == text for number, text in found.lines)
-    assert found.marked <= {number for number, _ in found.lines}
+    assert found.marked and all(lines[number - 1] == text for number, text in found.lines.items())
+    assert found.marked <= set(found.lines)
     variable = "x" if kind in ("embedding", "residual") else kind.rpartition(".")[2]
     for number in found.marked:
         left = lines[number - 1].partition("=")[0]
@@ -39,7 +42,7 @@ def test_the_marked_lines_are_in_the_file_and_assign_the_value(kind):
     "kind, words",
     [
         ("embedding", "ops.embedding(model.tok_embeddings"),
-        ("attention.q", "ops.matmul(norm, layer.wq"),
+        ("attention.q", 'ops.matmul(norm, layer["wq"]'),
         ("attention.scores", "queries @ keys"),
         ("attention.weights", "softmax(scores)"),
         ("feed_forward.hidden", "ops.swiglu(gate, up)"),
@@ -48,19 +51,30 @@ def test_the_marked_lines_are_in_the_file_and_assign_the_value(kind):
     ],
 )
 def test_the_marked_lines_are_those_that_a_reader_expects(kind, words):
-    found = source.excerpt(kind)
-    assert any(words in text for number, text in found.lines if number in found.marked)
+    found = source.excerpts(kind, LLAMA)[0]
+    assert any(words in text for number, text in found.lines.items() if number in found.marked)
+
+
+def test_an_optional_step_is_marked_for_the_families_that_have_it():
+    def marked(family):
+        found = source.excerpts("attention.q", family)[0]
+        return [text for number, text in found.lines.items() if number in found.marked]
+
+    assert not any('layer["wq.bias"]' in text for text in marked(LLAMA))
+    assert any('layer["wq.bias"]' in text for text in marked(Family(biases=True)))
 
 
 def test_docstrings_are_left_out():
-    assert not any("Args:" in text for kind in KINDS for _, text in source.excerpt(kind).lines)
+    assert not any(
+        "Args:" in text for kind in KINDS for text in source.excerpts(kind, LLAMA)[0].lines.values()
+    )
 
 
 def test_an_operation_comes_with_its_definition():
-    found = source.definition("feed_forward.hidden")
+    _, found = source.excerpts("feed_forward.hidden", LLAMA)
     assert (found.file, found.function) == ("ops.py", "swiglu")
-    assert any("gate / (1 + np.exp(-gate)) * up" in text for _, text in found.lines)
-    assert source.definition("attention.weights") is None
+    assert any("gate / (1 + np.exp(-gate)) * up" in text for text in found.lines.values())
+    assert len(source.excerpts("attention.weights", LLAMA)) == 1
 
 
 def test_axes_are_named_with_the_sizes_that_the_model_has(taps):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import tinyllama
-from tinyllama.machine import limits as resources
-from tinyllama.errors import Cancelled, TinyllamaError
-from tinyllama.ops import softmax
+from tinyllama.errors import Cancelled, TinyllamaError, cancellable
 from tinyllama.lab.widgets.steps import MOST_COLUMNS, Walk
+from tinyllama.machine import limits
+from tinyllama.ops import softmax
 
 STORY = "Once upon a time"
 
@@ -25,11 +25,11 @@ def walk(llama):
 def test_next_goes_through_every_tap_in_the_order_in_which_they_are_computed(walk, llama):
     seen = [walk.name]
     for _ in range(len(walk.names) + 3):
-        walk.move(1)
+        walk.go(steps=1)
         seen.append(walk.name)
     assert list(dict.fromkeys(seen)) == list(llama.trace(STORY))
     assert walk.name == "logits"
-    walk.move(-1000)
+    walk.go(steps=-1000)
     assert walk.name == "embedding"
 
 
@@ -60,7 +60,7 @@ def test_the_numbers_are_those_of_the_taps_in_any_backend(backend):
 def test_an_attention_map_has_a_row_and_a_column_a_token_and_no_future(walk):
     walk.go(layer=0, kind="attention.weights")
     shown = walk.map()
-    assert shown.rows == shown.columns == walk.pieces and shown.is_share
+    assert shown.axis == "" and shown.is_share
     np.testing.assert_allclose(np.nansum(shown.values, axis=1), 1, rtol=1e-5)
     np.testing.assert_array_equal(np.isnan(shown.values), np.triu(np.ones(shown.values.shape), 1) > 0)
 
@@ -85,8 +85,9 @@ def test_heads_that_share_a_key_show_the_same(smollm2_file):
 
 
 def test_what_the_model_would_say_after_the_last_layer_is_what_it_says(walk, llama):
+    walk.go(kind="logits")
     for position in (1, 4):
-        walk.position = position
+        walk.go(position=position)
         probs = softmax(llama.logits(STORY)[position])
         says = walk.says()
         assert len(says) == llama.config.n_layers and all(len(row) == 5 for row in says)
@@ -95,20 +96,30 @@ def test_what_the_model_would_say_after_the_last_layer_is_what_it_says(walk, lla
         np.testing.assert_allclose([prob for _, prob in says[-1]], probs[best], rtol=1e-2)
 
 
+def test_what_the_model_would_say_is_told_of_layers_that_are_complete(walk):
+    n_said = {}
+    for name in walk.names:
+        n_said[name] = len(walk.says())
+        walk.go(steps=1)
+    assert n_said["layers.0.feed_forward.output"] == 0 and n_said["layers.0.residual"] == 1
+    assert n_said["layers.1.attention.norm"] == 1 and n_said["norm"] == walk.config.n_layers
+
+
 def test_a_shape_is_told_with_its_axes(walk):
     walk.go(layer=0, kind="attention.weights")
     assert walk.shape() == "[n_heads, n_tokens, n_past] = [8, 5, 5]"
 
 
-def test_it_is_refused_where_there_is_no_memory_for_all_values(llama, monkeypatch):
+def test_it_is_refused_where_there_is_no_memory_for_all_values(llama, monkeypatch, tmp_path):
     taken = sum(array.nbytes for array in llama.trace(STORY).values())
-    monkeypatch.setattr(resources, "available_memory", lambda: taken - 1)
-    with pytest.raises(TinyllamaError, match="keeping 67 kinds of values of 5 tokens needs"):
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {taken // 1024} kB")
+    monkeypatch.setattr(limits, "MEMINFO", tmp_path / "meminfo")
+    with pytest.raises(TinyllamaError, match="a context of 5 tokens, 5 of them computed at once, needs"):
         Walk(llama, STORY)
 
 
 def test_a_walk_can_be_cancelled_before_it_begins(llama):
     flag = threading.Event()
     flag.set()
-    with pytest.raises(Cancelled):
-        Walk(llama, STORY, flag)
+    with cancellable(flag), pytest.raises(Cancelled):
+        Walk(llama, STORY)

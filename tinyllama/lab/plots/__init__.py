@@ -12,26 +12,7 @@ from .drawings import flow, machine, tokens
 from .style import AMOUNT, BLUE, COLORS, GREEN, GREY, ORANGE, RED, SIGNED, SKY, Picture, labels
 
 __all__ = [
-    "AMOUNT",
-    "BLUE",
-    "COLORS",
-    "GREEN",
-    "GREY",
-    "ORANGE",
-    "RED",
-    "SIGNED",
-    "SKY",
-    "Picture",
-    "arrows",
-    "attention",
-    "attention_heads",
-    "bars",
-    "flow",
-    "histogram",
-    "labels",
-    "lines",
-    "logit_lens",
-    "machine",
-    "matrix",
-    "tokens",
-]
+    "AMOUNT", "BLUE", "COLORS", "GREEN", "GREY", "ORANGE", "RED", "SIGNED", "SKY", "Picture", "arrows",
+    "attention", "attention_heads", "bars", "flow", "histogram", "labels", "lines", "logit_lens", "machine",
+    "matrix", "tokens",
+]  # fmt: skip

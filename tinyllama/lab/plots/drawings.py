@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from ...config import Config
-from .style import BLUE, GREEN, GREY, ORANGE, SKY, YELLOW, Picture, labels
+from .style import BLUE, GREEN, GREY, ORANGE, SKY, YELLOW, Picture, chart, labels
 
 
 def tokens(rows: dict[str, Sequence[str]], ids: Sequence[Sequence[int]] = (), title: str = "") -> Picture:
@@ -15,15 +15,13 @@ def tokens(rows: dict[str, Sequence[str]], ids: Sequence[Sequence[int]] = (), ti
         rows: what a row shows ("LLaMA") -> its tokens' texts.
         ids: for each row, its tokens' ids.
     """
-    widths = [[0.35 + 0.12 * len(label) for label in labels(pieces)] for pieces in rows.values()]
-    reach = max(map(sum, widths))
-    picture = Picture(0.5 + 0.75 * len(rows), title, width=9)
-    axes = picture.subplots()
+    picture, axes = chart(0.5 + 0.75 * len(rows), title, width=9)
+    reach = 0.0
     for row, (name, pieces) in enumerate(rows.items()):
         left = 0.0
         axes.text(-0.15, -row, name, ha="right", va="center")
         for number, label in enumerate(labels(pieces)):
-            width = widths[row][number]
+            width = 0.35 + 0.12 * len(label)
             color = (SKY, YELLOW)[number % 2] + "66"
             _box(axes, left + 0.02, -row - 0.2, width - 0.04, 0.4, color)
             axes.text(left + width / 2, -row, label, ha="center", va="center", family="DejaVu Sans Mono")
@@ -31,7 +29,8 @@ def tokens(rows: dict[str, Sequence[str]], ids: Sequence[Sequence[int]] = (), ti
                 where = {"ha": "center", "va": "top", "fontsize": 7, "color": GREY}
                 axes.text(left + width / 2, -row - 0.25, ids[row][number], **where)
             left += width
-    axes.set(xlim=(-0.2, reach), ylim=(0.4 - len(rows), 0.4), title=title)
+        reach = max(reach, left)
+    axes.set(xlim=(-0.2, reach), ylim=(0.4 - len(rows), 0.4))
     axes.set_axis_off()
     return picture
 
@@ -43,8 +42,7 @@ def flow(steps: dict[str, str], title: str = "", arrows: Sequence[str] = ()) -> 
         steps: what it is -> what is said below it, of each box.
         arrows: what is said above each arrow, a shape say: one fewer than boxes.
     """
-    picture = Picture(1.5, title, width=9)
-    axes = picture.subplots()
+    picture, axes = chart(1.5, title, width=9, xlim=(-0.05, len(steps) - 0.27), ylim=(-0.1, 1.1))
     for number, (name, note) in enumerate(steps.items()):
         _box(axes, number, 0, 0.68, 1, SKY + "55")
         axes.text(number + 0.34, 0.62, name, ha="center", va="center", fontsize=9, weight="bold")
@@ -53,7 +51,6 @@ def flow(steps: dict[str, str], title: str = "", arrows: Sequence[str] = ()) -> 
             _arrow(axes, (number - 0.31, 0.5), (number - 0.01, 0.5))
         if number and len(arrows):
             axes.text(number - 0.16, 0.62, arrows[number - 1], ha="center", fontsize=6.5, color=GREY)
-    axes.set(xlim=(-0.05, len(steps) - 0.27), ylim=(-0.1, 1.1), title=title)
     axes.set_axis_off()
     return picture
 
@@ -63,12 +60,10 @@ def machine(config: Config, title: str = "") -> Picture:
 
     Grey numbers are the notebooks that take a part apart.
     """
-    picture = Picture(3.3, title, width=9)
-    axes = picture.subplots()
+    picture, axes = chart(3.3, title, width=9, xlim=(-0.4, 10.55), ylim=(-0.3, 2.1))
     axes.plot([1.1, 8.05], [0.25, 0.25], color=BLUE, linewidth=4, solid_capstyle="butt", zorder=0)
-    axes.text(
-        4.7, 0.0, f"the residual stream: [n_tokens, dim = {config.dim}]", ha="center", color=BLUE, fontsize=8
-    )
+    stream = f"the residual stream: [n_tokens, dim = {config.dim}]"
+    axes.text(4.7, 0.0, stream, ha="center", color=BLUE, fontsize=8)
     _box(axes, 2.2, -0.2, 5.1, 2.2, "#F4F4F4", zorder=-2)
     axes.text(2.3, 1.85, f"a layer, {config.n_layers} times", va="center", fontsize=9, weight="bold")
     heads = f"{config.n_heads} heads of {config.head_dim}"
@@ -81,7 +76,6 @@ def machine(config: Config, title: str = "") -> Picture:
     _part(axes, 9.6, -0.1, "sampling", "09", YELLOW, "the next token")
     for start in (0.55, 8.4, 9.45):
         _arrow(axes, (start, 0.25), (start + 0.15, 0.25))
-    axes.set(xlim=(-0.4, 10.55), ylim=(-0.3, 2.1), title=title)
     axes.set_axis_off()
     return picture
 

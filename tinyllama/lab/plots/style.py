@@ -26,21 +26,13 @@ AMOUNT = LinearSegmentedColormap.from_list("amount", ["#FFFFFF", SKY, BLUE, "#00
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#7A3300", RED, "#FFFFFF", BLUE, "#002B4A"])
 MASKED = "#DDDDDD"
 
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "figure.dpi": DPI,
-    "savefig.dpi": DPI,
-}
-matplotlib.rcParams.update(STYLE)
+matplotlib.rc("font", family="DejaVu Sans", size=9)
+matplotlib.rc("axes", titlesize=10, titlelocation="left", axisbelow=True)
+matplotlib.rc("axes", prop_cycle=matplotlib.cycler(color=COLORS))
+matplotlib.rc("axes.spines", top=False, right=False)
+matplotlib.rc("legend", frameon=False)
+matplotlib.rc("lines", linewidth=1.8)
+matplotlib.rc(("figure", "savefig"), dpi=DPI)
 
 
 class Picture(Figure):
@@ -59,28 +51,26 @@ class Picture(Figure):
         return f"<Picture: {self.title}>"
 
 
+def chart(height: float, title: str, width: float = WIDTH, **options) -> tuple:
+    """A picture and its one pair of axes; the options are those of `Axes.set`."""
+    picture = Picture(height, title, width)
+    axes = picture.subplots()
+    axes.set(title=title, **options)
+    return picture, axes
+
+
 def labels(pieces: Sequence[str], longest: int = LONGEST) -> list[str]:
     """Tokens as tick labels: a space in front is "▁", as LLaMA's vocabulary spells it; a newline is "\\n"."""
-    return [_label(piece, longest) for piece in pieces]
+    spelled = [printable(re.sub("^ +", lambda found: "▁" * len(found[0]), piece)) for piece in pieces]
+    short = [text if len(text) <= longest else text[: longest - 1] + "…" for text in spelled]
+    return [text.replace("$", r"\$") for text in short]  # a dollar begins a formula
 
 
-def _label(piece: str, longest: int) -> str:
-    spelled = printable(re.sub("^ +", lambda found: "▁" * len(found[0]), piece))
-    if len(spelled) > longest:
-        spelled = spelled[: longest - 1] + "…"
-    return spelled.replace("$", r"\$")  # a dollar begins a formula
-
-
-def name_axis(axis, what: str | Sequence[str], **style) -> None:
-    """An axis' name, or a tick label for each of its places."""
-    if isinstance(what, str):
-        axis.set_label_text(what)
-    else:
-        tick(axis, what, **style)
-
-
-def tick(axis, pieces: Sequence[str], size: float = 8, rotation: float = 0) -> None:
-    """Tokens, or other names, as the tick labels of an axis."""
+def tick(axis, pieces: str | Sequence[str], size: float = 8, rotation: float = 0) -> None:
+    """Tokens, or other names, as the tick labels of an axis; a str is the name of the axis itself."""
+    if isinstance(pieces, str):
+        axis.set_label_text(pieces)
+        return
     names = labels(pieces, TALLEST if rotation else LONGEST)
     axis.set_ticks(range(len(pieces)), names, fontsize=size, rotation=rotation)
     axis.set_tick_params(length=2)

@@ -8,7 +8,7 @@
     source           the line of model.py or ops.py that computes it
     steps            what the stepper knows: a prompt's way through a model
     elements         the parts that ipywidgets lacks, through anywidget
-    controls         what both tools have, in one style
+    controls         what both tools have: their frame, and controls in one style
     playground_view  the widgets on top of a session
     stepper_view     the widgets on top of a walk
 
@@ -18,7 +18,7 @@ top of it, and needs the packages of the extra `notebooks`.
 
 from importlib.util import find_spec
 
-from ...errors import TinyllamaError
+from ...errors import require
 
 
 def playground(model: str = "small", prompt: str = "", **settings):
@@ -27,7 +27,7 @@ def playground(model: str = "small", prompt: str = "", **settings):
     Args:
         model: the one that is chosen at first, as `load` takes it.
         prompt: what the prompt says at first.
-        settings: of `backend`, `threads` and `generation.Settings`, what they are at first.
+        settings: of `backend`, `threads` and `sampling.Settings`, what they are at first.
     Raises:
         TinyllamaError: ipywidgets or anywidget isn't installed.
     """
@@ -53,5 +53,4 @@ def stepper(prompt: str = "Once upon a time", model: str = "small", backend: str
 
 def _require_widgets() -> None:
     missing = [name for name in ("ipywidgets", "anywidget") if find_spec(name) is None]
-    if missing:
-        raise TinyllamaError(f"{' and '.join(missing)} missing: `pip install tinyllama[notebooks]`")
+    require(not missing, f"{' and '.join(missing)} missing: `pip install tinyllama-lab[notebooks]`")

@@ -37,7 +37,7 @@ function render({ model, el }) {
     return row;
   }
 
-  function line({ id, piece, rank, is_chosen, cells }, can_resume) {
+  function line({ id, piece, is_chosen, cells }, can_resume) {
     const row = make("tr", is_chosen ? "tinyllama-chosen" : "");
     const name = make("th", "");
     name.scope = "row";

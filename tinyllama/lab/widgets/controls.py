@@ -1,65 +1,112 @@
-"""Controls that both tools have, in one style."""
+"""What both tools have: their frame, and how their controls are made and laid out."""
 
+import threading
+from collections.abc import Callable
 from html import escape
 
 import ipywidgets as w
 
 from ...backends import available
+from .elements import Keys
 from .models import choices
-
-WIDE = w.Layout(width="auto")
-COLUMNS = w.Layout(grid_template_columns="repeat(auto-fit, minmax(300px, 1fr))", grid_gap="4px 20px")
+from .worker import Worker
 
 
-def name_control(name: str, control: w.Widget) -> None:
-    """Give a control its style, and a class by which it can be found."""
-    control.add_class(f"tinyllama-in-{name}")
-    control.style = {"description_width": "135px"}
-    control.layout.width = "auto"
+class Tool(w.VBox):
+    """A tool's frame: controls, keys, a line that says what is going on, an error, one job at a time.
+
+    A subclass makes its widgets and calls `show`. Its `start` does what its first button and Ctrl-Enter are
+    for, its `update` gives all widgets the values that they are to show.
+
+    Attributes:
+        worker: runs what takes long; it can be told to stop.
+        inputs, buttons, outputs: the widgets, by their names.
+    """
+
+    def __init__(self, name: str, worker: Worker, start: str, does: str):
+        super().__init__()
+        replace_earlier(self)
+        self.worker, self.inputs = worker, {}
+        self.buttons = {
+            start: button(start, f"{does} (Ctrl-Enter)", self.start, "primary"),
+            "Stop": button("Stop", "Stop (Escape)", worker.stop),
+        }
+        on = {"generate": lambda _: self.start(), "stop": lambda _: worker.stop()}
+        self.outputs = {"status": w.HTML(), "error": w.HTML(), "keys": Keys(on, label=f"tinyllama {name}")}
+        self._lock, self._updating = threading.RLock(), False
+        self.add_class("tinyllama").add_class(f"tinyllama-{name}")
+
+    def show(self, *widgets: w.Widget) -> None:
+        """Lay out the widgets, once all are there, each with a class by which it can be found."""
+        for kind, named in {"in": self.inputs | self.buttons, "out": self.outputs}.items():
+            for name, widget in named.items():
+                widget.add_class(f"tinyllama-{kind}-{name.lower()}")
+        self.children = widgets
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show what there is now; called by the kernel's thread and the worker's."""
+        with self._lock:
+            self._updating = True
+            try:
+                self.buttons["Stop"].disabled = not self.worker.busy
+                error = escape(self.worker.error)
+                box = f'<div role="alert" class="tinyllama-error">{error}</div>'
+                self.outputs["error"].value = box if error else ""
+                self.update()
+            finally:
+                self._updating = False
+
+    def on_change(self, control: w.Widget, act: Callable[[object], None]) -> None:
+        """Call act(value) and refresh when a person, not `update`, has changed a control."""
+
+        def changed(change) -> None:
+            with self._lock:
+                if not self._updating:
+                    act(change.new)
+                    self.refresh()
+
+        control.observe(changed, "value")
 
 
 def model_choice(model: str) -> w.Dropdown:
     """All models that are here, and this one even if it isn't."""
-    found = [(choice.label, choice.model) for choice in choices()]
-    if model not in dict(found).values():
-        found.append((str(model), str(model)))
-    return w.Dropdown(options=found, value=str(model), description="Model")
+    return _choice("Model", choices(), str(model))
 
 
 def backend_choice(backend: str = "auto") -> w.Dropdown:
-    """All backends that run here."""
+    """All backends that run here, and this one even if it doesn't."""
     names = [name for name, reason in available().items() if reason is None]
-    options = [(f"auto ({names[0]})", "auto"), *((name, name) for name in names)]
-    if backend not in dict(options).values():
-        options.append((backend, backend))
-    return w.Dropdown(options=options, value=backend, description="Backend")
+    return _choice("Backend", [(f"auto ({names[0]})", "auto"), *zip(names, names, strict=True)], backend)
 
 
-def button(label: str, tooltip: str, action) -> w.Button:
+def _choice(description: str, options: list[tuple[str, str]], value: str) -> w.Dropdown:
+    missing = [] if value in dict(options).values() else [(value, value)]
+    return w.Dropdown(options=options + missing, value=value, description=description)
+
+
+def button(label: str, tooltip: str, action: Callable[[], object], style: str = "") -> w.Button:
     """A button that calls action()."""
-    made = w.Button(description=label, tooltip=tooltip, layout=WIDE)
+    made = w.Button(description=label, tooltip=tooltip, button_style=style)
     made.on_click(lambda _: action())
-    made.add_class(f"tinyllama-{label.lower()}")
     return made
 
 
 def row(*widgets: w.Widget) -> w.HBox:
     """Widgets side by side, on several lines where there isn't the room."""
-    made = w.HBox(widgets, layout=w.Layout(flex_flow="row wrap", align_items="center"))
-    made.add_class("tinyllama-row")
-    return made
+    return w.HBox(widgets).add_class("tinyllama-row")
 
 
-def error_box(error: str) -> str:
-    """An error as HTML, nothing if there is none."""
-    return f'<div role="alert" class="tinyllama-error">{escape(error)}</div>' if error else ""
+def columns(*widgets: w.Widget) -> w.GridBox:
+    """Widgets in columns of one width, as many as there is room for."""
+    return w.GridBox(widgets).add_class("tinyllama-columns")
 
 
 #: A cell's id -> its last execution, and the tools which that has made.
 _shown: dict[str, tuple[str, list]] = {}
 
 
-def replace_earlier(tool) -> None:
+def replace_earlier(tool: Tool) -> None:
     """Stop the tools that an earlier run of this cell has shown: nobody sees them any more."""
     try:
         from IPython import get_ipython

@@ -1,70 +1,42 @@
 """The playground's widgets: they show a `Session` and tell it what has been clicked."""
 
 import math
-import threading
+from functools import partial
 from html import escape
 
 import ipywidgets as w
 
-from ...backends import default_threads
-from ...errors import TinyllamaError
-from ...generation import Settings
+from ...errors import require
+from ...machine.limits import default_threads
+from ...sampling import Settings
 from . import report
-from .controls import (
-    COLUMNS,
-    WIDE,
-    backend_choice,
-    button,
-    error_box,
-    model_choice,
-    name_control,
-    replace_earlier,
-    row,
-)
-from .elements import Alternatives, Keys, Tokens
+from .controls import Tool, backend_choice, button, columns, model_choice, row
+from .elements import Alternatives, Tokens
 from .session import PROMPTS, Run, Session
 
-DEFAULTS = Settings()
 
-
-class Playground(w.VBox):
-    """A prompt, what a model makes of it, and why.
-
-    Attributes:
-        session: its state; use it from a cell to do by program what a click does.
-        worker: the session's, which can be told to stop.
-    """
+class Playground(Tool):
+    """A prompt, what a model makes of it, and why. Its `session` does by program what a click does."""
 
     def __init__(self, model: str = "small", prompt: str = "", **settings):
-        unknown = [name for name in settings if not report.is_setting(name)]
-        if unknown:
-            raise TinyllamaError(f"the playground has no control for {unknown[0]!r}")
-        replace_earlier(self)
-        self.session = Session(self._refresh)
-        self.worker = self.session.worker
-        self._lock = threading.RLock()  # the session calls from its thread, clicks come in the kernel's
-        self._filling = False
+        self.session = Session(self.refresh)
+        super().__init__("playground", self.session.worker, "Generate", "Continue the prompt")
         self._make_inputs(model, prompt, settings)
         self._make_buttons()
         self._make_outputs()
-        super().__init__(self._layout())
-        for name in ("tinyllama", "tinyllama-playground"):
-            self.add_class(name)
-        self._refresh()
-
-    # --- controls ------------------------------------------------------------------------------------
+        self.show(
+            self.inputs["prompt"],
+            row(*self._examples),
+            columns(self.inputs["model"], *self._settings.values()),
+            row(*self.buttons.values(), self.inputs["tint"]),
+            *(self.outputs[name] for name in ("error", "status", "texts", "keys", "alternatives")),
+            columns(self.inputs["history"], self.inputs["other"]),
+            self.outputs["settings"],
+        )
 
     def _make_inputs(self, model: str, prompt: str, settings: dict) -> None:
-        self.model, self.backend = model_choice(model), backend_choice()
-        self.prompt = w.Textarea(
-            prompt,
-            description="Prompt",
-            placeholder="What the model is to go on from",
-            rows=4,
-            layout=WIDE,
-        )
-        self._inputs = {
-            "backend": self.backend,
+        self._settings = {
+            "backend": backend_choice(settings.get("backend", "auto")),
             "threads": w.BoundedIntText(default_threads(), min=1, max=256, description="Threads"),
             "temp": w.FloatSlider(0, min=0, max=2, step=0.05, description="Temperature"),
             "top_k": w.BoundedIntText(0, min=0, max=10**6, description="Top-k (0: all)"),
@@ -73,129 +45,87 @@ class Playground(w.VBox):
             "n_predict": w.BoundedIntText(0, min=-1, max=10**6, description="Tokens (−1: no limit)"),
             "seed": w.BoundedIntText(0, min=-1, max=2**32 - 1, description="Seed (−1: new)"),
         }
-        for name, control in self._inputs.items():
-            control.value = settings.get(name, getattr(DEFAULTS, name, control.value))
-        for name, control in {"model": self.model, "prompt": self.prompt, **self._inputs}.items():
-            name_control(name, control)
+        for name in settings:
+            require(name in self._settings, f"the playground has no control for {name!r}")
+        for name, control in self._settings.items():
+            control.value = settings.get(name, getattr(Settings(), name, control.value))
+        what = "What the model is to go on from"
+        self.inputs = {
+            "prompt": w.Textarea(prompt, description="Prompt", placeholder=what, rows=4),
+            "model": model_choice(model),
+            **self._settings,
+            "tint": w.Checkbox(False, description="Tint tokens by probability", indent=False),
+            "history": w.Dropdown(description="Run"),
+            "other": w.Dropdown(description="Beside it"),
+        }
+        self.on_change(self.inputs["history"], self.session.show)
+        self.on_change(self.inputs["other"], lambda _: None)
 
     def _make_buttons(self) -> None:
-        self._examples = [w.Button(description=text, tooltip=text, layout=WIDE) for text in PROMPTS]
-        for example in self._examples:
-            example.on_click(lambda example: setattr(self.prompt, "value", example.description))
-            example.add_class("tinyllama-example")
-        self._generate = button("Generate", "Continue the prompt (Ctrl-Enter)", self._on_generate)
-        self._generate.button_style = "primary"
-        self._stop = button("Stop", "Stop (Escape)", self.session.stop)
-        self._continue = button("Continue", "Go on where the text ends", self._on_continue)
-        self._clear = button("Clear", "Take the text away; the history stays", self.session.clear)
-        self._tint = w.Checkbox(False, description="Tint tokens by probability", indent=False)
-        self._tint.add_class("tinyllama-tint")
+        set_prompt = partial(self.inputs["prompt"].set_trait, "value")
+        self._examples = [button(text, text, partial(set_prompt, text)) for text in PROMPTS]
+        self.buttons |= {
+            "Continue": button("Continue", "Go on where the text ends", self._on_continue),
+            "Clear": button("Clear", "Take the text away; the history stays", self.session.clear),
+        }
 
     def _make_outputs(self) -> None:
-        self._keys = Keys(label="tinyllama playground")
-        self._keys.on_action("generate", lambda _: self._on_generate())
-        self._keys.on_action("stop", lambda _: self.session.stop())
-        self._status, self._error = w.HTML(), w.HTML()
-        self._text, self._other_text = Tokens(label="Prompt and completion"), Tokens(label="The other run")
-        self._text.on_action("select", self.session.select)
-        w.dlink((self._tint, "value"), (self._text, "tint"))
-        w.dlink((self._tint, "value"), (self._other_text, "tint"))
-        self._alternatives = Alternatives()
-        self._alternatives.on_action("pick", self._on_pick)
-        self._history = w.Dropdown(options=[("none", 0)], description="Run")
-        self._other = w.Dropdown(options=[("none", 0)], description="Beside it")
-        self._history.observe(self._on_history, "value")
-        self._other.observe(self._on_history, "value")
-        self._settings = w.HTML()
-        for name, control in {"history": self._history, "other": self._other}.items():
-            name_control(name, control)
-        named = {"status": self._status, "output": self._text, "settings": self._settings}
-        for name, widget in named.items():
-            widget.add_class(f"tinyllama-{name}")
-            widget.layout.width = "auto"
+        self.outputs |= {
+            "text": Tokens({"select": self.session.select}, label="Prompt and completion"),
+            "other": Tokens(label="The other run"),
+            "texts": w.GridBox(),
+            "alternatives": Alternatives({"pick": self._on_pick}),
+            "settings": w.HTML(),
+        }
+        for name in ("text", "other"):
+            w.dlink((self.inputs["tint"], "value"), (self.outputs[name], "tint"))
 
-    def _layout(self) -> list[w.Widget]:
-        self._columns = w.GridBox([self._text], layout=w.Layout(grid_gap="4px 12px"))
-        return [
-            self.prompt,
-            row(*self._examples),
-            w.GridBox([self.model, *self._inputs.values()], layout=COLUMNS),
-            row(self._generate, self._stop, self._continue, self._clear, self._tint),
-            self._error,
-            self._status,
-            self._columns,
-            self._keys,
-            self._alternatives,
-            w.GridBox([self._history, self._other], layout=COLUMNS),
-            self._settings,
-        ]
-
-    # --- what has been clicked -----------------------------------------------------------------------
-
-    def _chosen(self) -> dict:
-        chosen = {name: control.value for name, control in self._inputs.items()}
-        # The page computes a slider's value in steps: 0.01 + 89 * 0.01.
-        return {name: round(value, 4) if type(value) is float else value for name, value in chosen.items()}
-
-    def _how(self) -> dict:
-        """The settings of a text, without those of loading a model."""
-        return {name: value for name, value in self._chosen().items() if name not in ("backend", "threads")}
-
-    def _on_generate(self) -> None:
-        self.session.generate(self.prompt.value, self.model.value, **self._chosen())
+    def start(self) -> None:
+        """Continue the prompt with the settings that are shown."""
+        what = (self.inputs[name].value for name in ("prompt", "model", "backend", "threads"))
+        self.session.generate(*what, **self._sampling())
 
     def _on_continue(self) -> None:
-        self.session.resume(**self._how())
+        self.session.resume(**self._sampling())
 
     def _on_pick(self, token_id: int) -> None:
         if self.session.selected is not None:
-            self.session.resume_with(self.session.selected, token_id, **self._how())
+            self.session.resume_with(self.session.selected, token_id, **self._sampling())
 
-    def _on_history(self, change) -> None:
-        if self._filling:  # the list has changed, and nobody has clicked
-            return
-        if change.owner is self._history:
-            self.session.show(change.new)
-        self._refresh()
+    def _sampling(self) -> dict:
+        """The settings that are shown; the page computes a slider's value in steps: 0.01 + 89 * 0.01."""
+        boxes = self._settings.items()
+        return {name: round(box.value, 4) for name, box in boxes if hasattr(Settings, name)}
 
-    # --- what is shown -------------------------------------------------------------------------------
+    def update(self) -> None:
+        """Show the session's run, and what is known about the selected token."""
+        run, index, busy = self.session.run, self.session.selected, self.worker.busy
+        self.buttons["Generate"].disabled = busy
+        self.buttons["Continue"].disabled = busy or run is None
+        self.outputs["status"].value = escape(report.status(self.session))
+        self.outputs["text"].text = _text(run)
+        self.outputs["text"].selected = -1 if index is None else index
+        token = {} if index is None else report.token_report(run, index, not busy)
+        self.outputs["alternatives"].report = token
+        if not busy:  # what follows can wait for the end
+            self._update_history(run)
 
-    def _refresh(self) -> None:
-        with self._lock:
-            session, run = self.session, self.session.run
-            busy, index = session.worker.busy, session.selected
-            self._generate.disabled, self._stop.disabled = busy, not busy
-            self._continue.disabled = busy or run is None
-            self._error.value = error_box(session.error)
-            self._status.value = escape(report.status(session))
-            self._text.text = _text(run)
-            self._text.selected = -1 if index is None else index
-            known = run is not None and index is not None
-            self._alternatives.report = report.token_report(run, index, not busy) if known else {}
-            if not busy:  # what follows can wait for the end
-                self._keys.copies = _copies(run)
-                self._refresh_history(run)
-
-    def _refresh_history(self, run: Run | None) -> None:
+    def _update_history(self, run: Run | None) -> None:
         runs = [(report.title(run), run.number) for run in reversed(self.session.runs)]
-        self._fill(self._history, [("none", 0), *runs], run.number if run else 0)
-        self._fill(self._other, [("none", 0), *runs], self._other.value)
-        other = self.session.find(self._other.value)
-        both = run is not None and other is not None
-        self._other_text.text = _text(other)
-        self._columns.children = [self._text, self._other_text] if both else [self._text]
-        self._columns.layout.grid_template_columns = "1fr 1fr" if both else "1fr"
-        self._settings.value = _settings(*filter(None, (run, other))) if run else ""
-
-    def _fill(self, dropdown: w.Dropdown, options: list[tuple[str, int]], value: int) -> None:
-        self._filling = True
-        if list(dropdown.options) != options:
-            dropdown.options = options
-        dropdown.value = value if value in dict(options).values() else 0
-        self._filling = False
+        other = self.session.find(self.inputs["other"].value)
+        for name, chosen in (("history", run), ("other", other)):
+            self.inputs[name].options = [("none", 0), *runs]
+            self.inputs[name].value = chosen.number if chosen in self.session.runs else 0
+        call = "Copy as tinyllama.generate(…)"
+        self.outputs["keys"].copies = {"Copy as text": run.text, call: run.completion.call()} if run else {}
+        self.outputs["other"].text = _text(other)
+        shown = ("text", "other") if run and other else ("text",)
+        self.outputs["texts"].children = [self.outputs[name] for name in shown]
+        self.outputs["settings"].value = _settings(*filter(None, (run, other))) if run else ""
 
 
 def _text(run: Run | None) -> dict:
+    """A run as `Tokens` shows it."""
     if run is None:
         return {}
     tokens = run.tokens
@@ -207,10 +137,6 @@ def _text(run: Run | None) -> dict:
         "n_prompt": len(run.prompt_tokens),
         "changed": run.changed,
     }
-
-
-def _copies(run: Run | None) -> dict[str, str]:
-    return {"Copy as text": run.text, "Copy as tinyllama.generate(…)": run.completion.call()} if run else {}
 
 
 def _settings(*runs: Run) -> str:

@@ -1,11 +1,10 @@
 """What the playground says about a token, a run, or two runs: plain values, ready to be drawn."""
 
 import math
-from dataclasses import asdict
 
-from ...machine import limits as resources
 from ...generation import STOP_REASONS
-from ...sampling import Sampling, Stage
+from ...machine.limits import human, used_memory
+from ...sampling import Stage
 from .session import Run, Session
 
 ALTERNATIVES = 10  # the likeliest tokens that are shown at a place
@@ -18,11 +17,9 @@ NAMES = {
     "threads": "Threads",
     "temp": "Temperature",
     "top_k": "Top-k",
-    "top_p": "Top-p",
-    "repeat_penalty": "Repetition penalty",
-    "n_predict": "Tokens asked for",
-    "seed": "Seed",
 }
+NAMES |= {"top_p": "Top-p", "repeat_penalty": "Repetition penalty", "n_predict": "Tokens asked for"}
+NAMES |= {"seed": "Seed"}
 
 
 def percent(share: float) -> str:
@@ -39,120 +36,93 @@ def visible(text: str) -> str:
     return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
 
 
-# --- a token ---------------------------------------------------------------------------------------
-
-
 def token_report(run: Run, index: int, can_resume: bool = True) -> dict:
     """What was expected at a token's place, and what the stages of sampling made of it.
 
     Returns:
         {"piece", "facts", "columns": [{"name", "note"}], "rows", "can_resume"}; a row is {"id", "piece",
-        "rank", "is_chosen", "cells"}, and a cell is {"share", "text"}, "removed" or None: not known.
+        "is_chosen", "cells"}, and a cell is {"share", "text"}, "removed" or None: not known.
     """
     token = run.tokens[index]
     report = {"piece": visible(token.piece), "columns": [], "rows": [], "can_resume": can_resume}
     if not token.stages:
         why = "The first token has nothing before it that could predict it."
         return report | {"facts": why if index == 0 else "Its probability isn't known: click it once more."}
-    first, sampling = token.stages[0], _sampling(run, index)
-    ids = first.kept[:ALTERNATIVES].tolist()
-    ids += [token.id] if token.id not in ids else []
-    ranks = {token_id: rank for rank, token_id in enumerate(first.kept.tolist(), 1)}
-    report["facts"] = _facts(run, index, ranks.get(token.id))
-    report["columns"] = [_column(stage, run, sampling) for stage in token.stages]
-    for token_id in ids:
-        cells = [_cell(stage, token_id) for stage in token.stages]
-        if token_id == token.id and cells[0] is None:
-            cells[0] = {"share": token.prob, "text": percent(token.prob)}
-        piece, rank = visible(run.tokenizer.piece(token_id)), ranks.get(token_id)
-        row = {"id": token_id, "piece": piece, "rank": rank, "is_chosen": token_id == token.id}
-        report["rows"].append(row | {"cells": cells})
+    likeliest, settings = token.stages[0].kept.tolist(), _settings(run, index)
+    report["facts"] = _facts(run, index, likeliest)
+    report["columns"] = [_column(stage, run, settings) for stage in token.stages]
+    listed = [dict(zip(stage.kept.tolist(), stage.probs.tolist(), strict=True)) for stage in token.stages]
+    listed[0].setdefault(token.id, token.prob)
+    for token_id in dict.fromkeys([*likeliest[:ALTERNATIVES], token.id]):
+        row = {"id": token_id, "piece": visible(run.tokenizer.piece(token_id))}
+        cells = [_cell(stage, probs.get(token_id)) for stage, probs in zip(token.stages, listed, strict=True)]
+        report["rows"].append(row | {"is_chosen": token_id == token.id, "cells": cells})
     return report
 
 
-def _sampling(run: Run, index: int) -> Sampling | None:
-    """The settings by which a token was chosen, None if an earlier run chose it or somebody typed it."""
+def _settings(run: Run, index: int) -> dict:
+    """The settings by which a token was chosen; none if an earlier run chose it or somebody typed it."""
     is_new = index >= len(run.prompt_tokens) + len(run.taken)
-    names = asdict(Sampling())
-    return Sampling(**{name: run.completion.settings[name] for name in names}) if is_new else None
+    return run.completion.settings if is_new else {}
 
 
-def _facts(run: Run, index: int, rank: int | None) -> str:
-    token = run.tokens[index]
-    place = f"the model's choice number {rank}" if rank else "not among the model's 50 likeliest"
+def _facts(run: Run, index: int, likeliest: list[int]) -> str:
+    token, place = run.tokens[index], f"not among the model's {len(likeliest)} likeliest"
+    if token.id in likeliest:
+        place = f"the model's choice number {likeliest.index(token.id) + 1}"
     said = f"Probability {percent(token.prob)}, {place}. Surprise: {token.surprise:.1f} bits. "
     if index < len(run.prompt_tokens):
         return said + "It is part of the prompt."
     if index == run.changed:
         return said + "You picked it."
-    sampling = _sampling(run, index)
-    return said + ("Temperature 0 takes the likeliest." if sampling and sampling.temp == 0 else "")
+    return said + ("Temperature 0 takes the likeliest." if _settings(run, index).get("temp") == 0 else "")
 
 
-def _column(stage: Stage, run: Run, sampling: Sampling | None) -> dict:
-    titles = {
-        "logits": ("the model", None),
-        "repeat_penalty": ("repetition penalty", "repeat_penalty"),
-        "temp": ("temperature", "temp"),
-        "top_k": ("top-k", "top_k"),
-        "top_p": ("top-p", "top_p"),
-    }
-    title, setting = titles[stage.name]
-    value = f" {getattr(sampling, setting)}" if setting and sampling else ""
-    return {"name": title + value, "note": _note(stage, run, sampling)}
+def _column(stage: Stage, run: Run, settings: dict) -> dict:
+    title = "the model" if stage.name == "logits" else NAMES[stage.name].lower()
+    return {"name": f"{title} {settings.get(stage.name, '')}".rstrip(), "note": _note(stage, run, settings)}
 
 
-def _note(stage: Stage, run: Run, sampling: Sampling | None) -> str:
+def _note(stage: Stage, run: Run, settings: dict) -> str:
     if stage.name == "logits":
         return f"chooses among {stage.n_kept:,}"
     if stage.name == "repeat_penalty":
         return "pushes recent tokens down"
     if stage.name == "temp":
-        temp = sampling.temp if sampling else 1
+        temp = settings.get("temp", 1)
         return "sharpens" if temp < 1 else "flattens" if temp > 1 else ""
     if not stage.n_removed:
         return f"removes none of {stage.n_kept:,}"
-    first = ", ".join(visible(run.tokenizer.piece(int(token))) for token in stage.removed[:REMOVED])
-    return f"keeps {stage.n_kept:,}, removes {stage.n_removed:,}: {first}" + (
-        " …" if stage.n_removed > REMOVED else ""
-    )
+    first = ", ".join(visible(run.tokenizer.piece(token)) for token in stage.removed[:REMOVED].tolist())
+    more = " …" if stage.n_removed > REMOVED else ""
+    return f"keeps {stage.n_kept:,}, removes {stage.n_removed:,}: {first}{more}"
 
 
-def _cell(stage: Stage, token_id: int) -> dict | str | None:
-    listed = dict(zip(stage.kept.tolist(), stage.probs.tolist(), strict=True))
-    if token_id in listed:
-        return {"share": listed[token_id], "text": percent(listed[token_id])}
-    return "removed" if len(listed) == stage.n_kept else None
-
-
-# --- a run, and two of them ------------------------------------------------------------------------
+def _cell(stage: Stage, prob: float | None) -> dict | str | None:
+    if prob is not None:
+        return {"share": prob, "text": percent(prob)}
+    return "removed" if len(stage.kept) == stage.n_kept else None
 
 
 def status(session: Session) -> str:
     """One line: what is going on, or what the shown run took."""
     run = session.run
-    if session.state == "loading":
-        return f"Loading the model: {percent(session.loaded)}"
-    if session.state == "scoring":
-        return "Reading the prompt once more, for the probabilities of its tokens"
+    if session.worker.doing:
+        return session.worker.doing
     if run is None:
-        return f"Ready. Memory {resources.human(resources.used_memory())}."
-    if session.state == "reading" and run.generation:
-        return f"Reading the prompt: {run.generation.n_read:,} of {len(run.generation.prompt_ids):,} tokens"
-    return " · ".join(_figures(run))
-
-
-def _figures(run: Run) -> list[str]:
-    text, timings = run.completion, run.completion.timings
-    n_used = timings.n_prompt + len(text.tokens)
+        return f"Ready. Memory {human(used_memory())}."
+    generation, text, timings = run.generation, run.completion, run.completion.timings
+    if generation and not text.tokens:
+        return f"Reading the prompt: {generation.n_read:,} of {len(generation.prompt_ids):,} tokens"
+    n_read = timings.n_prompt if text.tokens else 0  # without a token it may have been stopped on the way
     figures = [
-        f"Prompt {timings.n_prompt:,} tokens{_rate(timings.n_prompt, timings.prompt)}",
+        f"Prompt {timings.n_prompt:,} tokens{_rate(n_read, timings.prompt)}",
         f"text {len(text.tokens):,} tokens{_rate(timings.n_predict, timings.predict)}",
-        f"context {n_used:,} of {text.settings['ctx_size']:,} tokens",
-        f"memory {resources.human(resources.used_memory())}",
+        f"context {timings.n_prompt + len(text.tokens):,} of {text.settings['ctx_size']:,} tokens",
+        f"memory {human(used_memory())}",
         f"seed {text.seed}",
     ]
-    return figures + ([f"ended: {STOP_REASONS[text.stop_reason]}"] if text.stop_reason else [])
+    return " · ".join(figures + ([f"ended: {STOP_REASONS[text.stop_reason]}"] if text.stop_reason else []))
 
 
 def _rate(n_tokens: int, seconds: float) -> str:
@@ -172,13 +142,6 @@ def title(run: Run) -> str:
 
 def comparison(*runs: Run) -> list[tuple[str, list[str], bool]]:
     """(name, its value in each run, whether they differ), for every setting that matters."""
-    rows = []
-    for name, label in NAMES.items():
-        values = [str(run.completion.settings[name]) for run in runs]
-        rows.append((label, values, len(set(values)) > 1))
-    return rows
-
-
-def is_setting(name: str) -> bool:
-    """Whether the playground has a control for a setting of this name."""
-    return name in NAMES and name != "model"
+    settings = [run.completion.settings for run in runs]
+    rows = [(label, [str(used[name]) for used in settings]) for name, label in NAMES.items()]
+    return [(label, values, len(set(values)) > 1) for label, values in rows]

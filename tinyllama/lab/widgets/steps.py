@@ -1,8 +1,4 @@
-"""What the stepper knows: a prompt's way through a model, step by step.
-
-A `Walk` holds every value that the taps gave, and where one stands among them: at which step, which head,
-which token. It says what to show there in plain values.
-"""
+"""What the stepper knows: every value on a prompt's way through a model, and where one stands among them."""
 
 from dataclasses import dataclass
 
@@ -10,8 +6,7 @@ import numpy as np
 
 from ...llama import Llama
 from ...ops import softmax
-from . import source
-from .kinds import KINDS, PAIRS
+from .kinds import KINDS
 
 MOST_COLUMNS = 256  # of a heat-map: a cell of a pixel or two can still be seen
 SAYS = 5  # tokens that the model would say, of a layer
@@ -19,21 +14,12 @@ SAYS = 5  # tokens that the model would say, of a layer
 
 @dataclass(frozen=True)
 class Map:
-    """Numbers as a heat-map.
+    """Numbers as a heat-map; the rows are the tokens."""
 
-    Attributes:
-        values: float32 [n_rows, n_columns], NaN where there is no number.
-        rows: a label for each.
-        columns: a label for each, or the axis' name.
-        per_cell: numbers along a row that a cell stands for; the one farthest from 0 is shown.
-        is_share: whether they are shares from 0 to 1.
-    """
-
-    values: np.ndarray
-    rows: list[str]
-    columns: list[str] | str
-    per_cell: int
-    is_share: bool
+    values: np.ndarray  # float32 [n_rows, n_columns], NaN where there is no number
+    axis: str  # the columns' name; "" where they are the tokens, too
+    per_cell: int  # numbers along a row that a cell stands for; the one farthest from 0 is shown
+    is_share: bool  # whether they are shares from 0 to 1
 
 
 class Walk:
@@ -46,16 +32,13 @@ class Walk:
         head, position: which head and which token are looked at.
     """
 
-    def __init__(self, llama: Llama, prompt: str, cancel=None):
+    def __init__(self, llama: Llama, prompt: str):
         tokens = llama.tokens(prompt)
-        self.config, self.backend = llama.config, llama.backend.name
-        self._llama, self._lens = llama, {}
-        self._taps = llama.trace(tokens, cancel=cancel)
+        self.config, self._llama, self._lens = llama.config, llama, {}
+        self._taps = llama.trace(tokens)
         llama.check(self._taps["logits"], tokens)
         self.pieces, self.names = [llama.tokenizer.piece(token) for token in tokens], list(self._taps)
         self.at, self.head, self.position = 0, 0, len(tokens) - 1
-
-    # --- where one stands ----------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -72,17 +55,15 @@ class Walk:
         """The step's name without its layer."""
         return self.name.split(".", 2)[2] if self.layer is not None else self.name
 
-    def move(self, steps: int) -> None:
-        """Go on by so many steps, or back; the ends hold."""
+    def go(self, layer=None, kind=None, head=None, position=None, steps: int = 0) -> None:
+        """Go to a layer, a kind of step, a head, a token, or so many steps on; what isn't given stays."""
+        if layer is not None or kind:
+            kind = kind or (self.kind if self.layer is not None else "attention.norm")
+            layer = self.layer or 0 if layer is None else layer
+            self.at = self.names.index(kind if kind in self.names else f"layers.{layer}.{kind}")
         self.at = min(max(self.at + steps, 0), len(self.names) - 1)
-
-    def go(self, layer: int | None = None, kind: str | None = None) -> None:
-        """Go to a layer, to a kind of step, or both; what isn't given stays."""
-        kind = kind or (self.kind if self.layer is not None else "attention.norm")
-        layer = self.layer or 0 if layer is None else layer
-        self.at = self.names.index(kind if kind in self.names else f"layers.{layer}.{kind}")
-
-    # --- what there is to see --------------------------------------------------------------------------
+        self.head = self.head if head is None else head
+        self.position = self.position if position is None else min(position, len(self.pieces) - 1)
 
     def shape(self) -> str:
         """The axes of the step's value and their sizes."""
@@ -92,29 +73,26 @@ class Walk:
     def map(self) -> Map:
         """The step's numbers: a row for each token, of the head that is looked at."""
         values, axes = self._taps[self.name], KINDS[self.kind].axes
-        if axes == PAIRS:
-            values = np.where(np.isfinite(values[self.head]), values[self.head], np.nan)
-            values = np.where(np.tri(*values.shape, values.shape[1] - values.shape[0]) > 0, values, np.nan)
-            return Map(values, self.pieces, self.pieces, 1, self.kind == "attention.weights")
+        if axes[-1] == "n_past":
+            values = values[self.head]
+            seen = np.isfinite(values) & (np.tri(len(values)) > 0)
+            return Map(np.where(seen, values, np.nan), "", 1, self.kind == "attention.weights")
         if len(axes) == 3:
             values = values[:, self.head * values.shape[1] // self.config.n_heads]
         pooled, per_cell = _farthest(values)
-        return Map(pooled, self.pieces, axes[-1], per_cell, False)
+        return Map(pooled, axes[-1], per_cell, False)
 
     def has_heads(self) -> bool:
         """Whether the step's value has an axis of heads."""
         return len(KINDS[self.kind].axes) == 3
 
-    def source(self) -> list[source.Excerpt]:
-        """The lines that are executed, and the operation of ops.py that they call."""
-        return [source.excerpt(self.kind), *filter(None, [source.definition(self.kind)])]
-
     def says(self) -> list[list[tuple[str, float]]]:
-        """What the model would say if it stopped after a layer: the likeliest five, [n_layers][5]."""
+        """What the model would say after each layer so far if it stopped there: its likeliest five tokens."""
         if self.position not in self._lens:
             rows = [self._taps[f"layers.{n}.residual"][self.position] for n in range(self.config.n_layers)]
             self._lens[self.position] = [self._likeliest(row) for row in self._llama.unembed(np.stack(rows))]
-        return self._lens[self.position]
+        done = [name for name in self.names[: self.at + 1] if name.endswith(".residual")]
+        return self._lens[self.position][: len(done)]
 
     def _likeliest(self, logits: np.ndarray) -> list[tuple[str, float]]:
         probs = softmax(logits)

@@ -45,9 +45,9 @@ function render({ model, el }) {
     box.setAttribute("aria-label", model.get("label"));
     box.removeAttribute("aria-activedescendant");
     [...box.children].forEach((span, i) => {
-      const level = probs[i] === null ? -1 : TINTS.findIndex((limit) => probs[i] < limit);
+      const level = probs[i] == null ? -1 : TINTS.findIndex((limit) => probs[i] < limit);
       TINTS.forEach((_, n) => span.classList.toggle(`tinyllama-tint${n}`, tint && n === level));
-      span.title = probs[i] === null ? "" : `probability ${(100 * probs[i]).toPrecision(2)} %`;
+      span.title = probs[i] == null ? "" : `probability ${(100 * probs[i]).toPrecision(2)} %`;
       span.setAttribute("aria-selected", String(i === selected));
       if (i === selected) box.setAttribute("aria-activedescendant", span.id);
     });

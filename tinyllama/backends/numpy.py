@@ -1,0 +1,207 @@
+"""The table of operations in NumPy: `ops.py` with threads, and what it takes of memory.
+
+A backend answers for itself: what its cache holds, what its weights take, how exact it is.
+"""
+
+import math
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import copy_context
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from .. import ops, quant
+from ..config import Config
+from ..errors import check_cancelled
+from ..machine.interrupts import interruptible
+from ..machine.limits import available_memory, human, require_memory
+from ..tensor import Tensor
+
+#: Mean squared error of a step, as a fraction of its mean square, that is explained by how it computes:
+#: float32 sums in another order; keys and values in half precision, or products in bf16; activations as int8
+#: with a scale for 32 (3e-5 for normally distributed ones, more where outliers coarsen their block).
+FLOAT_LIMIT, HALF_LIMIT, INT8_LIMIT = 1e-9, 1e-5, 5e-4
+
+
+class Backend:
+    """The operations of a LLaMA in NumPy; `ops.py` says what each takes and gives, of `cast` `quant.py`.
+
+    Its `threads` share out the rows of a matrix.
+    """
+
+    name = "numpy"  # by which `get_backend` makes it
+    level: str | None = None  # the instruction set of the C backend
+    cache_type = np.float32  # of the numbers in its KV cache
+    unpack_below = 2 * 2**30  # a model of fewer bytes in float32 is dequantized once, when it is loaded
+    makes_scores = True  # the attention's scores of all heads are in memory together
+
+    prepare = staticmethod(ops.prepare)
+    embedding = staticmethod(ops.embedding)
+    rms_norm = staticmethod(ops.rms_norm)
+    rope = staticmethod(ops.rope)
+    attention = staticmethod(ops.attention)
+    swiglu = staticmethod(ops.swiglu)
+    cast = staticmethod(quant.cast)
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        self._pool, self._pid = None, 0
+
+    def matmul(self, x: np.ndarray, *weights):
+        """As ops.matmul, with the rows of each weight shared out among threads."""
+        return ops.matmul(x, *weights, run=self._share)
+
+    def _share(self, job: Callable, jobs: Iterable) -> tuple:
+        """Do jobs on several threads, this one among them. Once it is told to stop, the rest is left."""
+        if self._pid != os.getpid():  # a forked child has none of the threads
+            self._pool, self._pid = ThreadPoolExecutor(self.threads), os.getpid()
+        left = iter(jobs)
+
+        def work() -> None:
+            for some in left:
+                check_cancelled()
+                job(some)
+
+        others = [self._pool.submit(copy_context().run, work) for _ in range(self.threads - 1)]
+        try:
+            work()
+        finally:
+            wait(others)
+        return tuple(other.result() for other in others)
+
+    def new_cache(self, config: Config, n_ctx: int) -> ops.KVCache:
+        """An empty KV cache for at most n_ctx tokens."""
+        return ops.KVCache(config, n_ctx, self.cache_type)
+
+    @contextmanager
+    def running(self, cancel=None) -> Iterator[None]:
+        """Whatever computes runs in this: Ctrl-C or `cancel` sets a flag, and BLAS leaves threads to us."""
+        with interruptible(cancel), one_blas_thread():
+            yield
+
+    def tolerance(self, operation: str, types: Iterable[str] = ()) -> float:
+        """An error that is no mistake: mean square of the difference, relative to that of NumPy's result."""
+        return FLOAT_LIMIT
+
+    # --- memory ---------------------------------------------------------------------------------------
+
+    def keeps_in_file(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether weights stay in their mapped file even if nobody asks for that."""
+        return 4 * sum(math.prod(tensor.shape) for tensor in tensors.values()) >= self.unpack_below
+
+    def prepared_bytes(self, tensor: Tensor) -> int:
+        """What a copied weight takes."""
+        return 4 * math.prod(tensor.shape)
+
+    def cache_bytes(self, config: Config, n_ctx: int) -> int:
+        """What a full KV cache takes."""
+        return np.dtype(self.cache_type).itemsize * 2 * config.n_layers * config.kv_dim * n_ctx
+
+    def activation_bytes(
+        self, config: Config, at_once: int, n_past: int, n_logits: int = 1, tapped: bool = False
+    ) -> int:
+        """What `model.forward` computes on the way when `at_once` tokens run together, the last at n_past.
+
+        Args:
+            n_logits: of how many tokens the logits are there together.
+            tapped: a tap looks at the attention's scores.
+        """
+        wide = 3 * config.hidden_dim + 6 * config.dim
+        scores = (3 * config.n_heads + 4) * n_past if self.makes_scores or tapped else 0
+        return 4 * (at_once * (wide + scores) + n_logits * config.vocab_size)
+
+    def memory(
+        self, config: Config, tensors: dict[str, Tensor], n_ctx: int, at_once: int = 512, mmap: bool = False
+    ) -> dict[str, int]:
+        """Upper bounds of what running a model takes: {"weights", "kv_cache", "activations", "tokenizer"}.
+
+        Weights that stay in their file count too: without as much page cache every token reads the disk.
+        """
+        mapped = mmap or self.keeps_in_file(tensors)
+        return {
+            "weights": sum(t.nbytes if mapped else self.prepared_bytes(t) for t in tensors.values()),
+            "kv_cache": self.cache_bytes(config, n_ctx),
+            "activations": self.activation_bytes(config, min(at_once, n_ctx), n_ctx),
+            "tokenizer": 700 * config.vocab_size,  # its pieces, as Python keeps them
+        }
+
+    def has_memory(self, needed: dict[str, int]) -> bool:
+        """Whether what `memory` reckons is free."""
+        return sum(needed.values()) <= available_memory()
+
+    def require_load(self, path: Path, needed: dict[str, int], mapped: bool) -> None:
+        """Refuse to load what doesn't fit; of weights that stay in their file, warn."""
+        weights = needed["weights"]
+        require_memory(sum(needed.values()) - mapped * weights, str(path))
+        if mapped and not self.has_memory(needed):
+            costs = f"{human(weights)} of weights and {human(available_memory())} of free memory"
+            warnings.warn(f"{path}: {costs}: every token will read the disk", stacklevel=3)
+
+    def require_run(self, config: Config, n_ctx: int, at_once: int = 0, n_bytes: int = 0, **computed) -> None:
+        """Refuse a run whose KV cache, or that and what is computed of `at_once` tokens, doesn't fit.
+
+        Args:
+            n_bytes: of what else is kept.
+            computed: n_logits and tapped, as `activation_bytes` takes them.
+        Raises:
+            TinyllamaError: names the context and the memory that is needed and that is free.
+        """
+        cache = self.cache_bytes(config, n_ctx)
+        needed = cache + n_bytes + self.activation_bytes(config, at_once, n_ctx, **computed)
+        if needed > available_memory():  # which is slow to find out: once where all is well
+            require_memory(cache, f"a context of {n_ctx} tokens")
+            require_memory(needed, f"a context of {n_ctx} tokens, {at_once} of them computed at once,")
+
+
+at_fork = getattr(os, "register_at_fork", lambda **_: None)  # there are systems without forks
+
+
+def over_forks(lock):
+    """A lock that a fork waits for: else a child could find it taken, by a thread that it doesn't have."""
+    at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    return lock
+
+
+_lock = over_forks(threading.Lock())
+_inside, _before = set(), []  # whoever is inside; (library, its threads before the first came)
+at_fork(after_in_child=_inside.clear)
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Inside, BLAS uses one thread; a setting of the whole process, which the last to leave gives back."""
+    me = object()
+    with _lock:
+        if not _inside:
+            _before[:] = _before or [(library, library.get_num_threads()) for library in _blas_libraries()]
+            for library, _ in _before:
+                _set_threads(library, 1)
+        _inside.add(me)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside.discard(me)
+            while _before and not _inside:
+                _set_threads(*_before.pop())
+
+
+@cache
+def _blas_libraries() -> list:
+    """All that are loaded: 5 ms to find. None without threadpoolctl: BLAS then keeps its threads."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return []
+    return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+def _set_threads(library, threads: int) -> None:
+    """Of OpenBLAS, threadpoolctl 3.6 ignores every Python thread but the first that asked."""
+    getattr(library, "_real_set_num_threads", library.set_num_threads)(threads)

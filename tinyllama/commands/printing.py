@@ -1,0 +1,35 @@
+"""How commands print: results to stdout, everything else to stderr."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from ..errors import printable
+
+#: Unicode's pictures of the first 32 characters and of Delete; of U+0080 to U+009F there are none.
+PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
+PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def say(line: str) -> None:
+    """A line to stderr, which may have been closed."""
+    with suppress(OSError, AttributeError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+def harmless(text: str) -> str:
+    """Text with pictures of control characters other than tab and newline.
+
+    A terminal obeys what follows an Escape, and a vocabulary is a stranger's.
+    """
+    return text.translate(PICTURES)
+
+
+def columns(rows: Iterable[Iterable], align: str, indent: str = "  ") -> Iterator[str]:
+    """Rows as lines of aligned columns; `align` has a "<" or ">" for each column."""
+    table = [[printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
+        yield (indent + "  ".join(cells)).rstrip()

@@ -1,0 +1,52 @@
+"""The settings of a run: the one list, of which the command line's options and docs/settings.md are made.
+
+Nothing here needs NumPy, so that a mistyped option is refused at once.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+
+from .errors import require
+
+
+def _setting(default, help: str, least: float | None = None, most: float = math.inf, flag: str | None = None):
+    return field(default=default, metadata={"help": help, "least": least, "most": most, "flag": flag})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a text is continued.
+
+    Raises TinyllamaError, naming the setting, for a value of another kind or out of its range.
+    """
+
+    n_predict: int = _setting(128, "tokens to write; -1: until text or context end", -1, flag="-n")
+    seed: int = _setting(-1, "the same seed gives the same text; -1: a new one", -1, flag="-s")
+    temp: float = _setting(0.8, "temperature: below 1 sharpens, above 1 flattens, 0: the likeliest", 0, 1e30)
+    top_k: int = _setting(40, "choose among so many likeliest tokens; 0: among all", 0)
+    top_p: float = _setting(0.9, "of these, the likeliest that together are so probable; 1: all", 1e-9, 1)
+    repeat_penalty: float = _setting(1.0, "how much less likely recent tokens become; 1: not", 1e-30, 1e30)
+    repeat_last_n: int = _setting(64, "how many tokens are recent; 0: none", 0)
+    stop: tuple[str, ...] = _setting((), "end before this text; may be repeated")
+    #: None: llama.default_ctx_size
+    ctx_size: int | None = _setting(None, "room in tokens; default: the model's, at most 2048", 1, flag="-c")
+    batch_size: int = _setting(512, "tokens of the prompt that are computed at once", 1, flag="-b")
+    stages: bool = _setting(False, "record what each stage of sampling did to each token")
+
+    def __post_init__(self):
+        stop = tuple(self.stop) if isinstance(self.stop, list | tuple) else (self.stop,)
+        object.__setattr__(self, "stop", stop)
+        fine = all(isinstance(text, str) and text for text in stop)
+        require(fine, f"stop must be strings that aren't empty, not {stop!r}")
+        for setting in fields(self):
+            if setting.metadata["least"] is not None:
+                _check(setting.name, getattr(self, setting.name), setting.type is float, setting)
+
+
+def _check(name: str, value, is_real: bool, setting) -> None:
+    least, most = setting.metadata["least"], setting.metadata["most"]
+    fine = isinstance(value, Real if is_real else Integral) and least <= value <= most  # not NaN
+    what = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least}"
+    kind = "number" if is_real else "whole number"
+    require(fine or value is setting.default is None, f"{name} must be a {kind} {what}, not {value!r}")
