@@ -6,8 +6,8 @@
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -112,20 +112,22 @@ class Generation:
     """
 
     def __init__(
-        self, run: Callable, tokenizer: Tokenizer, cache, prompt_ids, settings, origin=None, warnings=()
+        self, run, tokenizer: Tokenizer, cache, prompt_ids, settings, origin=None, doubts=(), door=nullcontext
     ):
         """Args:
         run: sends tokens through a model, behind those in a cache: the last one's logits, [1, vocab_size].
         cache: empty, with room for the prompt at least.
+        door: a context in which `finish` runs, so that a token needn't open it for itself.
         """
         self.tokenizer, self.prompt_ids, self.n_read = tokenizer, prompt_ids, 0
-        self.settings, self.origin, self.warnings = settings, origin or {}, list(warnings)
+        self.settings, self.origin, self.warnings = settings, origin or {}, list(doubts)
         self.seed = settings.seed if settings.seed >= 0 else secrets.randbits(32)
         self.tokens: list[Token] = []
         self.stop_reason: str | None = None
         self.timings = Timings(n_prompt=len(prompt_ids))
         self._text: list[str] = []
-        self._run, self._cache, self._pieces = run, cache, filter(None, self._make_pieces())
+        self._door, self._run, self._cache = door, run, cache
+        self._pieces = filter(None, self._make_pieces())
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -137,8 +139,9 @@ class Generation:
 
     def finish(self) -> Completion:
         """Run to the end and return the whole text."""
-        for _ in self:
-            pass
+        with self._door():
+            for _ in self:
+                pass
         return self.completion()
 
     def completion(self) -> Completion:

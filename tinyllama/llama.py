@@ -75,7 +75,7 @@ class Llama(AbstractContextManager):
         origin = {"prompt": prompt, "model": self.name}
         origin |= {"backend": self.backend.name, "threads": self.backend.threads}
         run, doubts = partial(self.forward, last=True, cancel=cancel), self._doubts(prompt, ids, n_ctx)
-        generation = Generation(run, self.tokenizer, cache, ids, wanted, origin, doubts)
+        generation = Generation(run, self.tokenizer, cache, ids, wanted, origin, doubts, self.backend.running)
         generation.timings.load = self.load_seconds
         return generation
 
@@ -182,6 +182,8 @@ class Llama(AbstractContextManager):
 
     def check(self, logits: np.ndarray, ids: list[int]) -> None:
         """Raises TinyllamaError where logits of the last of these ids are NaN or infinite."""
+        if np.isfinite(logits).all():
+            return
         for row in np.flatnonzero(~np.isfinite(logits).all(axis=-1)):
             at = len(ids) - len(logits) + int(row)
             piece = f"token {at + 1} of the text, {self.tokenizer.piece(int(ids[at]))!r:.40}"

@@ -128,12 +128,12 @@ class KVCache:
 
     def room(self, layer: int, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """A layer's arrays, with room for n_tokens more. Raises TinyllamaError where the context is full."""
-        n_past = len(self) + n_tokens
-        require(n_past <= self.n_ctx, f"the context is full: {n_past} tokens, ctx_size is {self.n_ctx}")
-        for arrays in (self.keys, self.values):
-            n_kv_heads, room, head_dim = arrays[layer].shape
-            if room < n_past:
-                more = min(self.n_ctx, n_past + n_past // 4 + 32)  # or every token would copy all before it
+        n_past = len(self.ids) + n_tokens
+        n_kv_heads, room, head_dim = self.keys[layer].shape
+        if room < n_past:
+            require(n_past <= self.n_ctx, f"the context is full: {n_past} tokens, ctx_size is {self.n_ctx}")
+            more = min(self.n_ctx, n_past + n_past // 4 + 32)  # or every token would copy all before it
+            for arrays in (self.keys, self.values):
                 grown = np.empty((n_kv_heads, more, head_dim), arrays[layer].dtype)
                 grown[:, : len(self)] = arrays[layer][:, : len(self)]
                 arrays[layer] = grown

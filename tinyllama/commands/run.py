@@ -31,8 +31,6 @@ PROMPTS = (
     "In the middle of the forest there stood",
     "One winter morning, the little girl",
     "Far out at sea, where the water is",
-    "There was once a poor miller who",
-    "The wolf looked at the moon and",
 )
 
 
