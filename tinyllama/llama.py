@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from .backends import Backend, get_backend, over_forks
-from .config import Config
 from .errors import TinyllamaError, require
 from .formats import Checkpoint, open_checkpoint, stamp
 from .generation import Completion, Generation, Token
 from .model import Model, build, forward, tap_shapes, unembed
 from .ops import KVCache
 from .score import score
-from .settings import Settings
+from .settings import Settings, default_ctx_size
 from .tokenizer import make_tokenizer
 
 KEPT = 2  # models that stay loaded
@@ -243,11 +242,6 @@ class Llama(AbstractContextManager):
 
     def __repr__(self) -> str:
         return f"Llama({self.name!r}, {self.n_params:,} weights, backend {self.backend.name!r})"
-
-
-def default_ctx_size(config: Config) -> int:
-    """Tokens that a run has room for if nobody says: 2048, or what the model was trained on if less."""
-    return min(config.max_seq_len, 2048)
 
 
 def _bar(names: list[str]) -> Iterator[str]:

@@ -29,7 +29,6 @@ class Settings:
     repeat_penalty: float = _setting(1.0, "how much less likely recent tokens become; 1: not", 1e-30, 1e30)
     repeat_last_n: int = _setting(64, "how many tokens are recent; 0: none", 0)
     stop: tuple[str, ...] = _setting((), "end before this text; may be repeated")
-    #: None: llama.default_ctx_size
     ctx_size: int | None = _setting(None, "room in tokens; default: the model's, at most 2048", 1, flag="-c")
     batch_size: int = _setting(512, "tokens of the prompt that are computed at once", 1, flag="-b")
     stages: bool = _setting(False, "record what each stage of sampling did to each token")
@@ -50,3 +49,8 @@ def _check(name: str, value, is_real: bool, setting) -> None:
     what = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least}"
     kind = "number" if is_real else "whole number"
     require(fine or value is setting.default is None, f"{name} must be a {kind} {what}, not {value!r}")
+
+
+def default_ctx_size(config) -> int:
+    """Tokens that a run has room for if nobody says: 2048, or what the model was trained on if less."""
+    return min(config.max_seq_len, 2048)

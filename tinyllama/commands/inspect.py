@@ -10,8 +10,8 @@ from pathlib import Path
 from ..backends import get_backend
 from ..errors import check_cancelled, printable
 from ..formats import Checkpoint, open_checkpoint
-from ..llama import default_ctx_size
 from ..machine.limits import human
+from ..settings import default_ctx_size
 from ..tensor import Tensor
 from ..tokenizer import Tokenizer, make_tokenizer
 from .printing import columns
