@@ -122,6 +122,11 @@ $(MODEL): # after any of the .installed, in the order in which the goals above n
 	@echo "Setting up .venv for make $* (the first time takes a minute) ..."
 	@$(if $(TORCH),$(PIP_INSTALL) --no-deps --retries 1 --requirement requirements/torch.txt)
 	@$(PIP_INSTALL) --quiet --requirement requirements/$*.txt
+	@$(MAKE) --silent .venv/tinyllama.built
+	@touch $@
+
+# After the requirements, which bring setuptools; once for all goals, since it compiles the extension.
+.venv/tinyllama.built: pyproject.toml setup.py $(wildcard ext/*.[ch])
 	@$(RUN) pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

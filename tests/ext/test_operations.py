@@ -71,7 +71,7 @@ def attend_in_calls(table, config, calls):
 def test_attention_computes_its_definition(head_dim, shared, level):
     n_heads = 2 * shared
     config = Config(n_heads * head_dim, 1, n_heads, vocab_size=8, hidden_dim=8, n_kv_heads=2)
-    calls = [1, 1, 5, 1, 33, 70, 1, 300, 1]
+    calls = [1, 1, 5, 1, 33, 70, 1, *([300, 1] if shared < 8 else [])]  # many heads take long without BLAS
     got, expected = (attend_in_calls(table, config, calls) for table in (Native(2), Backend(1)))
     np.testing.assert_allclose(got, expected, rtol=0, atol=BF16 if level == "amx" else HALF)
     assert np.mean((got - expected) ** 2) < 1e-5 * np.mean(expected**2)
