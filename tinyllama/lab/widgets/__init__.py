@@ -27,7 +27,7 @@ def playground(model: str = "small", prompt: str = "", **settings):
     Args:
         model: the one that is chosen at first, as `load` takes it.
         prompt: what the prompt says at first.
-        settings: of `backend`, `threads` and `sampling.Settings`, what they are at first.
+        settings: of `backend`, `threads` and `settings.Settings`, what they are at first.
     Raises:
         TinyllamaError: ipywidgets or anywidget isn't installed.
     """
