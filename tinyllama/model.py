@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .config import FAMILIES, Config
+from .config import Config
 from .errors import check_cancelled
-from .ops import KVCache, Tap, rope_freqs
+from .ops import KVCache, Tap, rope_factors, rope_freqs
 from .tensor import Tensor
 
 
@@ -25,7 +25,7 @@ class Model:
     layers: list[dict[str, Any]]  # of each a dict by the last word of Meta's name: "wq", "attention_norm"
     norm: Any
     output: Any  # `tok_embeddings` itself where the file has only one of them
-    rope_factors: np.ndarray | None = None  # Llama 3.1's divisors of RoPE's frequencies, [head_dim / 2]
+    rope_factors: np.ndarray | None = None  # divisors of RoPE's frequencies, [head_dim / 2]
 
 
 def build(config: Config, tensors: dict[str, Tensor], prepare: Callable, progress: Callable = iter) -> Model:
@@ -45,7 +45,8 @@ def build(config: Config, tensors: dict[str, Tensor], prepare: Callable, progres
             _, number, *words = short.split(".")
             layers[int(number)][_key(words)] = ready[short]
     output = ready.get("output", ready["tok_embeddings"])
-    return Model(config, ready["tok_embeddings"], layers, ready["norm"], output, ready.get("rope_freqs"))
+    factors = ready.get("rope_freqs", rope_factors(config))  # a file's own go first
+    return Model(config, ready["tok_embeddings"], layers, ready["norm"], output, factors)
 
 
 def _key(words: list[str]) -> str:
@@ -118,21 +119,24 @@ def unembed(model: Model, ops, x: np.ndarray, tap: Tap | None = None) -> np.ndar
 
 def _attention(layer, ops, config, x, freqs, cache, number, tap, prefix):
     """[n_tokens, dim] -> [n_tokens, dim]: what each token takes from itself and those before it."""
-    n_tokens, family, prefix = len(x), FAMILIES[config.family], f"{prefix}attention."
+    n_tokens, prefix = len(x), f"{prefix}attention."
     norm = ops.rms_norm(x, layer["attention_norm"], config.norm_eps)
     q, k, v = ops.matmul(norm, layer["wq"], layer["wk"], layer["wv"])
-    if family.biases:
+    if config.biases:
         q, k, v = q + layer["wq.bias"], k + layer["wk.bias"], v + layer["wv.bias"]
     q = q.reshape(n_tokens, config.n_heads, config.head_dim)
     k = k.reshape(n_tokens, config.n_kv_heads, config.head_dim)
     v = v.reshape(n_tokens, config.n_kv_heads, config.head_dim)
-    if family.qk_norms:
+    if config.qk_norms:
         q, k = _norm_heads(ops, q, layer["q_norm"], config), _norm_heads(ops, k, layer["k_norm"], config)
     q_rope, k_rope = ops.rope(q, freqs), ops.rope(k, freqs)
     _show(tap, prefix, norm=norm, q=q, k=k, v=v, q_rope=q_rope, k_rope=k_rope)
     inner_tap = tap and (lambda name, array: tap(prefix + name, array))
-    heads = ops.attention(q_rope, k_rope, v, cache, number, inner_tap)  # [n_tokens, dim]
+    # heads: [n_tokens, q_dim]
+    heads = ops.attention(q_rope, k_rope, v, cache, number, inner_tap, config.sliding_window)
     output = ops.matmul(heads, layer["wo"])
+    if config.output_bias:
+        output = output + layer["wo.bias"]
     _show(tap, prefix, heads=heads, output=output)
     return output
 
@@ -164,7 +168,7 @@ def tap_shapes(config: Config, n_tokens: int) -> dict[str, tuple[int, ...]]:
     q, k = ((n_tokens, n_heads, config.head_dim) for n_heads in (config.n_heads, config.n_kv_heads))
     square = (config.n_heads, n_tokens, n_tokens)
     steps = {"norm": row, "q": q, "k": k, "v": k, "q_rope": q, "k_rope": k}
-    steps |= {"scores": square, "weights": square, "heads": row, "output": row}
+    steps |= {"scores": square, "weights": square, "heads": (n_tokens, config.q_dim), "output": row}
     steps = {f"attention.{name}": shape for name, shape in steps.items()}
     feed_forward = {"norm": row, "gate": wide, "up": wide, "hidden": wide, "output": row}
     steps |= {f"feed_forward.{name}": shape for name, shape in feed_forward.items()} | {"residual": row}

@@ -73,19 +73,49 @@ def matmul(x: np.ndarray, *weights: Tensor, run: Callable = map):
     return outputs if len(weights) > 1 else outputs[0]
 
 
+def rope_factors(config: Config) -> np.ndarray | None:
+    """By what a model's RoPE scaling divides the frequencies, [head_dim / 2]; None if it has none.
+
+    Stretched to `factor` times the context, a pair turns that much slower. linear does so with all pairs
+    (arXiv:2306.15595). The others leave alone what turns often within the original context, and blend in
+    between: llama3 by the number of turns, yarn (arXiv:2309.00071) by the number of the pair.
+    """
+    scaling, pairs = config.rope_scaling, np.arange(config.head_dim // 2)
+    if scaling is None:
+        return None
+    theta, width = config.rope_theta, config.head_dim
+    turns = scaling.original_context * theta ** (-2 * pairs / width) / (2 * np.pi)
+    if scaling.kind == "linear":
+        kept = np.zeros(width // 2)  # the share of each pair that is left alone
+    elif scaling.kind == "llama3":
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+    else:
+        at = [  # the pair that turns so often, counted in pairs from the fastest
+            width / 2 * np.log(scaling.original_context / (2 * np.pi * turns)) / np.log(theta)
+            for turns in (scaling.beta_fast, scaling.beta_slow)
+        ]
+        first, last = max(np.floor(at[0]), 0), min(np.ceil(at[1]), width - 1)
+        kept = 1 - np.clip((pairs - first) / max(last - first, 0.001), 0, 1)
+    return 1 / (kept + (1 - kept) / scaling.factor)
+
+
 def rope_freqs(config: Config, pos: int, n_tokens: int, factors: np.ndarray | None = None) -> np.ndarray:
     """The rotations of RoPE (arXiv:2104.09864): e^(i * position * theta^(-2j / head_dim)).
 
     Args:
         pos: position of the first token.
-        factors: Llama 3.1's divisors of the frequencies, [head_dim / 2], or None.
+        factors: divisors of the frequencies, [head_dim / 2], or None: a file's own, or `rope_factors`.
     Returns:
-        complex64 [n_tokens, head_dim / 2]: Meta's freqs_cis.
+        complex64 [n_tokens, head_dim / 2]: Meta's freqs_cis. With yarn they are longer than 1.
     """
     freqs = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
     if factors is not None:
         freqs = freqs / factors
-    return np.exp(1j * np.outer(np.arange(pos, pos + n_tokens), freqs)).astype(np.complex64)
+    turned = np.exp(1j * np.outer(np.arange(pos, pos + n_tokens), freqs))
+    if config.rope_scaling:
+        turned *= config.rope_scaling.magnitude
+    return turned.astype(np.complex64)
 
 
 def rope(x: np.ndarray, freqs: np.ndarray) -> np.ndarray:
@@ -158,7 +188,14 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, cache: KVCache, layer: int, tap=None, softmax=softmax
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    cache: KVCache,
+    layer: int,
+    tap=None,
+    window: int = 0,
+    softmax=softmax,
 ) -> np.ndarray:
     """Append k and v to the cache, then let each token attend to itself and all before it.
 
@@ -169,9 +206,10 @@ def attention(
         q: [n_tokens, n_heads, head_dim], turned by `rope`; so is k.
         k, v: [n_tokens, n_kv_heads, head_dim]
         tap: called with "scores" and "weights", [n_heads, n_tokens, n_past].
+        window: how many tokens each attends to, itself and those right before it; 0 for all.
         softmax: the function, for backends that have a faster one.
     Returns:
-        [n_tokens, dim], the heads side by side.
+        [n_tokens, q_dim], the heads side by side.
     """
     n_tokens, n_heads, head_dim = q.shape
     keys, values = cache.append(layer, k, v)  # [n_kv_heads, n_past, head_dim]
@@ -179,9 +217,8 @@ def attention(
     queries = q.reshape(n_tokens, n_kv_heads, n_heads // n_kv_heads, head_dim).transpose(1, 2, 0, 3)
     scores = queries @ keys[:, None].swapaxes(-1, -2)  # [n_kv_heads, heads that share, n_tokens, n_past]
     scores *= np.float32(head_dim**-0.5)
-    if n_tokens > 1:
-        future = np.arange(n_past) > np.arange(len(cache), n_past)[:, None]
-        scores[..., future] = -np.inf
+    age = np.arange(len(cache), n_past)[:, None] - np.arange(n_past)  # of each past token, for each new one
+    scores[..., (age < 0) | (age >= (window or n_past))] = -np.inf
     weights = softmax(scores)
     if tap:
         tap("scores", scores.reshape(n_heads, n_tokens, n_past))

@@ -20,8 +20,7 @@ class Piece:
     offset: int  # the byte of it at which they begin
     type: str  # a key of TYPES
     shape: tuple[int, ...]  # [n_rows, n_cols] or, of a vector, [n_cols]
-    #: Row i of the weight is row order[i] in the file; None: they lie in order. Files of Hugging Face keep
-    #: the rows of wq and wk in halves where Meta's have pairs.
+    #: Row i (of a vector, element i) is row order[i] of the file; None: they lie in order. `halves_order`.
     order: np.ndarray | None = None
 
     @property
@@ -40,10 +39,12 @@ class Piece:
         return self.kind.row_bytes(self.shape[-1])
 
     def rows(self, start: int, stop: int) -> "Piece":
-        """Some of its rows, as a piece; of a vector, all of it. Only where they lie in order."""
+        """Some of its rows, as a piece; of a vector, all of it."""
         if len(self.shape) == 1:
             return self
         shape = (stop - start, self.shape[1])
+        if self.order is not None:
+            return replace(self, shape=shape, order=self.order[start:stop])
         return replace(self, offset=self.offset + start * self.row_bytes, shape=shape)
 
     def blocks(self, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -52,7 +53,21 @@ class Piece:
 
     @cached_property
     def _stored(self) -> np.ndarray:
-        return self.kind.view(self.data, self.shape, self.offset)
+        """What the file has from `offset` on: with an order, up to the last row that is meant."""
+        n_rows = self.shape[0] if self.order is None else int(self.order.max(initial=-1)) + 1
+        return self.kind.view(self.data, (n_rows, *self.shape[1:]), self.offset)
+
+
+def halves_order(n_heads: int, head_dim: int) -> np.ndarray:
+    """The `Piece.order` of wq, wk and what is added to or multiplied by their outputs, in files of Hugging Face.
+
+    RoPE turns pairs of numbers. In Meta's rows pair j of a head is (2j, 2j + 1), which is what `ops.rope`
+    expects; in Hugging Face's it is (j, head_dim / 2 + j), the first and the second half.
+
+    Returns [n_heads * head_dim]: for a head of 6, [0, 3, 1, 4, 2, 5].
+    """
+    rows = np.arange(n_heads * head_dim).reshape(n_heads, 2, head_dim // 2)
+    return rows.swapaxes(1, 2).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -284,7 +284,7 @@ def test_a_quantized_norm_is_refused(write):
 
 
 def test_another_architecture_is_refused_with_its_name(write):
-    assert_refused(write(architecture="qwen2"), "architecture 'qwen2'")
+    assert_refused(write(architecture="gemma"), "architecture 'gemma'")
 
 
 def test_a_model_without_a_vocabulary_is_refused(write, spm):

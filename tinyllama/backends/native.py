@@ -89,10 +89,10 @@ class Native(Backend):
         """As ops.rope."""
         return self._fill(np.empty_like(x), _native.rope, x, freqs)
 
-    def attention(self, q, k, v, cache, layer, tap=None) -> np.ndarray:
+    def attention(self, q, k, v, cache, layer, tap=None, window=0) -> np.ndarray:
         """As ops.attention, which it is where the attention weights are to be looked at."""
-        if tap:
-            return ops.attention(q, k, v, cache, layer, tap)
+        if tap or window:
+            return ops.attention(q, k, v, cache, layer, tap, window)
         out = np.empty((len(q), q[0].size), np.float32)
         return self._fill(out, _native.attention, q, k, v, *cache.room(layer, len(q)), len(cache))
 

@@ -36,6 +36,7 @@ class Checkpoint:
     vocabulary: Vocabulary
     files: list[MappedFile]  # all that hold weights, in the order of the parts
     metadata: dict = field(default_factory=dict)  # GGUF's key-values without the vocabulary; params.json
+    template: str = ""  # of a chat, in Jinja
 
     def check_unchanged(self) -> None:
         """Raises TinyllamaError if somebody has changed a file since it was mapped."""

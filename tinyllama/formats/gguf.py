@@ -21,7 +21,7 @@ interleaved RoPE pairs. Source: docs/gguf.md of the ggml repository.
 import math
 from pathlib import Path
 
-from ..config import FAMILIES, Config, tensor_names
+from ..config import FAMILIES, STEPS, Config, tensor_names
 from ..errors import naming, require
 from ..machine.files import MappedFile
 from ..quant import TYPES
@@ -259,7 +259,8 @@ def _vocabulary(metadata: Metadata) -> Vocabulary:
 def _tensors(cursor: Cursor, infos: dict, config: Config, alignment: int) -> dict[str, Tensor]:
     """Every tensor by Meta's name."""
     shapes = config.tensor_shapes()
-    names = {name: meta_name for meta_name, name, _ in tensor_names(config.n_layers, config.family)}
+    names = {name: meta_name for meta_name, name, _ in tensor_names(config.n_layers, STEPS)}
+    names = {name: meta_name for name, meta_name in names.items() if meta_name in shapes}
     missing = names.keys() - infos.keys() - {"output.weight"}  # which tied embeddings don't have
     require(not missing, f"{len(missing)} tensors are missing, {min(missing, default='')} among them")
     names[ROPE_FREQS], shapes[ROPE_FREQS] = ROPE_FREQS, (config.head_dim // 2,)

@@ -4,7 +4,7 @@ read them, describe their layout byte by byte.
 
 import struct
 
-from ..config import Config, hidden_dim_of, tensor_names
+from ..config import STEPS, Config, hidden_dim_of, tensor_names
 from ..errors import require
 from ..quant import TYPES
 from ..tokenizer import Vocabulary
@@ -32,7 +32,7 @@ def gguf_header(
     for key, (field, kind) in ARRAYS.items():
         if getattr(vocabulary, field):
             metadata.set(key, list(getattr(vocabulary, field)), kind)
-    names = {meta_name: name for meta_name, name, _ in tensor_names(config.n_layers, config.family)}
+    names = {meta_name: name for meta_name, name, _ in tensor_names(config.n_layers, STEPS)}
     alignment, offsets, end = metadata.alignment(), [], 0
     head = MAGIC + struct.pack("<IQQ", 3, len(infos), len(metadata)) + _pack_metadata(metadata)
     for tensor, type, shape in infos:

@@ -1,16 +1,17 @@
 """Lines are found in the live source: whatever the taps of a run are called, each has its line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tinyllama
-from tinyllama.config import Family
+from tinyllama.config import PRESETS
 from tinyllama.lab.widgets import source
 from tinyllama.lab.widgets.kinds import KINDS
 
-LLAMA = Family()
+LLAMA = PRESETS["7B"]
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +56,13 @@ def test_the_marked_lines_are_those_that_a_reader_expects(kind, words):
     assert any(words in text for number, text in found.lines.items() if number in found.marked)
 
 
-def test_an_optional_step_is_marked_for_the_families_that_have_it():
-    def marked(family):
-        found = source.excerpts("attention.q", family)[0]
+def test_an_optional_step_is_marked_for_the_models_that_have_it():
+    def marked(config):
+        found = source.excerpts("attention.q", config)[0]
         return [text for number, text in found.lines.items() if number in found.marked]
 
     assert not any('layer["wq.bias"]' in text for text in marked(LLAMA))
-    assert any('layer["wq.bias"]' in text for text in marked(Family(biases=True)))
+    assert any('layer["wq.bias"]' in text for text in marked(replace(LLAMA, biases=True)))
 
 
 def test_docstrings_are_left_out():

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import chain
 
 from ... import model, ops
-from ...config import Family
+from ...config import Config
 from .kinds import KINDS
 
 AROUND = 4  # lines that are shown before and after
@@ -30,18 +30,18 @@ class Excerpt:
 
 
 @cache
-def excerpts(kind: str, family: Family) -> list[Excerpt]:
+def excerpts(kind: str, config: Config) -> list[Excerpt]:
     """The lines that compute a tap, in their surroundings, and the function of `ops.py` that they call.
 
     Args:
         kind: a tap's name without its layer, "attention.q".
-        family: the model's; lines of a step that it hasn't aren't marked.
+        config: the model's; lines of a step that it hasn't aren't marked.
     """
     ((module, function, statements),) = (
         (module, function, statements)
         for module in (model, ops)
         for function in _functions(module)
-        for tap, statements in _shown(function, family)
+        for tap, statements in _shown(function, config)
         if tap == kind
     )
     marked = {number for node in statements for number in range(node.lineno, node.end_lineno + 1)}
@@ -58,9 +58,9 @@ def _functions(module) -> list[ast.FunctionDef]:
     return [node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.FunctionDef)]
 
 
-def _shown(function: ast.FunctionDef, family: Family) -> Iterator[tuple[str, list[ast.stmt]]]:
+def _shown(function: ast.FunctionDef, config: Config) -> Iterator[tuple[str, list[ast.stmt]]]:
     """Every tap of a function, and the statements that compute it."""
-    nodes = list(_executed(function, family))
+    nodes = list(_executed(function, config))
     for node in nodes:
         match node:
             case ast.Call(ast.Name("_show"), keywords=keywords):
@@ -75,13 +75,13 @@ def _shown(function: ast.FunctionDef, family: Family) -> Iterator[tuple[str, lis
             yield part if part in KINDS else name, _assignments(nodes, variable, node.lineno)
 
 
-def _executed(node: ast.AST, family: Family) -> Iterator[ast.AST]:
-    """All nodes below one, without those below `if family.biases:` where a family has no biases."""
+def _executed(node: ast.AST, config: Config) -> Iterator[ast.AST]:
+    """All nodes below one, without those below `if config.biases:` where a model has no biases."""
     for child in ast.iter_child_nodes(node):
         test = getattr(child, "test", None)
-        if not isinstance(test, ast.Attribute) or getattr(family, test.attr, True):
+        if not isinstance(test, ast.Attribute) or getattr(config, test.attr, True):
             yield child
-            yield from _executed(child, family)
+            yield from _executed(child, config)
 
 
 def _assignments(nodes: list[ast.AST], variable: str, before: int) -> list[ast.stmt]:

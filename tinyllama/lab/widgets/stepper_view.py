@@ -5,7 +5,6 @@ from html import escape
 import ipywidgets as w
 import numpy as np
 
-from ...config import FAMILIES
 from .controls import Tool, backend_choice, button, columns, model_choice, row
 from .elements import HeatMap, Tokens
 from .kinds import KINDS
@@ -96,7 +95,7 @@ class Stepper(Tool):
         self.outputs["tokens"].text = {"run": id(walk), "texts": [f" {p} " for p in pieces], "pieces": pieces}
         self.outputs["tokens"].selected = walk.position
         self.outputs["what"].value = what(walk)
-        self.outputs["code"].value = "".join(map(code, excerpts(walk.kind, FAMILIES[walk.config.family])))
+        self.outputs["code"].value = "".join(map(code, excerpts(walk.kind, walk.config)))
         self.outputs["says"].value = says(walk)
         finite = np.abs(shown.values[np.isfinite(shown.values)])
         limit = 1.0 if shown.is_share else float(np.quantile(finite, 0.995)) or 1.0
