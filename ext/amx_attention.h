@@ -136,9 +136,11 @@ static void score_tile(const attention_piece *p, long tile) {
 static void weigh_tile(const attention_piece *p, long tile, long first) {
     float scale = 1 / sqrtf((float)p->h->head_dim);
     for (long r = tile * ROWS; r < smaller((tile + 1) * ROWS, p->n_rows); r++) {
-        long seen = smaller(p->h->pos + p->first + r % p->queries + 1 - first, SCORES);
+        long query = p->first + r % p->queries, from = first_seen(p->h, query) - first;
+        long seen = smaller(p->h->pos + query + 1 - first, SCORES);
         float *scores = p->scores + r * SCORES;
-        weigh_scores(scores, seen, scale, p->highest + r, p->sum + r, p->out + r * p->width, p->width);
+        weigh_scores(scores, from < 0 ? 0 : from, seen, scale, p->highest + r, p->sum + r, p->out + r * p->width,
+                     p->width);
         uint8_t *to = p->weights + tile * 2 * TILE_BYTES + r % ROWS * 64;
         _mm512_store_si512(to, bf16_from_floats(scores, 32));
         _mm512_store_si512(to + TILE_BYTES, bf16_from_floats(scores + 32, 32));
@@ -178,7 +180,7 @@ static void attend_in_tiles(const heads *h, long kv_head, long first, long last,
     for (long r = 0; r < p.n_rows; r++) p.highest[r] = -INFINITY, p.sum[r] = 0;
     load_queries(&p);
     _tile_loadconfig(&whole_tiles);
-    for (long at = 0; at < h->pos + last; at += SCORES) {
+    for (long at = first_seen(h, first); at < h->pos + last; at += SCORES) {
         load_keys(&p, at, smaller(h->pos + last - at, SCORES));
         load_values(&p, at, smaller(h->pos + last - at, SCORES));
         for (long tile = 0; tile < p.n_tiles; tile++) {

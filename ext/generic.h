@@ -398,13 +398,14 @@ static void load_positions(const heads *h, long kv_head, long first, long n, til
 }
 
 /* Softmax goes on from position to position: where the highest score rises, what was summed shrinks
- * (online softmax, arXiv:1805.02867). */
-static void weigh_scores(float *scores, long n, float scale, float *highest, float *sum, float *out,
-                         long width) {
+ * (online softmax, arXiv:1805.02867). A query sees positions first..last-1 of the SCORES. */
+static void weigh_scores(float *scores, long first, long last, float scale, float *highest, float *sum,
+                         float *out, long width) {
+    long n = last - first;
     for (long i = 0; i < SCORES; i += LANES)
         v_store(scores + i, v_mul(v_load(scores + i), v_set1(scale)));
     if (n > 0) {
-        float top = highest_of(scores, n);
+        float top = highest_of(scores + first, n);
         if (top > *highest) {
             float shrink = v_sum(v_exp(v_set1(*highest - top))) / LANES;
             for (long i = 0; i < width; i += LANES)
@@ -412,9 +413,11 @@ static void weigh_scores(float *scores, long n, float scale, float *highest, flo
             *sum *= shrink;
             *highest = top;
         }
-        *sum += exponentials(scores, n, *highest);
+        *sum += exponentials(scores + first, n, *highest);
     }
-    for (long i = n < 0 ? 0 : n; i < SCORES; i++) scores[i] = 0;
+    if (n <= 0) first = last = 0;
+    for (long i = 0; i < first; i++) scores[i] = 0;
+    for (long i = last; i < SCORES; i++) scores[i] = 0;
 }
 
 static tile_state carve(void *scratch, long rows, long head_dim) {
@@ -437,7 +440,7 @@ static void attend_tile(const heads *h, long kv_head, long first, long last, voi
     memset(s.values, 0, (size_t)(s.width * SCORES) * sizeof(float));
     memset(s.out, 0, (size_t)(rows * s.width) * sizeof(float));
     for (long r = 0; r < rows; r++) s.highest[r] = -INFINITY, s.sum[r] = 0;
-    for (long p = 0; p < end; p += SCORES) {
+    for (long p = first_seen(h, first); p < end; p += SCORES) {
         long n = smaller(end - p, SCORES);
         load_positions(h, kv_head, p, n, &s);
         for (long g = 0; g < shared; g++) {
@@ -446,9 +449,9 @@ static void attend_tile(const heads *h, long kv_head, long first, long last, voi
             multiply_panel(q, stride, queries, s.keys, SCORES, h->head_dim, n, scores, SCORES, 0);
         }
         for (long r = 0; r < rows; r++) {
-            long seen = smaller(h->pos + first + r % queries + 1 - p, SCORES);
-            weigh_scores(s.scores + r * SCORES, seen, scale, s.highest + r, s.sum + r, s.out + r * s.width,
-                         s.width);
+            long query = first + r % queries, from = first_seen(h, query) - p;
+            weigh_scores(s.scores + r * SCORES, from < 0 ? 0 : from, smaller(h->pos + query + 1 - p, SCORES),
+                         scale, s.highest + r, s.sum + r, s.out + r * s.width, s.width);
         }
         multiply_panel(s.scores, SCORES, rows, s.values, s.width, n, s.width, s.out, s.width, 1);
     }

@@ -247,7 +247,14 @@ typedef struct {
     const uint16_t *keys, *values;
     float *out;
     long n_tokens, n_heads, n_kv_heads, head_dim, n_ctx, pos;
+    long window; /* positions that a query attends to, its own the last: at least 1, at most pos + n_tokens */
 } heads;
+
+/* The first position that the query'th token attends to. */
+static inline long first_seen(const heads *h, long query) {
+    long first = h->pos + query + 1 - h->window;
+    return first > 0 ? first : 0;
+}
 
 /* Products of many tokens, for a level that has a faster way once numbers have been made of the weights: a panel
  * of strips becomes numbers once, and is multiplied by all tokens. What a row becomes may not depend on the
@@ -290,7 +297,7 @@ typedef struct {
      * its highest score, the sum of e^(score - highest), and the values weighted by it. */
     void (*attend_span)(const heads *h, long kv_head, long first, long last, float *highest, float *sum,
                         float *values);
-    /* Queries first..last-1 (at most TILE) of the query heads of one key/value head, all positions. */
+    /* Queries first..last-1 (at most TILE) of the query heads of one key/value head, all positions they see. */
     void (*attend_tile)(const heads *h, long kv_head, long first, long last, void *scratch);
     /* Multiplies registers of small integers `rounds` times and returns how many products that were: the
      * speed that prefill can't exceed. `sink` takes the sum, so that none can be left out. */

@@ -441,6 +441,8 @@ static int check_heads(const heads *h, const array *k, const array *v, const arr
     if (h->n_tokens < 1 || h->pos < 0 || h->pos > h->n_ctx - h->n_tokens)
         return fail(PyExc_ValueError, "%ld tokens from position %ld on don't fit into a cache of %ld", h->n_tokens,
                     h->pos, h->n_ctx);
+    if (h->window < 0 || h->window > h->n_ctx)
+        return fail(PyExc_ValueError, "a window of %ld of %ld positions", h->window, h->n_ctx);
     if (h->head_dim < 1 || h->head_dim > MAX_HEAD_DIM || h->n_kv_heads < 1 || h->n_heads < 1 ||
         h->n_heads % h->n_kv_heads || h->n_heads / h->n_kv_heads > MAX_SHARED)
         return fail(PyExc_ValueError, "heads of width %ld, %ld to %ld, are not supported", h->head_dim, h->n_heads,
@@ -459,15 +461,17 @@ static PyObject *py_attention(PyObject *module, PyObject *args) {
     (void)module;
     ARRAY q = INPUT("q", FLOAT32, 3), k = INPUT("k", FLOAT32, 3), v = INPUT("v", FLOAT32, 3);
     ARRAY keys = OUTPUT("keys", FLOAT16, 3), values = OUTPUT("values", FLOAT16, 3), out = OUTPUT("out", FLOAT32, 2);
-    Py_ssize_t pos;
+    Py_ssize_t pos, window = 0;
     int threads, failed;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&O&nO&O&", parse_array, &q, parse_array, &k, parse_array, &v, parse_array,
-                          &keys, parse_array, &values, &pos, parse_array, &out, parse_threads, &threads))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&nO&O&|n", parse_array, &q, parse_array, &k, parse_array, &v, parse_array,
+                          &keys, parse_array, &values, &pos, parse_array, &out, parse_threads, &threads, &window))
         return NULL;
     const Py_ssize_t *shape = q.view.shape;
     heads h = {q.view.buf, keys.view.buf,   values.view.buf, out.view.buf,       shape[0],
-               shape[1],   k.view.shape[1], shape[2],        keys.view.shape[1], pos};
+               shape[1],   k.view.shape[1], shape[2],        keys.view.shape[1], pos,
+               window};
     if (check_heads(&h, &k, &v, &keys, &values, &out)) return NULL;
+    if (!window || window > pos + shape[0]) h.window = pos + shape[0];
     WITHOUT_GIL(failed, store_and_attend(&h, k.view.buf, v.view.buf, keys.view.buf, values.view.buf, threads));
     return result(failed);
 }
@@ -583,7 +587,7 @@ static PyMethodDef functions[] = {
     {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, weight, eps, out, threads)"},
     {"swiglu", py_swiglu, METH_VARARGS, "swiglu(gate, up, out, threads)"},
     {"rope", py_rope, METH_VARARGS, "rope(x, freqs, out, threads)"},
-    {"attention", py_attention, METH_VARARGS, "attention(q, k, v, keys, values, pos, out, threads)"},
+    {"attention", py_attention, METH_VARARGS, "attention(q, k, v, keys, values, pos, out, threads, window=0)"},
     {"cast", py_cast, METH_VARARGS, "cast(type, numbers, to, out): numbers as bytes of another type; in this thread"},
     {"read_all", py_read_all, METH_VARARGS,
      "read_all(data, threads): the sum of the words of a Weight or an array, as fast as memory allows"},

@@ -270,7 +270,7 @@ static void attend_spans(void *job, long first, long last, int worker) {
     long shared = shared_by(a->h), n_past = a->h->pos + 1;
     for (long i = first; i < last; i++) {
         float *partial = a->partial + i * partial_size(a->h);
-        long start = i % a->pieces * SPAN, end = start + SPAN < n_past ? start + SPAN : n_past;
+        long start = first_seen(a->h, 0) + i % a->pieces * SPAN, end = start + SPAN < n_past ? start + SPAN : n_past;
         a->k->attend_span(a->h, i / a->pieces, start, end, partial, partial + shared, partial + 2 * shared);
     }
 }
@@ -294,11 +294,12 @@ static void merge_spans(const attending *a, long kv_head, long g) {
 }
 
 static int attend_token(const heads *h, int threads) {
-    attending job = {active_kernels(), h, (h->pos + SPAN) / SPAN, NULL};
+    long seen = h->pos + 1 - first_seen(h, 0);
+    attending job = {active_kernels(), h, (seen + SPAN - 1) / SPAN, NULL};
     long pieces = h->n_kv_heads * job.pieces;
     job.partial = reserve(&shared_buffer, (size_t)(pieces * partial_size(h)) * sizeof(float));
     if (!job.partial) return -1;
-    double bytes = 4.0 * (double)(h->pos + 1) * (double)(h->n_kv_heads * h->head_dim);
+    double bytes = 4.0 * (double)seen * (double)(h->n_kv_heads * h->head_dim);
     run_parallel(worthwhile(threads, bytes), pieces, 1, attend_spans, &job);
     for (long kv_head = 0; kv_head < h->n_kv_heads; kv_head++)
         for (long g = 0; g < shared_by(h); g++) merge_spans(&job, kv_head, g);
@@ -318,7 +319,7 @@ static void attend_tiles(void *job, long first, long last, int worker) {
 int attention(const heads *h, int threads) {
     if (h->n_tokens == 1) return attend_token(h, threads);
     attending job = {active_kernels(), h, (h->n_tokens + TILE - 1) / TILE, NULL};
-    double work = (double)h->n_tokens * (double)(h->pos + h->n_tokens) * (double)h->n_heads;
+    double work = (double)h->n_tokens * (double)h->window * (double)h->n_heads;
     threads = worthwhile(threads, work * (double)h->head_dim / 16);
     if (reserve_scratch(threads, scratch_bytes(shared_by(h)))) return -1;
     run_parallel(threads, job.pieces * h->n_kv_heads, 1, attend_tiles, &job);

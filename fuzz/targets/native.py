@@ -326,11 +326,12 @@ def attention(choices: Choices) -> Call:
     out = np.empty((n_tokens, n_kv_heads * shared * head_dim), np.float32)
     cache = ops.KVCache(SimpleNamespace(n_layers=1, n_kv_heads=n_kv_heads, head_dim=head_dim), shape[1])
     cache.ids, cache.keys, cache.values = [0] * past, [keys.astype(np.float32)], [values.astype(np.float32)]
-    names = ("q", "k", "v", "keys", "values", "pos", "out", "threads")
-    arguments = dict(zip(names, (q, k, v, keys, values, past, out, choices.threads()), strict=True))
+    window = min(choices.pick([0, 0, 1, 5, 64, 300]), shape[1])
+    names = ("q", "k", "v", "keys", "values", "pos", "out", "threads", "window")
+    arguments = dict(zip(names, (q, k, v, keys, values, past, out, choices.threads(), window), strict=True))
 
     def holds():
-        expected = ops.attention(q, half(k), half(v), cache, 0)
+        expected = ops.attention(q, half(k), half(v), cache, 0, window=window)
         must(np.array_equal(keys, cache.keys[0], equal_nan=True), "other keys in the cache")
         must(np.array_equal(values, cache.values[0], equal_nan=True), "other values in the cache")
         seen = [np.abs(part[:, : past + n_tokens].astype(np.float64)).max() for part in (keys, values)]

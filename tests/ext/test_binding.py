@@ -256,6 +256,8 @@ def test_rows_refuses_a_token_that_is_not_there(row):
         ({"pos": 8}, ValueError),
         ({"pos": -1}, ValueError),
         ({"pos": 2**62}, ValueError),
+        ({"window": -1}, ValueError),
+        ({"window": 9}, ValueError),
         ({"k": np.zeros((2, 2, 16), np.float32)}, ValueError),
         ({"k": np.zeros((1, 2, 32), np.float32)}, ValueError),
         ({"keys": np.zeros((2, 8, 32), np.float32)}, TypeError),
@@ -275,10 +277,11 @@ def test_attention_refuses_what_does_not_fit(change, error):
         "values": np.zeros((2, 8, 32), np.float16),
         "pos": 6,
         "out": np.zeros((2, 128), np.float32),
+        "threads": 1,
     }
-    _native.attention(*good.values(), 1)
+    _native.attention(*good.values())
     with pytest.raises(error):
-        _native.attention(*(good | change).values(), 1)
+        _native.attention(*(good | change).values())
 
 
 @pytest.mark.parametrize("operation", ["rms_norm", "swiglu", "rope"])

@@ -53,17 +53,18 @@ def heads(n_tokens, config, seed=0):
     return normal(*shape, seed=seed), normal(*kv_shape, seed=seed + 1), normal(*kv_shape, seed=seed + 2)
 
 
-def attend(table, cache, q, k, v, tap=None):
+def attend(table, cache, q, k, v, tap=None, window=0):
     """Attention in the first layer, behind what the cache holds, which then holds these tokens, too."""
-    out = table.attention(q, k, v, cache, 0, tap)
+    out = table.attention(q, k, v, cache, 0, tap, window)
     cache.ids += [0] * len(q)
     return out
 
 
-def attend_in_calls(table, config, calls):
+def attend_in_calls(table, config, calls, window=0):
     """The outputs of attention over random heads, in calls of the given numbers of tokens."""
     cache = table.new_cache(config, sum(calls) + 20)
-    return np.concatenate([attend(table, cache, *heads(n, config, seed=len(cache))) for n in calls])
+    each = [attend(table, cache, *heads(n, config, seed=len(cache)), window=window) for n in calls]
+    return np.concatenate(each)
 
 
 @pytest.mark.parametrize("head_dim", [16, 20, 48, 64, 80, 128])
@@ -75,6 +76,35 @@ def test_attention_computes_its_definition(head_dim, shared, level):
     got, expected = (attend_in_calls(table, config, calls) for table in (Native(2), Backend(1)))
     np.testing.assert_allclose(got, expected, rtol=0, atol=BF16 if level == "amx" else HALF)
     assert np.mean((got - expected) ** 2) < 1e-5 * np.mean(expected**2)
+
+
+@pytest.mark.parametrize("window", [1, 2, 37, 64, 100, 257])
+@pytest.mark.parametrize("shared", [1, 3])
+def test_attention_in_a_window_computes_its_definition(shared, window, level):
+    config = Config(2 * shared * 20, 1, 2 * shared, vocab_size=8, hidden_dim=8, n_kv_heads=2)
+    calls = [1, 70, 1, 5, 1, 300, 1, 1, 37]
+    got, expected = (attend_in_calls(table, config, calls, window) for table in (Native(2), Backend(1)))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=BF16 if level == "amx" else HALF)
+    np.testing.assert_array_equal(attend_in_calls(Native(5), config, calls, window), got)
+
+
+def test_a_window_larger_than_the_text_changes_nothing(level):
+    config, calls = Config(64, 1, 2, vocab_size=8, hidden_dim=8, n_kv_heads=1), [70, 1, 200, 1]
+    whole = attend_in_calls(Native(2), config, calls)
+    for window in (272, 4096, 2**62):
+        np.testing.assert_array_equal(attend_in_calls(Native(2), config, calls, window), whole)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 40])
+def test_what_lies_before_the_window_is_not_read(n_tokens, level):
+    config = Config(6 * 20, 1, 6, vocab_size=8, hidden_dim=8, n_kv_heads=2)
+    (q, k, v), outputs = heads(n_tokens, config), []
+    for before in (0, np.nan):
+        keys, values = np.full((2, 2, 700, 20), before, np.float16)
+        keys[:, 591:600], values[:, 591:600] = normal(2, 9, 20), normal(2, 9, 20, seed=5)
+        outputs.append(np.empty((n_tokens, 6 * 20), np.float32))
+        _native.attention(q, k, v, keys, values, 600, outputs[-1], 2, 10)
+    np.testing.assert_array_equal(*outputs)
 
 
 def test_attention_in_one_call_is_attention_token_by_token(level):

@@ -91,10 +91,13 @@ class Native(Backend):
 
     def attention(self, q, k, v, cache, layer, tap=None, window=0) -> np.ndarray:
         """As ops.attention, which it is where the attention weights are to be looked at."""
-        if tap or window:
+        if tap:
             return ops.attention(q, k, v, cache, layer, tap, window)
         out = np.empty((len(q), q[0].size), np.float32)
-        return self._fill(out, _native.attention, q, k, v, *cache.room(layer, len(q)), len(cache))
+        keys, values = cache.room(layer, len(q))
+        window = min(window, keys.shape[1])
+        _native.attention(q, k, v, keys, values, len(cache), out, self.threads, window)
+        return out
 
     def swiglu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
         """As ops.swiglu."""
