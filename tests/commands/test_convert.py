@@ -269,7 +269,7 @@ def test_convert_names_the_types_it_knows(folder, arguments):
     checkpoints.refused(lambda: convert(folder, **arguments), "0 (f32) or 1 (f16)")
 
 
-@pytest.mark.parametrize("type", ["q6_k", "f16", 99, "", "q4_0_2023"])
+@pytest.mark.parametrize("type", ["q7_k", "f16", 99, "", "q4_0_2023"])
 def test_quantize_names_the_types_it_knows(folder, type):
     (source,) = convert(folder)
     checkpoints.refused(lambda: quantize(source, folder / "x.bin", type), "q4_0", "q5_1")

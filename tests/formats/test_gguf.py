@@ -358,8 +358,8 @@ def at_key(data: bytes, key: bytes) -> int:
             r"is \[1099511627776\]",
         ),
         (
-            lambda data: replaced(data, at_key(data, b"output_norm.weight") + 12, "I", 12),
-            "of type q4_k: supported",
+            lambda data: replaced(data, at_key(data, b"output_norm.weight") + 12, "I", 18),
+            "of type iq3_xxs: supported",
         ),
         (lambda data: replaced(data, at_key(data, b"output_norm.weight") + 12, "I", 99), "of type number 99"),
         (

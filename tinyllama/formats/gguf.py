@@ -33,7 +33,7 @@ from .cursor import ARRAY, F32, I32, STRING, Cursor
 MAGIC = b"GGUF"
 
 TYPE_OF_ID = {kind.gguf_id: kind for kind in TYPES.values() if kind.gguf_id is not None}
-OTHER_TYPES = {10: "q2_k", 11: "q3_k", 12: "q4_k", 13: "q5_k", 20: "iq4_nl", 23: "iq4_xs"}
+OTHER_TYPES = {16: "iq2_xxs", 17: "iq2_xs", 18: "iq3_xxs", 19: "iq1_s", 21: "iq3_s", 22: "iq2_s"}
 
 #: The architecture's keys (behind "llama.") and the fields of Config that they give.
 FIELDS = {
