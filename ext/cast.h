@@ -221,7 +221,7 @@ FLATTEN int cast_to(const file_blocks *from, const weight_type to, uint8_t *out)
 static int cast(const file_blocks *from, weight_type to, uint8_t *out) {
 #define CAST_CASE(id, ...) case id: return cast_to(from, id, out);
     switch (to) { /* each with its type known to the compiler */
-        BLOCK_TYPES(CAST_CASE)
+        PLAIN_TYPES(CAST_CASE)
     case F32: return cast_to(from, F32, out);
     case F16: return cast_to(from, F16, out);
     case Q4_0_2023: return cast_to(from, Q4_0_2023, out);

@@ -44,28 +44,39 @@ enum {
 /* ---- weights (weights.c, pack.c) ---- */
 
 /* Every type of weights, once. Files hold all of them (quant.py says what their numbers mean); kernels multiply by the
- * first two lists, and the third is prepared as one of these when it is loaded.
+ * first three lists, and the last is prepared as one of these when it is loaded.
  *
  *       id                  name                prepared as
- *                                                     block: weights, bytes
- *                                                              quants: bits, zero, has a minimum
- *                                                                        scales: bytes, those of a row first */
-#define NUMBER_TYPES(T)                                                        \
-    T(F32,                "f32",              F32,    1,   4,   0,   0, 0,  0, 0) \
-    T(F16,                "f16",              F16,    1,   2,   0,   0, 0,  0, 0) \
-    T(BF16,               "bf16",             BF16,   1,   2,   0,   0, 0,  0, 0)
-#define BLOCK_TYPES(T)                                                         \
-    T(Q4_0,               "q4_0",             Q4_0,  32,  18,   4,   8, 0,  2, 0) \
-    T(Q4_1,               "q4_1",             Q4_1,  32,  20,   4,   0, 1,  2, 0) \
-    T(Q5_0,               "q5_0",             Q5_0,  32,  22,   5,  16, 0,  2, 0) \
-    T(Q5_1,               "q5_1",             Q5_1,  32,  24,   5,   0, 1,  2, 0) \
-    T(Q8_0,               "q8_0",             Q8_0,  32,  34,   8, 128, 0,  2, 0)
-#define FILE_TYPES(T)                                                          \
-    T(Q6_K,               "q6_k",             Q8_0, 256, 210,   6,  32, 0,  2, 0) \
-    T(Q4_0_2023,          "q4_0_2023",        Q4_0,  32,  20,   4,   8, 0,  4, 0) \
-    T(Q4_0_2023_PLANAR,   "q4_0_2023_planar", Q4_0,  32,  20,   4,   8, 0,  4, 1) \
-    T(Q4_1_2023,          "q4_1_2023",        Q4_1,  32,  24,   4,   0, 1,  4, 1)
-#define TYPES(T) NUMBER_TYPES(T) BLOCK_TYPES(T) FILE_TYPES(T)
+ *                                                       block: weights, bytes
+ *                                                                quants: bits, zero, has a minimum
+ *                                                                          scales: bytes, those of a row first,
+ *                                                                          weights that share one
+ *                                                                                     where in a super-block: d,
+ *                                                                                     small scales, high bits, quants */
+#define NUMBER_TYPES(T)                                                                                   \
+    T(F32,                "f32",              F32,      1,   4,   0,   0, 0,   0, 0,  0,    0,   0,   0,  0) \
+    T(F16,                "f16",              F16,      1,   2,   0,   0, 0,   0, 0,  0,    0,   0,   0,  0) \
+    T(BF16,               "bf16",             BF16,     1,   2,   0,   0, 0,   0, 0,  0,    0,   0,   0,  0)
+#define PLAIN_TYPES(T)                                                                                    \
+    T(Q4_0,               "q4_0",             Q4_0,    32,  18,   4,   8, 0,   2, 0, 32,    0,   0,   0,  0) \
+    T(Q4_1,               "q4_1",             Q4_1,    32,  20,   4,   0, 1,   2, 0, 32,    0,   0,   0,  0) \
+    T(Q5_0,               "q5_0",             Q5_0,    32,  22,   5,  16, 0,   2, 0, 32,    0,   0,   0,  0) \
+    T(Q5_1,               "q5_1",             Q5_1,    32,  24,   5,   0, 1,   2, 0, 32,    0,   0,   0,  0) \
+    T(Q8_0,               "q8_0",             Q8_0,    32,  34,   8, 128, 0,   2, 0, 32,    0,   0,   0,  0)
+#define K_TYPES(T)                                                                                        \
+    T(Q2_K,               "q2_k",             Q2_K,   256,  84,   2,   0, 1,   2, 0, 16,   80,   0,   0, 16) \
+    T(Q3_K,               "q3_k",             Q3_K,   256, 110,   3,   4, 0,   2, 0, 16,  108,  96,   0, 32) \
+    T(Q4_K,               "q4_k",             Q4_K,   256, 144,   4,   0, 1,   2, 0, 32,    0,   4,   0, 16) \
+    T(Q5_K,               "q5_k",             Q5_K,   256, 176,   5,   0, 1,   2, 0, 32,    0,   4,  16, 48) \
+    T(Q6_K,               "q6_k",             Q8_0,   256, 210,   6,  32, 0,   2, 0, 16,  208, 192, 128,  0) \
+    T(IQ4_NL,             "iq4_nl",           IQ4_NL,  32,  18,   4, 128, 0,   2, 0, 32,    0,   0,   0,  0) \
+    T(IQ4_XS,             "iq4_xs",           IQ4_XS, 256, 136,   4, 128, 0,   2, 0, 32,    0,   4,   0,  8)
+#define FILE_TYPES(T)                                                                                     \
+    T(Q4_0_2023,          "q4_0_2023",        Q4_0,    32,  20,   4,   8, 0,   4, 0, 32,    0,   0,   0,  0) \
+    T(Q4_0_2023_PLANAR,   "q4_0_2023_planar", Q4_0,    32,  20,   4,   8, 0,   4, 1, 32,    0,   0,   0,  0) \
+    T(Q4_1_2023,          "q4_1_2023",        Q4_1,    32,  24,   4,   0, 1,   4, 1, 32,    0,   0,   0,  0)
+#define BLOCK_TYPES(T) PLAIN_TYPES(T)
+#define TYPES(T) NUMBER_TYPES(T) BLOCK_TYPES(T) K_TYPES(T) FILE_TYPES(T)
 
 #define ID(id, ...) id,
 typedef enum { TYPES(ID) N_TYPES } weight_type;
@@ -75,7 +86,7 @@ typedef enum { TYPES(ID) N_TYPES } weight_type;
 static const struct {
     const char *name;
     weight_type prepared;
-    int block, bytes, bits, zero, has_minimum, scale_bytes, planar;
+    int block, bytes, bits, zero, has_minimum, scale_bytes, planar, shared, d, scales, high, q;
 } types[N_TYPES] = {TYPES(FACTS)};
 #undef FACTS
 
