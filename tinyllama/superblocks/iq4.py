@@ -1,12 +1,44 @@
-"""Nibbles that are looked up in a table."""
+"""iq4_nl and iq4_xs: nibbles that stand for 16 levels of a table, which are denser around 0."""
 
 import numpy as np
 
 from ..block_type import BlockType
-from .k import _Symmetric
-from .planes import unpacked
+from . import search
+from .k import AT_ONCE, SuperBlock
+from .planes import packed, unpacked
 
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+
+#: Which level is nearest to v, by floor(2 v) from -256 to 255: half way between two (whole numbers, doubled) the
+#: upper one begins. NumPy counts negative places from the end, so that the second half is for negative v.
+_NEAREST = np.searchsorted(LEVELS[1:].astype(int) + LEVELS[:-1], np.r_[0:256, -256:0], side="right").astype(np.uint8)
+_NEAREST_LEVEL = LEVELS[_NEAREST].astype(np.float32)
+
+
+def _places(v: np.ndarray) -> np.ndarray:
+    """Of float32 numbers in the tables above; NaN counts as above all levels."""
+    return np.fmax(np.fmin(np.floor(v + v), np.float32(255)), np.float32(-256)).astype(np.intp)
+
+
+def _scales(x: np.ndarray) -> np.ndarray:
+    """The scale of each part, [n_parts], of x [32, n_parts]; weights x².
+
+    The trials: the weight of largest magnitude becomes 127, or one of -134 to -120 (which all mean -127).
+    """
+    w, peak = x * x, search.largest(x)
+    trials = [np.float32(1) / (peak / np.float32(127)), *(np.float32(i) / peak for i in range(-134, -119))]
+    scale, _ = search.symmetric(
+        x,
+        trials,
+        lambda v: _NEAREST_LEVEL[_places(v)],
+        lambda q: (search.total(w * q * x), search.total(w * q * q)),
+    )
+    return np.where(np.abs(peak) < search.TINY, np.float32(0), scale)
+
+
+def _indices(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Of the levels nearest to x / scale: uint8 [32, n_parts]."""
+    return _NEAREST[_places(np.where(scale != 0, np.float32(1) / scale, np.float32(0)) * x)]
 
 
 class IQ4_NL(BlockType):
@@ -14,19 +46,36 @@ class IQ4_NL(BlockType):
 
     fields, gguf_id, file_type = (("d", "<f2"), ("qs", "u1", 16)), 20, 25
 
+    def _pack(self, x, blocks):
+        x, blocks, step = x.reshape(-1, self.block), blocks.reshape(-1), AT_ONCE * 8
+        for some in (slice(start, start + step) for start in range(0, len(x), step)):
+            part = np.ascontiguousarray(x[some].T)
+            scale = _scales(part)
+            blocks["d"][some] = scale
+            blocks["qs"][some] = packed(_indices(part, scale).T, 4, 16)
+
     def integers(self, blocks):
         return LEVELS[unpacked(blocks["qs"], 4, 16)]
 
 
-class IQ4_XS(_Symmetric):
+class IQ4_XS(SuperBlock):
     """Parts of 32: f16 d, 2 bytes of bit pairs and 4 of nibbles that are the scales, 128 bytes of nibbles."""
 
     fields = (("d", "<f2"), ("scales_h", "u1", 2), ("scales_l", "u1", 4), ("qs", "u1", 128))
-    gguf_id, file_type, part = 23, 30, 32
+    gguf_id, file_type, part, planes = 23, 30, 32, (("qs", 4, 16),)
+
+    def _fill(self, x, blocks):
+        """Unlike a K type's, its integers are those nearest with a `d` that isn't rounded yet."""
+        scales = _scales(x).reshape(len(blocks), -1)
+        d = search.largest(scales.T)[:, None] / np.float32(-32)
+        small = search.nearest(np.where(d != 0, np.float32(1) / d, np.float32(0)) * scales).clip(-32, 31)
+        codes = (small + 32).astype(np.uint8)
+        blocks["d"], blocks["scales_l"], blocks["scales_h"] = d[:, 0], packed(codes, 4, 1), packed(codes >> 4, 2, 1)
+        return _indices(x, (d * small.astype(np.float32)).ravel())
 
     def integers(self, blocks):
         return LEVELS[unpacked(blocks["qs"], 4, 16)]
 
-    def small(self, blocks):
-        low, high = unpacked(blocks["scales_l"], 4, 1), unpacked(blocks["scales_h"], 2, 1)
-        return (low | high << 4).view(np.int8) - np.int8(32)
+    def factors(self, blocks):
+        codes = unpacked(blocks["scales_l"], 4, 1) | unpacked(blocks["scales_h"], 2, 1) << 4
+        return blocks["d"].astype(np.float32)[..., None] * (codes.astype(np.float32) - 32), None
