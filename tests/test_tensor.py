@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from nasty import GGUF_TYPES, OF_2023, nasty
 
 from tinyllama.quant import quantize
-from tinyllama.tensor import Piece, Tensor
+from tinyllama.tensor import Piece, Tensor, halves_order
 
 
 def in_pieces(x: np.ndarray, type: str, axis: int, n_pieces: int = 2) -> Tensor:
@@ -64,3 +66,22 @@ def test_an_infinite_scale_is_found():
     blocks = quantize(nasty(), "q4_0")
     blocks["d"][7, 1] = np.inf
     assert not Tensor.from_blocks("w", (64, 64), "q4_0", blocks).is_finite()
+
+
+def test_rows_in_halves_are_read_in_pairs():
+    plain = np.random.default_rng(3).standard_normal((24, 64)).astype(np.float32)
+    order = halves_order(4, 6)
+    for type in ("f32", "q4_0"):
+        (stored,) = Tensor.from_array("wq", plain, type).pieces
+        piece = replace(stored, order=order)
+        expected = Tensor("wq", plain.shape, (stored,)).dequantize()[order]
+        np.testing.assert_array_equal(Tensor("wq", plain.shape, (piece,)).dequantize(), expected)
+        some = piece.rows(7, 19).rows(2, 5)
+        assert (some.shape, some.nbytes) == ((3, 64), 3 * stored.row_bytes)
+        np.testing.assert_array_equal(some.kind.dequantize(some.blocks()), expected[9:12])
+
+
+def test_the_elements_of_a_vector_in_halves_are_read_in_pairs():
+    (stored,) = Tensor.from_array("bias", np.arange(8, dtype=np.float32)).pieces
+    bias = Tensor("bias", (8,), (replace(stored, order=halves_order(2, 4)),))
+    assert bias.dequantize().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]

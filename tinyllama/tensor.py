@@ -59,10 +59,10 @@ class Piece:
 
 
 def halves_order(n_heads: int, head_dim: int) -> np.ndarray:
-    """The `Piece.order` of wq, wk and what is added to or multiplied by their outputs, in files of Hugging Face.
+    """The `Piece.order` of wq, wk, their biases and norms in files that lie as Hugging Face's do.
 
     RoPE turns pairs of numbers. In Meta's rows pair j of a head is (2j, 2j + 1), which is what `ops.rope`
-    expects; in Hugging Face's it is (j, head_dim / 2 + j), the first and the second half.
+    expects; in Hugging Face's it is (j, head_dim / 2 + j): one of the first half, one of the second.
 
     Returns [n_heads * head_dim]: for a head of 6, [0, 3, 1, 4, 2, 5].
     """
