@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 
+from tinyllama.formats.pre_tokenizers import words_of
 from tinyllama.tokenizer import Vocabulary
 
 TEXT = """\
@@ -77,7 +78,7 @@ def bpe(pre: str = "gpt-2") -> Vocabulary:
         pieces=tuple(pieces),
         types=(3, 3, 4) + (1,) * (len(pieces) - 3),
         merges=tuple(merges),
-        pre=pre,
+        **words_of(pre),
         bos_id=0,
         eos_id=0,
         unk_id=None,

@@ -19,8 +19,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from heapq import heappop, heappush
+from itertools import chain
 from math import isfinite
 from pathlib import Path
+from unicodedata import normalize
 
 import regex
 
@@ -46,13 +48,18 @@ class Vocabulary:
     scores: tuple[float, ...] = ()  # of SentencePiece, one a piece: the highest is merged first
     types: tuple[int, ...] = ()  # one a piece: NORMAL, UNKNOWN, ...
     merges: tuple[str, ...] = ()  # of byte-level BPE, "left right": the first is merged first
-    pre: str = ""  # of byte-level BPE, the rule that cuts text into words: a key of WORDS
+    pre: str = ""  # of byte-level BPE, the name of the rule that cuts text into words, for GGUF
+    words: tuple[str, ...] = ()  # that rule (formats/pre_tokenizers.py): each cuts what the one before left
+    ignore_merges: bool = False  # of byte-level BPE: a word that is a piece is taken as it is
     bos_id: int | None = 1
     eos_id: int | None = 2
     unk_id: int | None = 0
     stop_ids: tuple[int, ...] = ()  # tokens that end a text beside eos, "<|eot_id|>" say
     add_bos: bool = True  # put bos before every prompt
-    add_space_prefix: bool = True  # of SentencePiece: put a space before the text
+    add_space_prefix: bool = True  # put a space before the text
+    prefixed: str = "text"  # what gets that space: a text with its user-defined pieces (SentencePiece); each
+    # "part" between special pieces; each "bare" part, without a space of its own; the "first" part, if it's bare
+    normal_form: str = ""  # of Unicode, "NFC", which text is brought into first
     path: Path | None = field(default=None, compare=False)  # the tokenizer.model that it was read from
 
 
@@ -113,9 +120,11 @@ class Tokenizer:
         for token_id, (piece, kind) in enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True)):
             if piece:
                 self._of_type[kind][piece] = token_id
-        always = self._of_type[USER_DEFINED] if vocabulary.kind == "bpe" else {}  # found in every text
+        within = vocabulary.kind == "sentencepiece" and vocabulary.prefixed == "text"
+        always = {} if within else self._of_type[USER_DEFINED]  # found in every text
         self._special_ids = always | self._of_type[CONTROL]
         self._special = {False: _any_of(always), True: _any_of(self._special_ids)}
+        self.prefix = b" " if vocabulary.add_space_prefix else b""
         self._encode_short, self._n_long = lru_cache(REMEMBERED)(self._encode_word), 0
 
     def encode(self, text: str | bytes, bos: bool | None = None, special: bool = False) -> list[int]:
@@ -136,7 +145,7 @@ class Tokenizer:
             if index % 2:
                 ids.append(self._special_ids[run])
             elif run:
-                ids += self._encode_run(run)
+                ids += self._encode_run(run, first=index == 0)
         return ids
 
     def decode_bytes(self, ids: Iterable[int], strip_prefix: bool = True) -> bytes:
@@ -169,21 +178,29 @@ class Tokenizer:
             raise TinyllamaError(f"there is no token {token_id}: the vocabulary has {self.vocab_size}")
         return self.vocabulary.types[token_id] == CONTROL
 
-    def _encode_run(self, text: str) -> list[int]:
+    def _encode_run(self, text: str, first: bool) -> list[int]:
         """Text between special pieces -> ids."""
-        ids = []
-        # The prefix comes after a control token, too: for LLaMA that is where the next text begins.
-        for index, part in enumerate(self._verbatim.split(self.prefix.decode() + text)):
+        ids, text = [], normalize(self.vocabulary.normal_form, text) if self.vocabulary.normal_form else text
+        always = self.vocabulary.prefixed in ("text", "part")
+        if always or not text.startswith(" ") and (first or self.vocabulary.prefixed == "bare"):
+            text = self.prefix.decode() + text
+        for index, part in enumerate(self._verbatim.split(text)):
             if index % 2:
                 found = (self._byte_ids.get(byte, self._unk_id) for byte in _bytes(part))
                 ids += [token_id for token_id in found if token_id is not None]
                 continue
-            for number, match in enumerate(self._rule.finditer(part)):
+            for number, word in enumerate(self._words(part)):
                 if number % OFTEN == 0:
                     check_cancelled()
-                word = match[0]
                 ids += self._encode_short(word) if len(word) <= SHORT else self._encode_long(word)
         return ids
+
+    def _words(self, text: str) -> Iterable[str]:
+        """Cut text by the first rule, each part by the next, ..."""
+        words = [text]
+        for rule in self._rules:
+            words = (match[0] for match in chain.from_iterable(map(rule.finditer, words)))
+        return words
 
     def _encode_long(self, word: str) -> list[int]:
         """A word -> ids, by a library where that is faster and possible."""
@@ -204,70 +221,58 @@ class SentencePiece(Tokenizer):
 
     def __init__(self, vocabulary: Vocabulary):
         super().__init__(vocabulary)
-        self.prefix = b" " if vocabulary.add_space_prefix else b""
-        self._ids = self._of_type[NORMAL] | self._of_type[USER_DEFINED] | self._of_type[UNUSED]
-        self._byte_ids = {int(piece[1:-1], 16): token_id for piece, token_id in self._of_type[BYTE].items()}
-        self._unk_id = vocabulary.types.index(UNKNOWN)
-        self._user_defined = _any_of(self._of_type[USER_DEFINED])  # are found first, and never merged
+        kinds, within = self._of_type, vocabulary.prefixed == "text"
+        self._frozen = kinds[USER_DEFINED] if within else {}  # found first, and never merged
+        self._ids = kinds[NORMAL] | self._frozen
+        self._byte_ids = {int(piece[1:-1], 16): token_id for piece, token_id in kinds[BYTE].items()}
+        self._unk_id = next(iter(kinds[UNKNOWN].values()), None)
+        self._user_defined = _any_of(self._frozen)
         self._ranks = array("f", (-score for score in vocabulary.scores))  # float32: ties are as in the file
+        self._pairs = {pair: number for number, pair in enumerate(vocabulary.merges)}
         across = any("▁" in piece.lstrip("▁") for piece in self._ids)  # pieces that go on into the next word
-        apart = self._byte_ids and not self._of_type[UNUSED] and not across
-        self._rule = re.compile(" *[^ ]+| +" if apart else "(?s:.+)")
+        apart = self._byte_ids and not across
+        self._rules = [re.compile(" *[^ ]+| +" if apart else "(?s:.+)")]
 
     def _encode_word(self, word: str) -> list[int]:
         """What no piece goes beyond -> ids."""
-        frozen, unused, halves = self._of_type[USER_DEFINED], self._of_type[UNUSED], {}
 
         def rank(left: str, right: str) -> float | None:
             token_id = self._ids.get(left + right)
-            if token_id is None or left in frozen or right in frozen:
+            if token_id is None or left in self._frozen or right in self._frozen:
                 return None
-            if left + right in unused:
-                halves[left + right] = left, right
-            return self._ranks[token_id]
+            return self._pairs.get(f"{left} {right}") if self._pairs else self._ranks[token_id]
 
         runs = enumerate(self._user_defined.split(word.replace(" ", "▁")))
-        symbols = [symbol for index, run in runs for symbol in ([run] if index % 2 else run)]
-        ids, left = [], merge(symbols, rank)[::-1]
-        while left:
-            symbol = left.pop()
-            if symbol in halves:  # an unused piece leads to others, but isn't one itself
-                left += halves[symbol][::-1]
-            elif symbol in self._ids:
+        symbols, ids = [symbol for index, run in runs for symbol in ([run] if index % 2 else run)], []
+        for symbol in merge(symbols, rank):
+            if symbol in self._ids:
                 ids.append(self._ids[symbol])
             elif self._byte_ids:
                 ids += [self._byte_ids[byte] for byte in symbol.encode()]
-            elif ids[-1:] != [self._unk_id]:  # one for all unknown characters in a row
+            elif self._unk_id is not None and ids[-1:] != [self._unk_id]:  # one for all unknown ones in a row
                 ids.append(self._unk_id)
         return ids
 
     @cached_property
     def _library(self) -> libraries.Encode | None:
-        if self._of_type[USER_DEFINED] or self._of_type[UNUSED]:
+        if self._frozen or self._pairs:
             return None
-        return libraries.sentencepiece(self.vocabulary.pieces, self.vocabulary.scores, self.vocabulary.types)
+        rows = zip(self.vocabulary.pieces, self.vocabulary.types, strict=True)
+        types = [CONTROL if kind in (USER_DEFINED, UNUSED) or not piece else kind for piece, kind in rows]
+        return libraries.sentencepiece(self.vocabulary.pieces, self.vocabulary.scores, types)
 
     def _spell(self, piece: str, token_id: int) -> bytes:
         kind = self.vocabulary.types[token_id]
         if kind == BYTE:
             return bytes([int(piece[1:-1], 16)])
-        return " ⁇ ".encode() if kind == UNKNOWN else piece.replace("▁", " ").encode()
+        as_it_is = kind == USER_DEFINED and not self._frozen
+        return " ⁇ ".encode() if kind == UNKNOWN else piece.replace("▁", "▁" if as_it_is else " ").encode()
 
 
 #: Bytes as byte-level BPE shows them (GPT-2): those that print as themselves, the others from U+0100 on.
 _HIDDEN = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
 _CHAR_OF = {byte: chr(byte) for byte in range(256)} | {byte: chr(0x100 + i) for i, byte in enumerate(_HIDDEN)}
 _BYTE_OF = {char: byte for byte, char in _CHAR_OF.items()}
-
-#: Rules that cut text into words, by the names that llama.cpp gives them. GPT-2's: contractions; a word, a
-#: number or signs, with the space before it; spaces, but not the last one before a word. SmolLM's: each digit
-#: by itself. Llama 3's: a word with the sign before it; up to three digits; signs; line ends; spaces.
-WORDS = {
-    "gpt-2": r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "smollm": r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
-    "llama-bpe": r"(?i:'(?:s|t|re|ve|m|ll|d))|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
 
 
 class ByteLevelBPE(Tokenizer):
@@ -279,32 +284,33 @@ class ByteLevelBPE(Tokenizer):
 
     def __init__(self, vocabulary: Vocabulary):
         super().__init__(vocabulary)
-        rule, ids = vocabulary.pre, dict(self._of_type[NORMAL])
-        require(rule in WORDS, f"the pre-tokenizer {rule!r} isn't supported, only {', '.join(WORDS)}")
-        for kind in (UNKNOWN, USER_DEFINED, UNUSED, BYTE):  # their "Ġ" isn't a space but means itself
+        ids, pieces, self._ranks = dict(self._of_type[NORMAL]), set(vocabulary.pieces), {}
+        for kind in (UNKNOWN, USER_DEFINED, BYTE):  # their "Ġ" isn't a space but means itself
             ids |= {piece: token_id for piece, token_id in self._of_type[kind].items() if piece.isascii()}
-        for pair in vocabulary.merges:
+        for number, pair in enumerate(vocabulary.merges):
             left, _, right = pair.partition(" ")
-            if left not in ids or right not in ids or left + right not in ids or " " in right:
-                shown = repr(pair[:80])
-                raise TinyllamaError(f"the merge {shown} isn't of two pieces of the vocabulary into a third")
-        self._ids, self._ranks = ids, {pair: number for number, pair in enumerate(vocabulary.merges)}
+            if left in ids and right in ids and left + right in ids and " " not in right:
+                self._ranks[pair] = number
+            elif not {left, right, left + right} <= pieces:
+                raise TinyllamaError(f"the merge {pair[:80]!r} isn't of two pieces of the vocabulary into a third")
+        self._ids = ids
         self._byte_ids = {byte: ids[char] for byte, char in _CHAR_OF.items() if char in ids}
         self.missing_bytes = frozenset(range(256)) - self._byte_ids.keys()
-        self._rule = regex.compile(WORDS[rule])
-        self._whole = rule == "llama-bpe"  # a word that is a piece is taken as it is
+        # A word is also what lies between those that a rule finds.
+        self._rules = [regex.compile(f"(?:{rule})|(?:(?!{rule})(?s:.))+") for rule in vocabulary.words]
 
     def _encode_word(self, word: str) -> list[int]:
         """A word -> ids."""
         spelled = _spelled(word)
-        if self._whole and spelled in self._ids:
+        if self.vocabulary.ignore_merges and spelled in self._ids:
             return [self._ids[spelled]]
         symbols = (char for char in spelled if char in self._ids)
         return [self._ids[s] for s in merge(symbols, lambda left, right: self._ranks.get(f"{left} {right}"))]
 
     @cached_property
     def _library(self) -> libraries.Encode | None:
-        encode = libraries.tokenizers(self._ids, self.vocabulary.merges, self._whole)
+        merges = [pair for pair in self.vocabulary.merges if pair in self._ranks]
+        encode = libraries.tokenizers(self._ids, merges, self.vocabulary.ignore_merges)
         return encode and (lambda word: encode(_spelled(word)))
 
     def _spell(self, piece: str, token_id: int) -> bytes:
@@ -337,7 +343,7 @@ def _bytes(text: str | bytes) -> bytes:
 
 def make_tokenizer(vocabulary: Vocabulary, path: str | Path = "the vocabulary") -> Tokenizer:
     """The tokenizer of a vocabulary. Raises TinyllamaError, naming its file, where they contradict it."""
-    with naming(vocabulary.path or path):
+    with naming(vocabulary.path or path, regex.error):
         _check(vocabulary)
         return (SentencePiece if vocabulary.kind == "sentencepiece" else ByteLevelBPE)(vocabulary)
 
@@ -359,16 +365,15 @@ def _check(vocabulary: Vocabulary) -> None:
     require(set(types) <= set(range(NORMAL, BYTE + 1)), "the types of a vocabulary's pieces must be 1 to 6")
     require(all(map(isfinite, scores)), "a score of the vocabulary is NaN or infinite")
     "".join(pieces).encode()  # half a surrogate pair is a ValueError
-    if len(set(pieces)) < n:
-        raise TinyllamaError(f"two tokens are the same piece, {Counter(pieces).most_common(1)[0][0]!r}")
+    if len(set(pieces)) + max(0, pieces.count("") - 1) < n:  # empty ones stand for nothing
+        named = Counter(filter(None, pieces)).most_common(1)[0][0]
+        raise TinyllamaError(f"two tokens are the same piece, {named!r}")
     for token_id in {vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id, *vocabulary.stop_ids} - {None}:
         require(0 <= token_id < n, f"a special token is number {token_id} of a vocabulary of {n}")
     special = "".join(p for p, kind in zip(pieces, types, strict=True) if kind in (CONTROL, USER_DEFINED))
     require(len(special) <= LARGEST_SPECIAL, "control and user-defined pieces that are absurdly long")
     if is_spm:
-        n_unknown, found = types.count(UNKNOWN), {pieces[i] for i, kind in enumerate(types) if kind == BYTE}
-        require("" not in pieces, "a piece of the vocabulary is empty")
-        require(n_unknown == 1, f"a vocabulary of SentencePiece has one unknown piece, not {n_unknown}")
+        found = {piece for piece, kind in zip(pieces, types, strict=True) if kind == BYTE}
         require(found in (set(), set(BYTE_PIECES)), "byte pieces that aren't <0x00> to <0xFF>")
 
 

@@ -2,6 +2,8 @@
 
 from hypothesis import strategies as st
 
+from tinyllama.formats.pre_tokenizers import RULES as NAMED
+from tinyllama.formats.pre_tokenizers import words_of
 from tinyllama.tokenizer import Vocabulary
 
 from .. import texts
@@ -20,7 +22,7 @@ WORDS = [
     b"4 0 ",
 ]
 
-RULES = ["gpt-2", "smollm", "llama-bpe"]
+RULES = list(NAMED)
 
 
 def check(data: bytes) -> bool:
@@ -33,7 +35,7 @@ def check(data: bytes) -> bool:
         pieces=tuple(piece for piece, _, _ in pieces),
         types=tuple(kind for _, _, kind in pieces),
         merges=tuple(files.get("merges", b"").decode("utf-8", "replace").split("\n")[:-1]),
-        pre=next((option for option in options if option in RULES), "gpt-2"),
+        **words_of(next((option for option in options if option in RULES), "gpt-2")),
         bos_id=None,
         eos_id=0,
         unk_id=None,
