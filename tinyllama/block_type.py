@@ -98,6 +98,7 @@ class BlockType:
 
     def is_finite(self, blocks: np.ndarray) -> bool:
         """Whether there is no NaN and no infinity among the scales and minima, or the plain numbers."""
-        fields = [blocks[name] for name in ("d", "m", "dmin") if name in (blocks.dtype.names or ())] or [blocks]
+        names = {"d", "m", "dmin"} & set(blocks.dtype.names or ())
+        fields = [blocks[name] for name in names] or [blocks]
         bits = [numbers.view(f"<u{numbers.itemsize}") & self.exponent for numbers in fields]
         return all(exponents.max() < self.exponent for exponents in bits)

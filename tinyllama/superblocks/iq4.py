@@ -3,15 +3,16 @@
 import numpy as np
 
 from ..block_type import BlockType
-from . import search
+from . import planes, search
 from .k import AT_ONCE, SuperBlock
-from .planes import packed, unpacked
 
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 
-#: Which level is nearest to v, by floor(2 v) from -256 to 255: half way between two (whole numbers, doubled) the
-#: upper one begins. NumPy counts negative places from the end, so that the second half is for negative v.
-_NEAREST = np.searchsorted(LEVELS[1:].astype(int) + LEVELS[:-1], np.r_[0:256, -256:0], side="right").astype(np.uint8)
+#: Which level is nearest to v, by floor(2 v) from -256 to 255: half way between two levels, which is a whole
+#: number when doubled, the upper one begins. NumPy counts negative places from the end: the second half is of
+#: negative v.
+_HALFWAY = LEVELS[1:].astype(int) + LEVELS[:-1]
+_NEAREST = np.searchsorted(_HALFWAY, np.r_[0:256, -256:0], side="right").astype(np.uint8)
 _NEAREST_LEVEL = LEVELS[_NEAREST].astype(np.float32)
 
 
@@ -42,40 +43,42 @@ def _indices(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 class IQ4_NL(BlockType):
-    """f16 d, 16 bytes of nibbles."""
+    """4.5 bits a weight, blocks of 32: d, then 16 bytes of nibbles; a weight is d * LEVELS[nibble]."""
 
     fields, gguf_id, file_type = (("d", "<f2"), ("qs", "u1", 16)), 20, 25
+    planes = (("qs", 4, 16),)
 
     def _pack(self, x, blocks):
         x, blocks, step = x.reshape(-1, self.block), blocks.reshape(-1), AT_ONCE * 8
         for some in (slice(start, start + step) for start in range(0, len(x), step)):
             part = np.ascontiguousarray(x[some].T)
-            scale = _scales(part)
-            blocks["d"][some] = scale
-            blocks["qs"][some] = packed(_indices(part, scale).T, 4, 16)
+            blocks["d"][some] = scale = _scales(part)
+            planes.store(blocks[some], self.planes, _indices(part, scale).T)
 
     def integers(self, blocks):
-        return LEVELS[unpacked(blocks["qs"], 4, 16)]
+        return LEVELS[planes.load(blocks, self.planes)]
 
 
 class IQ4_XS(SuperBlock):
-    """Parts of 32: f16 d, 2 bytes of bit pairs and 4 of nibbles that are the scales, 128 bytes of nibbles."""
+    """4.25 bits a weight, blocks of 256 in parts of 32: d, 2 + 4 bytes of scales s (0 to 63, in two planes),
+    then 128 bytes of nibbles; a weight is d * (s - 32) * LEVELS[nibble]."""
 
     fields = (("d", "<f2"), ("scales_h", "u1", 2), ("scales_l", "u1", 4), ("qs", "u1", 128))
     gguf_id, file_type, part, planes = 23, 30, 32, (("qs", 4, 16),)
+    scale_planes = (("scales_l", 4, 1), ("scales_h", 2, 1))
 
     def _fill(self, x, blocks):
-        """Unlike a K type's, its integers are those nearest with a `d` that isn't rounded yet."""
+        """Unlike a K type's, its nibbles are those nearest with the `d` that isn't rounded yet."""
         scales = _scales(x).reshape(len(blocks), -1)
         d = search.largest(scales.T)[:, None] / np.float32(-32)
         small = search.nearest(np.where(d != 0, np.float32(1) / d, np.float32(0)) * scales).clip(-32, 31)
-        codes = (small + 32).astype(np.uint8)
-        blocks["d"], blocks["scales_l"], blocks["scales_h"] = d[:, 0], packed(codes, 4, 1), packed(codes >> 4, 2, 1)
+        blocks["d"] = d[:, 0]
+        planes.store(blocks, self.scale_planes, (small + 32).astype(np.uint8))
         return _indices(x, (d * small.astype(np.float32)).ravel())
 
     def integers(self, blocks):
-        return LEVELS[unpacked(blocks["qs"], 4, 16)]
+        return LEVELS[planes.load(blocks, self.planes)]
 
     def factors(self, blocks):
-        codes = unpacked(blocks["scales_l"], 4, 1) | unpacked(blocks["scales_h"], 2, 1) << 4
-        return blocks["d"].astype(np.float32)[..., None] * (codes.astype(np.float32) - 32), None
+        small = planes.load(blocks, self.scale_planes).astype(np.float32) - 32
+        return blocks["d"].astype(np.float32)[..., None] * small, None

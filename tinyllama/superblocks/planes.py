@@ -1,28 +1,35 @@
 """Small integers in bytes: how 2, 4 or 8 of them share one.
 
-A *plane* holds some bits of every integer. Its bytes come in groups of `width`, and a group holds
-8 / bits * width integers: byte l has the integers l, l + width, l + 2 width, ... of them, the first in its lowest
-bits. With 2 bits and a width of 32, for example:
+A *plane* is a field of a block that holds some bits of each integer. Its bytes come in groups of `width`, and
+byte l of a group holds the integers l, l + width, l + 2 width, ..., the first of them in its lowest bits.
+With 2 bits and a width of 32, for example:
 
     bits of byte l:     7 6    5 4    3 2    1 0
     integer:           l+96   l+64   l+32     l
 
-So a register full of bytes, masked and shifted, is a register full of neighbours. Integers of 3, 5 or 6 bits lie
-in two planes, their low bits in one and their high bits in the other.
+So a register full of bytes, shifted and masked, is a register full of neighbours. Integers of 3, 5 or 6 bits
+lie in two planes: their lowest bits in one, the others in another. Here planes are ((field, bits, width),
+...), those of the lowest bits first.
 """
 
 import numpy as np
 
 
-def packed(q: np.ndarray, bits: int, width: int) -> np.ndarray:
-    """The lowest bits of uint8 [n, n_integers] -> bytes [n, n_integers * bits / 8]."""
-    groups = (q & ((1 << bits) - 1)).reshape(len(q), -1, 8 // bits, width)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    return np.bitwise_or.reduce(groups << shifts, axis=-2).reshape(len(q), -1)
+def store(blocks: np.ndarray, planes: tuple[tuple[str, int, int], ...], q: np.ndarray) -> None:
+    """Put integers, uint8 [n_blocks, n], into fields of blocks [n_blocks]."""
+    for field, bits, width in planes:
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+        groups = (q & np.uint8((1 << bits) - 1)).reshape(len(q), -1, 8 // bits, width) << shifts
+        blocks[field] = np.bitwise_or.reduce(groups, axis=-2).reshape(len(q), -1)
+        q = q >> np.uint8(bits)
 
 
-def unpacked(bytes_: np.ndarray, bits: int, width: int) -> np.ndarray:
-    """Bytes [..., n_bytes] -> uint8 [..., n_bytes * 8 / bits]."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    groups = bytes_.reshape(*bytes_.shape[:-1], -1, 1, width) >> shifts
-    return (groups & np.uint8((1 << bits) - 1)).reshape(*bytes_.shape[:-1], -1)
+def load(blocks: np.ndarray, planes: tuple[tuple[str, int, int], ...]) -> np.ndarray:
+    """The integers, uint8 [..., n], in fields of blocks [...]."""
+    q, below = np.uint8(0), 0
+    for field, bits, width in planes:
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+        groups = blocks[field].reshape(*blocks.shape, -1, 1, width) >> shifts & np.uint8((1 << bits) - 1)
+        q = q | groups.reshape(*blocks.shape, -1) << np.uint8(below)
+        below += bits
+    return q

@@ -1,24 +1,26 @@
-"""The searches: which scale (and minimum) makes a few weights err least.
+"""The searches: which scale (and minimum) makes the weights of a part err least.
 
-A part is 16 or 32 weights x that become small integers q and come back as scale * q (+ minimum). Dividing by what
-just fits the largest weight is where each search starts, and it isn't the best: with a slightly other scale one
-weight may be clipped, while all the others fall closer to a step. So a search tries several, and judges each by
-the squared error, in which some weights count more than others (`weights`, mostly the larger the weight itself).
+A part is 16 or 32 weights x that become small integers q and come back as scale * q, or scale * q + minimum.
+The scale that just fits the largest weight is seldom the best: with a slightly smaller one that weight is
+clipped a little, while the many small ones fall closer to a step. So a search tries several scales, and
+judges each by the sum of squared errors, in which some weights count more than others: mostly the larger
+ones.
 
-For given q the best scale needs no search: it is where the derivative of that error is 0. Write <a> for a sum
-over the part, of a times the weights. Then (weighted least squares)
+Which scale suits given q best needs no search: it is where the derivative of that sum is 0 (weighted least
+squares). Write <a> for the sum of a over the part, each times what its weight counts. Without a minimum
 
-    scale = <qx> / <qq>                        without a minimum; the error left is <xx> - <qx>² / <qq>
+    scale = <qx> / <qq>                 what is left of the error is <xx> - <qx>² / <qq>
 
-    scale   = (<1><qx> - <q><x>) / D           with one,  D = <1><qq> - <q>²
-    minimum = (<qq><x> - <q><qx>) / D
+and with one, D being <1><qq> - <q>²,
 
-Everything is float32, and a sum adds one product after another: that is what makes the bytes ggml's. They are
-those of its C code where a product and a sum are two roundings (as any compiler for x86-64 makes them unless told
-to use FMA; the libggml-base of llama.cpp's and of llama-cpp-python's builds has no FMA, whatever the processor).
+    scale = (<1><qx> - <q><x>) / D      minimum = (<qq><x> - <q><qx>) / D
 
-Arrays are [n, n_parts]: the weights of a part stand below each other, so that a row of NumPy's adds to the sums
-of all parts at once.
+These are ggml's searches (the `make_*_quants` of its ggml-quants.c), to the byte: everything is float32, and
+sums take one product after another. What they must equal is that C without FMA, every product rounded before
+it is added. So it is compiled for x86-64: llama.cpp builds this file for any such processor, even where it
+builds its kernels for one. Compilers for ARM may fuse the two, and then a few blocks in a million differ.
+
+Arrays are [n, n_parts], a part to a column: adding a row to another adds one weight to the sums of all parts.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,8 +33,9 @@ TINY = np.float32(1e-15)  # a part whose largest magnitude is below this is all 
 def nearest(v: np.ndarray) -> np.ndarray:
     """The nearest integers of float32 numbers, ties to even: int32.
 
-    At 1.5 * 2^23 a float32 has no bits left for a fraction, so adding it rounds, and leaves the integer in the
-    lowest 23 bits. Beyond 2^22 this gives something else, NaN gives 0 and infinity -2^22, as in ggml.
+    At 1.5 * 2^23 a float32 has no bits left for a fraction: adding it rounds, and leaves the integer in the
+    lowest 23 bits. Beyond 2^22 that is another integer, for infinity it is -2^22 and for NaN 0: so it is in
+    ggml.
     """
     bits = (v + np.float32(3 << 22)).view(np.int32)
     bits &= (1 << 23) - 1
@@ -64,22 +67,22 @@ def largest(x: np.ndarray) -> np.ndarray:
 def affine(x, weights, top: int, first: float, n_trials: int, absolute: bool):
     """scale * q + minimum with q from 0 to top: the scale, the minimum (both [n_parts]) and q [n, n_parts].
 
-    The minimum is never above 0: it is stored as a positive multiple of what is *subtracted*, and so that 0 stays
-    a value that a block can hold. Trials measure x, from the minimum on, in steps of
-    (maximum - minimum) / (top + first + 0.1 i), i < n_trials; the q that they give have a best scale and minimum,
-    and where their error is smaller than any before these are kept, the next trial beginning at the new minimum.
-    `absolute` judges by the absolute error instead of the squared one.
+    The minimum is clamped to at most 0: a block stores it as an unsigned integer that is *subtracted*. A part
+    of positive weights therefore counts its steps from 0.
+
+    Trial i rounds x - minimum to steps of (maximum - minimum) / (top + first + 0.1 i): for q4_k, whose first
+    is -1, 21 trials go from 14 steps in the range to 16, of which the last is clipped. The q of a trial get
+    their best scale and minimum; if these err less than all before they are kept, and the next trial starts
+    from that minimum. `absolute` judges by the sum of absolute errors, not of squared ones.
     """
     low, high = np.minimum(x.min(0), np.float32(0)), x.max(0)
-    flat, start = low == high, low
+    size = np.abs if absolute else np.square
 
     def error(q, scale, low):
         difference = scale * q
         difference += low
         difference -= x
-        np.abs(difference, out=difference) if absolute else np.square(difference, out=difference)
-        difference *= weights
-        return total(difference)
+        return total(weights * size(difference, out=difference))
 
     sum_1, sum_x = total(weights), total(weights * x)
     per_step = np.float32(top) / (high - low)
@@ -100,7 +103,7 @@ def affine(x, weights, top: int, first: float, n_trials: int, absolute: bool):
         better = (determinant > 0) & (found < best)
         for kept, new in ((best, found), (scale, fitted), (low, minimum), (best_q, q)):
             np.copyto(kept, new, where=better)
-    return np.where(flat, 0, scale), np.where(flat, start, low), np.where(flat, 0, best_q)
+    return scale, low, best_q
 
 
 def symmetric(x, per_step: Iterable[np.ndarray], round_to: Callable, sums: Callable):
@@ -114,9 +117,8 @@ def symmetric(x, per_step: Iterable[np.ndarray], round_to: Callable, sums: Calla
         q = round_to(inverse * x)
         sum_qx, sum_qq = sums(q)
         fitted = np.where(sum_qq > 0, sum_qx / sum_qq, np.float32(0))
-        if scale is None:
+        if best is None:
             scale, best, best_q = fitted, fitted * sum_qx, q
-            continue
         better = (sum_qq > 0) & (sum_qx * sum_qx > best * sum_qq)
         for kept, new in ((scale, fitted), (best, fitted * sum_qx), (best_q, q)):
             np.copyto(kept, new, where=better)
