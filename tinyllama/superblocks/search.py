@@ -15,10 +15,11 @@ and with one, D being <1><qq> - <q>²,
 
     scale = (<1><qx> - <q><x>) / D      minimum = (<qq><x> - <q><qx>) / D
 
-These are ggml's searches (the `make_*_quants` of its ggml-quants.c), to the byte: everything is float32, and
-sums take one product after another. What they must equal is that C without FMA, every product rounded before
-it is added. So it is compiled for x86-64: llama.cpp builds this file for any such processor, even where it
-builds its kernels for one. Compilers for ARM may fuse the two, and then a few blocks in a million differ.
+These are ggml's searches (the `make_*_quants` of ggml-quants.c), to the byte: everything is float32, and sums
+take one product after another. What they equal is that C without FMA, every product rounded before it is
+added, as llama.cpp builds this file for any x86-64 processor, even where it builds its kernels for one. With
+FMA, which compilers for ARM may use unasked, up to 16 of 1000 blocks come out otherwise (measured), and no
+worse.
 
 Arrays are [n, n_parts], a part to a column: adding a row to another adds one weight to the sums of all parts.
 """
@@ -67,8 +68,8 @@ def largest(x: np.ndarray) -> np.ndarray:
 def affine(x, weights, top: int, first: float, n_trials: int, absolute: bool):
     """scale * q + minimum with q from 0 to top: the scale, the minimum (both [n_parts]) and q [n, n_parts].
 
-    The minimum is clamped to at most 0: a block stores it as an unsigned integer that is *subtracted*. A part
-    of positive weights therefore counts its steps from 0.
+    The minimum is clamped to at most 0: a block stores it as an unsigned integer that is *subtracted*. So a
+    part of positive weights counts its steps from 0, or from below it.
 
     Trial i rounds x - minimum to steps of (maximum - minimum) / (top + first + 0.1 i): for q4_k, whose first
     is -1, 21 trials go from 14 steps in the range to 16, of which the last is clipped. The q of a trial get
