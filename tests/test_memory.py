@@ -22,6 +22,7 @@ from tinyllama.formats.parts import share
 from tinyllama.machine import limits
 from tinyllama.model import tap_shapes
 from tinyllama.quant import TYPES
+from tinyllama.formats.pre_tokenizers import words_of
 from tinyllama.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary, token_texts
 
 long = pytest.mark.long
@@ -253,7 +254,7 @@ def million_pieces(kind):
         return Vocabulary(kind, pieces, tuple(-float(i) for i in range(MILLION)), types)
     types = tuple(CONTROL if type != NORMAL else NORMAL for type in types)
     merges = tuple(f"{piece[:-1]} {piece[-1]}" for piece in pieces[len(base) :] if len(piece) > 1)
-    return Vocabulary(kind, pieces, types=types, merges=merges, pre="gpt-2")
+    return Vocabulary(kind, pieces, types=types, merges=merges, **words_of("gpt-2"))
 
 
 def write_million(path, kind):

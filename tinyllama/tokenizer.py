@@ -54,6 +54,7 @@ class Vocabulary:
     bos_id: int | None = 1
     eos_id: int | None = 2
     unk_id: int | None = 0
+    fuse_unknown: bool = True  # of SentencePiece: unknown characters in a row are one unknown token
     stop_ids: tuple[int, ...] = ()  # tokens that end a text beside eos, "<|eot_id|>" say
     add_bos: bool = True  # put bos before every prompt
     add_space_prefix: bool = True  # put a space before the text
@@ -124,7 +125,8 @@ class Tokenizer:
         always = {} if within else self._of_type[USER_DEFINED]  # found in every text
         self._special_ids = always | self._of_type[CONTROL]
         self._special = {False: _any_of(always), True: _any_of(self._special_ids)}
-        self.prefix = b" " if vocabulary.add_space_prefix else b""
+        prefixes = vocabulary.kind == "sentencepiece" or vocabulary.prefixed == "bare"
+        self.prefix = b" " if vocabulary.add_space_prefix and prefixes else b""
         self._encode_short, self._n_long = lru_cache(REMEMBERED)(self._encode_word), 0
 
     def encode(self, text: str | bytes, bos: bool | None = None, special: bool = False) -> list[int]:
@@ -231,7 +233,7 @@ class SentencePiece(Tokenizer):
         self._pairs = {pair: number for number, pair in enumerate(vocabulary.merges)}
         across = any("▁" in piece.lstrip("▁") for piece in self._ids)  # pieces that go on into the next word
         apart = self._byte_ids and not across
-        self._rules = [re.compile(" *[^ ]+| +" if apart else "(?s:.+)")]
+        self._rules = [re.compile(rule) for rule in vocabulary.words or (" *[^ ]+| +" if apart else "(?s:.+)",)]
 
     def _encode_word(self, word: str) -> list[int]:
         """What no piece goes beyond -> ids."""
@@ -249,7 +251,7 @@ class SentencePiece(Tokenizer):
                 ids.append(self._ids[symbol])
             elif self._byte_ids:
                 ids += [self._byte_ids[byte] for byte in symbol.encode()]
-            elif self._unk_id is not None and ids[-1:] != [self._unk_id]:  # one for all unknown ones in a row
+            elif self._unk_id is not None and not (self.vocabulary.fuse_unknown and ids[-1:] == [self._unk_id]):
                 ids.append(self._unk_id)
         return ids
 
@@ -301,7 +303,7 @@ class ByteLevelBPE(Tokenizer):
 
     def _encode_word(self, word: str) -> list[int]:
         """A word -> ids."""
-        spelled = _spelled(word)
+        spelled = printed(word.encode())
         if self.vocabulary.ignore_merges and spelled in self._ids:
             return [self._ids[spelled]]
         symbols = (char for char in spelled if char in self._ids)
@@ -311,7 +313,7 @@ class ByteLevelBPE(Tokenizer):
     def _library(self) -> libraries.Encode | None:
         merges = [pair for pair in self.vocabulary.merges if pair in self._ranks]
         encode = libraries.tokenizers(self._ids, merges, self.vocabulary.ignore_merges)
-        return encode and (lambda word: encode(_spelled(word)))
+        return encode and (lambda word: encode(printed(word.encode())))
 
     def _spell(self, piece: str, token_id: int) -> bytes:
         if self.vocabulary.types[token_id] == NORMAL and all(char in _BYTE_OF for char in piece):
@@ -319,9 +321,9 @@ class ByteLevelBPE(Tokenizer):
         return piece.encode()
 
 
-def _spelled(word: str) -> str:
-    """Each byte of a word as the character that shows it."""
-    return word.encode().decode("latin-1").translate(_CHAR_OF)
+def printed(data: bytes) -> str:
+    """Bytes as byte-level BPE spells them."""
+    return data.decode("latin-1").translate(_CHAR_OF)
 
 
 def _any_of(pieces: Iterable[str]) -> re.Pattern:

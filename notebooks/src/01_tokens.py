@@ -20,8 +20,9 @@ import regex
 import tinyllama
 from tinyllama import ops
 from tinyllama.lab import plots
+from tinyllama.formats.pre_tokenizers import GPT2
 from tinyllama.lab.lessons import check
-from tinyllama.tokenizer import WORDS, Vocabulary, make_tokenizer
+from tinyllama.tokenizer import Vocabulary, make_tokenizer
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)
@@ -58,7 +59,7 @@ plots.tokens({"": pieces}, [ids], TEXT)
 
 # %%
 stories = Path("../data/held_out.txt").read_text(encoding="utf-8")[:60_000]
-words = Counter(regex.findall(WORDS["gpt-2"], stories))
+words = Counter(regex.findall(GPT2, stories))
 words.most_common(5)
 
 # %% [markdown]
@@ -266,7 +267,7 @@ def as_tokenizer(merges):
             pieces=tuple(learnt),
             types=(1,) * len(learnt),  # all normal: none is bos, none is a byte in disguise
             merges=tuple(f"{left} {right}" for left, right in merges),
-            pre="gpt-2",
+            words=(GPT2,),
             bos_id=None,
             eos_id=None,
             unk_id=None,

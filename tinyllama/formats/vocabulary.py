@@ -2,15 +2,17 @@
 
 import os
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from ..config import LARGEST
 from ..errors import naming, require
-from ..machine.files import read_file
 from ..tokenizer import BYTE, BYTE_PIECES, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from .cursor import BOOL, F32, I32, NUMBERS, STRING
 from .pre_tokenizers import rule_of, words_of
+from .tiktoken import recognizes, vocabulary_from_tiktoken
+from .tokenizer_json import read_json, vocabulary_from_json
 from .tokenizer_model import vocabulary_from_model
 
 #: Arrays of a GGUF file that become a Vocabulary: its field, and the type of the elements that is written.
@@ -34,6 +36,8 @@ NO_RULE = (
     "the file doesn't say how its tokenizer cuts text into words (tokenizer.ggml.pre is missing): it is cut by "
     "llama.cpp's default rule, which may not be the model's and then makes its texts worse; get a newer file"
 )
+USUAL = {"bos_id": "<s>", "eos_id": "</s>"}
+LARGEST_SETTINGS = 1 << 23  # bytes of a JSON file beside a vocabulary
 LAST = -10000.0  # the score of a piece of SentencePiece that nothing is merged into
 
 
@@ -61,21 +65,32 @@ def padded(vocabulary: Vocabulary, vocab_size: int) -> Vocabulary:
     return _longer(vocabulary, [(name, UNUSED) for name in names])
 
 
-def with_added(vocabulary: Vocabulary, added: dict[str, int], vocab_size: int | None = None) -> Vocabulary:
+def with_added(
+    vocabulary: Vocabulary, added: dict[str, int], special: Collection[str] = (), vocab_size: int | None = None
+) -> Vocabulary:
     """With pieces that were added to it after training, {piece: id}; they are matched whole, as llama.cpp does.
 
-    Those that the vocabulary has are left as they are; those beyond vocab_size, which the model has no
-    embedding of, and those with the id of another piece are left out with a warning.
+    Those that the vocabulary has are left as they are; those from vocab_size on, which the model has no
+    embedding of, and those with another piece's id are left out with a warning.
+
+    Args:
+        special: those of them that stand for no text.
     """
-    pieces, n = vocabulary.pieces, len(vocabulary.pieces)
-    known, most = set(pieces), min(vocab_size or LARGEST["vocab_size"], LARGEST["vocab_size"])
+    n, known = len(vocabulary.pieces), set(vocabulary.pieces)
+    most = min(vocab_size or LARGEST["vocab_size"], LARGEST["vocab_size"])
     new = {token_id: piece for piece, token_id in added.items() if piece not in known}
     fitting = {token_id: piece for token_id, piece in new.items() if n <= token_id < most}
     if odd := new.keys() - fitting.keys():
-        warnings.warn(f"the added token {new[min(odd)]!r} is left out: its id {min(odd)} can't be", stacklevel=2)
-    more = [(fitting.get(i, f"[PAD{i}]"), USER_DEFINED if i in fitting else UNUSED) for i in range(n, max(fitting, default=0) + 1)]
-    rule = "part" if vocabulary.prefixed == "text" else vocabulary.prefixed
-    return replace(_longer(vocabulary, more), prefixed=rule)
+        warnings.warn(f"the added token {new[min(odd)]!r} is left out: its id can't be {min(odd)}", stacklevel=2)
+    if not fitting:
+        return vocabulary
+    pieces = [fitting.get(token_id, f"[PAD{token_id}]") for token_id in range(n, max(fitting) + 1)]
+    types = [
+        (CONTROL if piece in special else USER_DEFINED) if n + i in fitting else UNUSED
+        for i, piece in enumerate(pieces)
+    ]
+    prefixed = "part" if vocabulary.prefixed == "text" else vocabulary.prefixed
+    return replace(_longer(vocabulary, [*zip(pieces, types, strict=True)]), prefixed=prefixed)
 
 
 def _longer(vocabulary: Vocabulary, more: list[tuple[str, int]]) -> Vocabulary:
@@ -164,10 +179,10 @@ def _usual_types(pieces: tuple[str, ...], ids: dict[str, int | None], is_spm: bo
 
 
 def vocabulary_files(folder: str | Path) -> list[Path]:
-    """All files that `find_vocabulary` looks at, those that aren't there included, in its order.
+    """All files that `find_vocabulary` looks for, in its order, whether or not they are there.
 
-    They lie in the folder, beside it (of a symbolic link: beside the link, then beside its target), where
-    Meta puts one tokenizer for models of all sizes.
+    They lie in the model's folder or beside it, where Meta puts one tokenizer for models of all sizes: beside a
+    symbolic link first, then beside what it points to.
     """
     folder = Path(os.path.abspath(folder))
     places = dict.fromkeys([folder, folder.parent, folder.resolve().parent])
@@ -175,19 +190,86 @@ def vocabulary_files(folder: str | Path) -> list[Path]:
 
 
 def find_vocabulary(folder: str | Path, vocab_size: int) -> tuple[Vocabulary, list[Path]]:
-    """The vocabulary of a model in a folder, with as many pieces as the model has embeddings.
+    """The vocabulary of the model in a folder, with as many pieces as the model has embeddings.
 
-    Returns it and all files that were looked for. Raises TinyllamaError, naming the file, where there is
-    none, or it has more tokens than the model embeds.
+    Returns it and all files that were looked for. Raises TinyllamaError, naming the file, where there is none,
+    where it can't be read, or where it has more tokens than the model embeds.
     """
     files = vocabulary_files(folder)
     path = next((path for path in files if path.name in TOKENIZERS and path.is_file()), None)
-    missing = f"{Path(folder) / 'tokenizer.model'}: is missing, and it isn't one folder up either"
-    require(path, missing)
+    require(path, f"{Path(folder) / 'tokenizer.model'}: is missing, and it isn't one folder up either")
+    beside = [files[0].parent, path.parent]
+    settings = {name: _json_beside(beside, name) for name in SETTINGS}
     with naming(path):
-        vocabulary = with_ends(TOKENIZERS[path.name](path))
-        return padded(vocabulary, vocab_size), files
+        vocabulary = TOKENIZERS[path.name](path)
+        vocabulary = with_added(vocabulary, *_added(settings), vocab_size=vocab_size)
+        return padded(with_ends(_with_settings(vocabulary, settings)), vocab_size), files
 
 
-TOKENIZERS = {"tokenizer.model": vocabulary_from_model}
-SETTINGS = ("added_tokens.json",)
+def _tokenizer_model(path: Path) -> Vocabulary:
+    """Two kinds of files have this name."""
+    with open(path, "rb") as file:
+        return (vocabulary_from_tiktoken if recognizes(file.read(1024)) else vocabulary_from_model)(path)
+
+
+#: The files that a vocabulary is read from, the first that is there; and those that say more about it.
+TOKENIZERS = {"tokenizer.json": vocabulary_from_json, "tokenizer.model": _tokenizer_model}
+SETTINGS = (
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "config.json",
+)
+
+
+def _json_beside(places: list[Path], name: str) -> dict:
+    """The object in the first of these files that is there; an empty one where none is."""
+    path = next((place / name for place in places if (place / name).is_file()), None)
+    return read_json(path, LARGEST_SETTINGS) if path else {}
+
+
+def _added(settings: dict[str, dict]) -> tuple[dict[str, int], set[str]]:
+    """The tokens added after training, {piece: id}, and those of them that stand for no text."""
+    added = {piece: i for piece, i in settings["added_tokens.json"].items() if type(i) is int}
+    decoder, special = settings["tokenizer_config.json"].get("added_tokens_decoder"), set()
+    for number, token in decoder.items() if isinstance(decoder, dict) else ():
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and number.isdecimal():
+            added[token["content"]] = int(number[:9])
+            special |= {token["content"]} if token.get("special") else set()
+    return added, special
+
+
+def _with_settings(vocabulary: Vocabulary, settings: dict[str, dict]) -> Vocabulary:
+    """As the files beside it say which tokens begin and end a text, and whether a text begins with one."""
+    said = settings["special_tokens_map.json"] | settings["tokenizer_config.json"]
+    ids, found = {piece: i for i, piece in enumerate(vocabulary.pieces)}, {}
+    for name in ("bos", "eos", "unk"):
+        token = said.get(f"{name}_token")
+        piece = token.get("content") if isinstance(token, dict) else token
+        if isinstance(piece, str) and piece in ids:
+            found[f"{name}_id"] = ids[piece]
+    for name, piece in USUAL.items():  # where no file says it, as transformers' LlamaTokenizer has it
+        if getattr(vocabulary, name) is None and vocabulary.types[ids.get(piece, 0)] == CONTROL:
+            found.setdefault(name, ids.get(piece))
+    ends = _ends(settings["generation_config.json"], len(ids)) or _ends(settings["config.json"], len(ids))
+    if vocabulary.eos_id is None and found.get("eos_id") is None and ends:
+        found["eos_id"] = ends[0]
+    for name in ("add_bos_token", "add_prefix_space"):
+        if type(said.get(name)) is bool:
+            found |= {"add_bos": said[name]} if name == "add_bos_token" else _prefix(vocabulary, said[name])
+    return replace(vocabulary, **found, stop_ids=tuple(dict.fromkeys([*vocabulary.stop_ids, *ends])))
+
+
+def _prefix(vocabulary: Vocabulary, add: bool) -> dict:
+    """add_prefix_space is about tokenizer.model; a tokenizer.json says for itself what it does."""
+    return {"add_space_prefix": add} if vocabulary.kind == "sentencepiece" and not vocabulary.merges else {}
+
+
+def _ends(config: dict, n: int) -> list[int]:
+    """The ids of the tokens that end a text; one that no token has is ignored with a warning."""
+    ends = config.get("eos_token_id")
+    ends = [end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int]
+    if odd := [end for end in ends if not 0 <= end < n]:
+        warnings.warn(f"eos_token_id {odd[0]} is ignored: there are {n} tokens", stacklevel=4)
+    return [end for end in ends if 0 <= end < n]
