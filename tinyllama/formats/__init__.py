@@ -21,8 +21,8 @@ from ..machine.files import MappedFile, kind_of
 from ..tensor import Tensor
 from ..tokenizer import Vocabulary
 
-FOLDERS, FILES = ("meta",), ("gguf", "ggml")
-MEMBERS = (".pth", ".json")  # of files that stand for the folder they lie in
+FOLDERS, FILES = ("huggingface", "meta"), ("gguf", "ggml")
+MEMBERS = (".pth", ".json", ".safetensors")  # of files that stand for the folder they lie in
 
 
 @dataclass

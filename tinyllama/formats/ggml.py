@@ -42,9 +42,11 @@ from ..tensor import Piece
 from ..tokenizer import BYTE, BYTE_PIECES, CONTROL, NORMAL, UNKNOWN, Vocabulary
 from . import Checkpoint
 from .cursor import Cursor
-from .meta import config_of, find_tokenizer, read_params
+from .folders import read_json
+from .meta import config_of
 from .parts import count_parts, merge
 from .tokenizer_model import vocabulary_from_model
+from .vocabulary import vocabulary_files
 
 MAGIC = 0x67676D6C
 LATER_MAGICS = {
@@ -93,7 +95,7 @@ def recognizes(file: MappedFile) -> bool:
 
 def stamp(path: Path) -> list[Path]:
     """The files that `read` looks at."""
-    beside = [path.parent / "params.json", find_tokenizer(path.parent)]
+    beside = [path.parent / "params.json", _tokenizer(path)]
     paths = [path, *sorted(path.parent.glob(f"{escape(path.name)}.[1-9]*")), *beside]
     return [path for path in paths if path and path.is_file()]
 
@@ -186,14 +188,15 @@ def published_norm_eps(dim: int) -> float:
 
 
 def _with_params(config: Config, folder: Path) -> Config:
-    """norm_eps and rope_theta as params.json beside the file has them, if that is this model's."""
+    """What the file itself can't say, as params.json beside it has it, if that is this model's."""
     path = folder / "params.json"
-    params = read_params(folder) if path.is_file() else {}
+    params = read_json(path) if path.is_file() else {}
     if (params.get("dim"), params.get("n_layers")) != (config.dim, config.n_layers):
         return config
     with naming(path):
         beside = config_of(params, config.vocab_size)
-    return replace(config, norm_eps=beside.norm_eps, rope_theta=beside.rope_theta)
+    fields = ("norm_eps", "rope_theta", "rope_scaling", "max_seq_len")
+    return replace(config, **{field: getattr(beside, field) for field in fields})
 
 
 def _read_tensor(cursor: Cursor) -> tuple[str, Piece]:
@@ -226,9 +229,14 @@ def _with_layout(pieces: dict[str, Piece], layout: str | None) -> dict[str, Piec
     raise TinyllamaError(f"damaged: the scales of {name} are absurd in either layout of q4_0")
 
 
+def _tokenizer(path: Path) -> Path | None:
+    beside = vocabulary_files(path.parent)
+    return next((file for file in beside if file.name == "tokenizer.model" and file.is_file()), None)
+
+
 def _own_tokenizer(path: Path, config: Config) -> Vocabulary | None:
     """tokenizer.model beside the file or one folder up, unless it is another model's."""
-    model = find_tokenizer(path.parent)
+    model = _tokenizer(path)
     vocabulary = model and vocabulary_from_model(model)
     return vocabulary if vocabulary and len(vocabulary.pieces) == config.vocab_size else None
 

@@ -23,10 +23,10 @@ from ..errors import naming, require
 from ..machine.files import MappedFile, kind_of
 from ..quant import TYPES
 from ..tensor import Piece
-from .parts import Part
+from .parts import Part, check_shape
 from .unpickle import SavedTensor, read_tensors
 
-LARGEST_PICKLE = 1 << 18  # bytes; a tensor takes about a hundred, 65B has 723
+LARGEST_PICKLE = 1 << 19  # bytes; a tensor takes 100 to 250, 65B has 723, an optimizer three for each
 LARGEST_DIRECTORY = 1 << 21  # bytes; 65B's is 0.1 MB
 STORAGES = {"torch HalfStorage": "f16", "torch BFloat16Storage": "bf16", "torch FloatStorage": "f32"}
 
@@ -70,7 +70,7 @@ class _Bounded:
 def _members(file: MappedFile) -> dict[str, zipfile.ZipInfo]:
     """The zip directory. An archive begins with a member and ends with 22 bytes that say where that is."""
     head, tail = file[:4], file[-22:]
-    is_old = head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04"))
+    is_old = re.match(rb"\x80[\x02-\x05]", head)
     require(not is_old, "of torch older than 1.6: load it there and save it again as a zip")
     require(head == b"PK\x03\x04", f"no checkpoint but {kind_of(file)}")
     whole = tail.startswith(b"PK\x05\x06")
@@ -112,8 +112,7 @@ def _piece(file: MappedFile, tensor: SavedTensor, info: zipfile.ZipInfo | None) 
     """Where the weights of a tensor lie, once everything said about them holds."""
     storage, _, n_elements, start, shape, stride = tensor
     require(storage in STORAGES, f"{storage[:80]} can't be read; float16, bfloat16 and float32 can")
-    good = len(shape) in (1, 2) and min(shape) > 0
-    require(good, f"has the shape {list(shape)}; one or two positive axes can be read")
+    check_shape(shape)
     require(stride == (*shape[1:], 1), "isn't contiguous: save it again after .contiguous()")
     require(info, "its weights are missing")
     itemsize = TYPES[STORAGES[storage]].dtype.itemsize
