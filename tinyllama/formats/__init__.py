@@ -57,7 +57,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
 
 def stamp(model: str | Path) -> tuple:
     """Changes when a file that `open_checkpoint` would look at does."""
-    path = find(model).resolve()
+    path = find(model).absolute()
     with naming(path):
         files = [(file, file.stat()) for file in _format_of(path)[0].stamp(path)]
         return str(path), *((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in files)

@@ -174,6 +174,7 @@ def _scaling(values: dict, rope: dict, max_seq_len: int) -> RopeScaling | None:
     require(rope.get("truncate", True), "yarn without truncate isn't supported")
     numbers = {name: number(rope, name, float, default) for name, default in SCALING.items()}
     magnitude = _magnitude(rope, factor) if kind == "yarn" else None
+    original = 0 if kind == "linear" else original
     return RopeScaling(kind, factor, original, attn_factor=magnitude, **numbers)
 
 

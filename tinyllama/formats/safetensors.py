@@ -82,8 +82,9 @@ def read_shards(folder: Path, name: str, read: Callable[[Path], Part] = read_ten
     """
     tensors = {}
     for path in shard_paths(folder, name):
-        require(path.exists(), f"{path}: is missing, a part of {name}")
         with naming(path):
+            named = f"; {name}.index.json names it" if path.name != name else ""
+            require(path.exists(), f"is missing{named}")
             part = read(path)
             twice = part.keys() & tensors.keys()
             require(not twice, f"holds {min(twice, default='')}, as another file does")
