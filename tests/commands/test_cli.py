@@ -12,7 +12,7 @@ import pytest
 
 import tinyllama
 from tinyllama import backends, score
-from tinyllama.commands import cli, convert, main
+from tinyllama.commands import cli, main, mixes
 from tinyllama.errors import TinyllamaError, check_cancelled
 from tinyllama.machine import download
 from tinyllama.machine.files import reserve
@@ -87,12 +87,11 @@ def test_without_a_command_the_help_is_shown(run):
 
 def test_names_and_numbers_that_numpy_would_be_needed_for_are_those_of_their_tables(run):
     assert set(cli.BACKENDS) == {"auto", *backends.BACKENDS}
-    assert set(cli.QUANTIZED) == {"2", "3", *convert.QUANTIZED.values()}
     assert tuple(download.MODELS) == cli.NAMED
     assert cli.SHORTEST == score.SHORTEST
     for command, names in {
         "generate": cli.BACKENDS,
-        "quantize": cli.QUANTIZED,
+        "quantize": mixes.MIXES,
         "download": cli.NAMED,
     }.items():
         shown = run(command, "--help")[1]
@@ -126,9 +125,21 @@ def test_only_options_are_respelled(run):
     assert cli.parse(["generate", "--prompt=-hello"]).prompt == "-hello"
 
 
-@pytest.mark.parametrize("text, name", [("2", "2"), ("q4_0", "q4_0"), ("Q5_1", "q5_1")])
+@pytest.mark.parametrize(
+    "text, name", [("2", "2"), ("7", "7"), ("q4_0", "q4_0"), ("Q5_1", "q5_1"), ("Q4_K", "q4_k")]
+)
 def test_names_of_types_may_be_in_capitals(text, name):
     assert cli.parse(["quantize", "a", "b", text]).type == name
+    assert mixes.find_mix(text) == mixes.find_mix(name)
+
+
+def test_the_command_takes_the_types_that_python_takes(run):
+    for name in [*mixes.MIXES, *mixes.ALIASES]:
+        assert mixes.find_mix(cli.parse(["quantize", "a", "b", name.lower()]).type) in mixes.MIXES
+    assert (
+        cli.parse(["quantize", "a", "b", "q4_0", "--output-tensor-type", "F16"]).output_tensor_type == "f16"
+    )
+    assert run("quantize", "a", "b", "q4_0", "--token-embedding-type", "q3_0")[0] == 2
 
 
 @pytest.mark.parametrize(

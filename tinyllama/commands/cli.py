@@ -12,7 +12,6 @@ from .. import __version__
 from ..errors import TinyllamaError
 
 BACKENDS = ("auto", "c", "numexpr", "numpy")
-QUANTIZED = ("2", "3", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")  # 2, 3: what the 2023 quantizer took
 NAMED = ("smollm2",)
 SHORTEST = 8  # tokens of a window of perplexity
 LONG = re.compile(r"(?<=\A--)\w[\w-]*(?==|\Z)")  # the name of a long option, before its value
@@ -42,6 +41,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                 group.add_argument(*flags, **options)
         if name == "generate" and {name, "main"} & set(argv):
             _add_settings(command)
+        if name == "quantize" and name in argv:
+            _add_mixes(command)
     args = parser.parse_args([LONG.sub(lambda name: name[0].replace("-", "_"), arg) for arg in argv])
     if args.command is None:
         parser.print_help(sys.stderr)
@@ -73,6 +74,25 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
             kind, metavar = (float, "X") if setting.type is float else (int, "N")
             text += "" if setting.default is None else "; default: %(default)s"
             command.add_argument(*flags, type=kind, metavar=metavar, default=setting.default, help=text)
+
+
+def _add_mixes(command: argparse.ArgumentParser) -> None:
+    """What a file can be quantized to."""
+    from .mixes import MIXES, TYPES, find_mix
+
+    def mix(text: str) -> str:
+        try:
+            find_mix(text)
+        except TinyllamaError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text.lower()
+
+    names = f"{', '.join(MIXES)}, or llama.cpp's number of one; of a ggml file Q4_0 (2) or Q4_1 (3)"
+    command.add_argument("type", type=mix, metavar="TYPE", help=names)
+    for tensor in ("output_tensor", "token_embedding"):
+        options = {"type": str.lower, "choices": TYPES, "metavar": "TYPE"}
+        text = f"of the {tensor.replace('_', ' ')}, whatever the mix says: {', '.join(TYPES)}"
+        command.add_argument(f"--{tensor}_type", help=text, **options)
 
 
 def _settings(args: argparse.Namespace) -> dict:
@@ -117,7 +137,8 @@ def _prompt(text: str) -> str:
 COUNT, PROMPT = _at_least(1), {"type": _prompt, "metavar": "TEXT"}
 NAMES, COUNTS = _list("NAME,..."), _list("N,...", COUNT["type"])
 MODEL = {"default": "small", "help": "a GGUF or ggml file, Meta's folder, or small (default) or smollm2"}
-TYPE = {"type": str.lower, "choices": QUANTIZED, "metavar": "TYPE"}
+PLAIN = {"type": lambda text: int(text) if text in ("0", "1") else text.lower()}
+PLAIN |= {"nargs": "?", "choices": (0, 1, "f32", "f16", "bf16"), "metavar": "TYPE"}
 BACKEND = {"choices": BACKENDS, "metavar": "NAME"}
 RUNNING = (
     _arg("-m --model", **MODEL),
@@ -130,17 +151,21 @@ JSON = _flag("--json", "print it as JSON, with all figures")
 #: What each command does, and its arguments; those in a list exclude each other.
 COMMANDS = {
     "convert": (
-        "turn Meta's checkpoint into a ggml or GGUF file",
-        _arg("folder", "holds consolidated.NN.pth and params.json", metavar="FOLDER"),
-        _arg("ftype", "0 writes f32, 1 f16 (default)", nargs="?", type=int, choices=(0, 1), default=1),
-        _arg("--format", "of March 2023 (default), or today's", choices=("ggml", "gguf"), default="ggml"),
-        _arg("--outfile", "default: FOLDER/ggml-model-f16.bin, or .gguf", metavar="FILE"),
+        "turn any model into one GGUF file, or one as of March 2023",
+        _arg("source", "Hugging Face's or Meta's folder, a GGUF or ggml file", metavar="FOLDER|FILE"),
+        _arg(
+            "ftype",
+            "0 or f32, 1 or f16 (default), bf16; blocks of a GGUF file stay if none is named",
+            **PLAIN,
+        ),
+        _arg("--format", "ggml is of March 2023; default: of Meta's folder ggml", choices=("ggml", "gguf")),
+        _arg("--outfile", "default: FOLDER/ggml-model-f16.gguf, or .bin of ggml", metavar="FILE"),
     ),
     "quantize": (
-        "turn an f16 file into a 4-bit one",
-        _arg("source", "a ggml file, the first part of several, or a GGUF file", metavar="IN"),
+        "turn a model into a file of 2 to 8 bits a weight",
+        _arg("source", "a model of 16 or 32 bits: as of convert; of several parts the first", metavar="IN"),
         _arg("target", "where to write", metavar="OUT"),
-        _arg("type", "2 or q4_0, 3 or q4_1; of GGUF files also q5_0, q5_1, q8_0", **TYPE),
+        _flag("--pure", "the same type for all matrices"),
     ),
     "generate": (
         "continue a prompt",

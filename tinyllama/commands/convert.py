@@ -1,47 +1,47 @@
-"""Meta's checkpoint -> one f16 (or f32) file, and such a file -> a file of 4-bit blocks.
+"""Any model -> one f16 (or f32, bf16) file; any such model -> a file of quantized blocks.
 
     models/7B/consolidated.00.pth   13.5 GB   as Meta gave it
     models/7B/ggml-model-f16.bin    13.5 GB   convert: the same weights in one file that needs no pickle
     models/7B/ggml-model-q4_0.bin    4.2 GB   quantize
 
-Both only plan: which rows of which tensor go where, as what. Then a few threads carry the plan out,
+Both only plan (plans.py): which rows of which tensor go where, as what. Then a few threads carry it out,
 
     read some rows  ->  cast them  ->  write them where they belong
 
 in any order, and what is in memory at a time is a chunk a thread, however large the model. The ggml files are
 byte for byte what llama.cpp's converter and quantizer wrote on 12 March 2023, one for each part of the
-checkpoint; a GGUF is always one file, its parts merged.
+checkpoint. A GGUF is always one file, its parts merged, and holds all that other programs need; the blocks of
+a quantized one are those that today's llama-quantize writes, and mixes.py says of which types.
 """
 
 import hashlib
 import os
+import re
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import copy_context
-from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..backends import get_backend
-from ..errors import cancellable, check_cancelled, naming, require
-from ..formats import Checkpoint, ggml, gguf, headers, meta
+from ..errors import TinyllamaError, cancellable, check_cancelled, naming, require
+from ..formats import Checkpoint, ggml, meta, open_checkpoint, stamp
+from ..machine.download import find
 from ..machine.files import MappedFile, reserve, written
 from ..machine.interrupts import interruptible
 from ..machine.limits import human, require_disk, require_memory
-from ..quant import BLOCK, TYPES
+from ..quant import TYPES
 from ..tensor import Piece
-from ..tokenizer import token_texts
+from . import plans
+from .mixes import MIXES, OUTPUT, Choice, find_mix, find_type
+from .plans import Output, Rows
 
-PLAIN = {TYPES[type].file_type: type for type in ("f32", "f16")}
-QUANTIZED = {kind.file_type: kind.name for kind in TYPES.values() if kind.block > 1 and kind.file_type}
-QUANTIZED_2023 = {type: f"{type}_2023" for type in QUANTIZED.values() if f"{type}_2023" in TYPES}
+PLAIN = {0: "f32", 1: "f16", "f32": "f32", "f16": "f16", "bf16": "bf16"}  #: what convert's ftype may be
 
 PORTION = 1 << 24  # bytes of source that a thread takes at a time
 CHUNK = 1 << 20  # and reads at a time: it stays in the L2 cache until it has been written
@@ -53,161 +53,113 @@ WRITING_SPEED = 500e6  # bytes a second of an ordinary SSD, for the estimate
 QUANTIZING_SPEED = 100e6  # weights a second and thread, likewise
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a tensor to be moved into a file."""
-
-    name: str  # the tensor's, for messages
-    pieces: tuple[Piece, ...]  # one, or of a tensor that is cut by columns those of a row, left to right
-    type: str  # that they get
-    offset: int  # in the file to be written
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """[n_rows, n_cols]; a vector is one row."""
-        n_rows = self.pieces[0].shape[0] if len(self.pieces[0].shape) == 2 else 1
-        return n_rows, sum(piece.shape[-1] for piece in self.pieces)
-
-    @property
-    def end(self) -> int:
-        """The offset behind them."""
-        return self.offset + TYPES[self.type].nbytes(self.shape)
-
-    def cut(self, n_bytes: int) -> Iterator["Rows"]:
-        """The same rows in portions of about so many bytes of source."""
-        n_rows, n_cols = self.shape
-        step = max(1, n_bytes // sum(piece.row_bytes for piece in self.pieces))
-        for start, stop in pairwise([*range(0, n_rows, step), n_rows]):
-            pieces = tuple(piece.rows(start, stop) for piece in self.pieces)
-            yield replace(self, pieces=pieces, offset=self.offset + TYPES[self.type].nbytes((start, n_cols)))
-
-
-@dataclass
-class Output:
-    """A file to be written."""
-
-    path: Path
-    size: int
-    headers: list[tuple[int, bytes]]  # what isn't weights, each at its offset
-    rows: list[Rows]
-
-
 def convert(
-    folder: str | Path, ftype: int = 1, outfile: str | Path | None = None, format: str = "ggml"
+    source: str | Path,
+    ftype: int | str | None = None,
+    outfile: str | Path | None = None,
+    format: str | None = None,
 ) -> list[Path]:
-    """Write the checkpoint in a folder as ggml (one file a part) or GGUF (one file).
+    """Write a model as GGUF, or as the ggml of March 2023.
 
     Args:
-        folder: with (or one of) consolidated.NN.pth, params.json, and tokenizer.model there or one folder up.
-        ftype: 1 stores matrices as f16, 0 as f32. Norms are f32 either way.
-        outfile: by default ggml-model-f16.bin (-f32, .gguf) in the folder. Further parts append .1, .2, ...
-        format: "ggml" or "gguf".
-    Returns the files written. Raises TinyllamaError where the checkpoint isn't whole, differs from its
+        source: any model: a folder of Hugging Face's or Meta's, a GGUF or ggml file (the first part of
+            several), or a name.
+        ftype: 1 or "f16" stores matrices as f16, 0 or "f32" as f32, "bf16" as bf16; by default f16, but what
+            is quantized in a GGUF file stays as it is. Vectors are f32.
+        outfile: by default ggml-model-f16.gguf (-f32, .bin) in the folder, or beside the file. Further parts
+            of ggml append .1, .2, ...
+        format: "gguf" or "ggml" (one file a part); by default ggml of Meta's folders, GGUF of all others.
+    Returns the files written. Raises TinyllamaError where the model isn't whole, differs from its
     checklist.chk, or has no place in this format; then no file is written or changed.
     """
-    known = ftype in PLAIN and format in ("ggml", "gguf")
-    require(known, f"convert writes ggml or gguf of type 0 (f32) or 1 (f16), not {format} of {ftype!r}")
+    known = ftype in (None, *PLAIN) and format in (None, "ggml", "gguf")
+    has = "convert writes ggml or gguf of type 0 (f32) or 1 (f16) or bf16"
+    require(known, f"{has}, not {format or 'gguf'} of {ftype!r}")
     with interruptible():
-        checkpoint, type = meta.read(folder), PLAIN[ftype]
-        folder, vocabulary, vocab_size = checkpoint.path, checkpoint.vocabulary, checkpoint.config.vocab_size
-        has = f"it has {len(vocabulary.pieces)} tokens, but {checkpoint.files[0].path} embeds {vocab_size}"
-        require(len(vocabulary.pieces) == vocab_size, f"{vocabulary.path}: another model's, {has}")
-        outfile = Path(outfile or folder / f"ggml-model-{type}.{'bin' if format == 'ggml' else 'gguf'}")
-        outputs = (_merged if format == "gguf" else _part_by_part)(checkpoint, outfile, type)
-        beside = folder / "params.json", vocabulary.path
-        return _write("convert", outputs, meta.read_checklist(folder), *beside)
+        checkpoint, type = _opened(source), PLAIN.get(ftype)
+        format = format or ("ggml" if checkpoint.format == "meta" else "gguf")
+        outfile = Path(outfile or _beside(source, checkpoint, type or "f16", format))
+        if format == "ggml":
+            outputs = plans.ggml_files(checkpoint, outfile, type or "f16")
+        else:
+            types, file_type = plans.plain_types(checkpoint, type)
+            outputs = [plans.gguf_file(checkpoint, outfile, types, file_type)]
+        return _write("convert", outputs, source)
 
 
-def quantize(source: str | Path, target: str | Path, type: int | str) -> list[Path]:
-    """Write a ggml or GGUF file of f16, bf16 or f32 weights again, its matrices in blocks of a type.
+def quantize(
+    source: str | Path,
+    target: str | Path,
+    type: int | str,
+    *,
+    pure: bool = False,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+) -> list[Path]:
+    """Write a model of f16, bf16 or f32 weights with its matrices in blocks.
 
     Args:
-        source: of a ggml model in several parts, the first means all; a later one means that part alone.
-        target: the file to write; of all parts, the first.
-        type: "q4_0" (2) or "q4_1" (3), and of GGUF also "q5_0", "q5_1", "q8_0".
+        source: any model, as of `convert`. Of a ggml model in several parts, the first means all; a later one
+            means that part alone.
+        target: the file to write, of a ggml model likewise a ggml file (of all parts, the first), else GGUF.
+        type: a key of mixes.MIXES such as "Q4_K_M", in upper or lower case, or llama_ftype's number; of a
+            ggml file "Q4_0" (2) or "Q4_1" (3).
+        pure: the same type for all matrices.
+        output_tensor_type, token_embedding_type: of these two, whatever the mix says: one of mixes.TYPES.
     Returns the files written. Raises TinyllamaError where the source isn't whole, is quantized already, or
-    has rows that don't divide into blocks; then no file is written or changed.
+    has no place in this format; then no file is written or changed.
     """
-    target, type = Path(target), QUANTIZED.get(int(type), type) if str(type).isdigit() else type
-    require(type in QUANTIZED.values(), f"quantize to {', '.join(QUANTIZED.values())}, not to {type}")
+    mix, target = find_mix(type), Path(target)
+    asked = [find_type(type) if type else None for type in (output_tensor_type, token_embedding_type)]
     with interruptible():
-        file = MappedFile(source)
-        if gguf.recognizes(file):
-            outputs = _merged(gguf.read(file), target, type)
-        else:
-            known = f"a ggml file can be quantized to {' or '.join(QUANTIZED_2023)}"
-            require(type in QUANTIZED_2023, f"{source}: {known}, not to {type}")
-            parts, type = ggml.read_parts(file), QUANTIZED_2023[type]
-            header = headers.with_ftype(file[: parts[0].header_size], ggml.FTYPES[type])
-            outputs = _ggml_files([part.pieces for part in parts], header, target, type)
-        for rows in (rows for output in outputs for rows in output.rows):
-            found, n_cols = rows.pieces[0].type, rows.shape[1]
-            with naming(rows.pieces[0].data.path):
-                again = f"quantized already ({rows.name} is {found}): start from an f16 file"
-                require(TYPES[found].block == 1, again)
-                whole = n_cols % TYPES[rows.type].block == 0
-                require(whole, f"rows of {rows.name}, {n_cols} weights, don't divide into blocks of {BLOCK}")
-        return _write("quantize", outputs, {})
+        if (path := find(source)).is_file() and ggml.recognizes(file := MappedFile(path)):
+            one_type = f"{path}: a ggml file holds matrices of one type: convert it to GGUF first"
+            require(not any(asked), one_type)
+            return _write("quantize", plans.quantized_ggml_files(file, target, mix), source)
+        checkpoint = _opened(source)
+        choice = Choice(mix, checkpoint.config, OUTPUT not in checkpoint.tensors, pure, *asked)
+        types = plans.mixed_types(checkpoint, choice)
+        output = plans.gguf_file(checkpoint, target, types, MIXES[mix].number)
+        return _write("quantize", [output], source, plans.notes(checkpoint, choice, types))
 
 
-def _part_by_part(checkpoint: Checkpoint, path: Path, type: str) -> list[Output]:
-    """One file a part, each with all of the header and vocabulary, and a whole copy of every norm."""
-    config, n_parts = checkpoint.config, len(checkpoint.files)
-    with naming(checkpoint.path):
-        header = headers.ggml_header(config, token_texts(checkpoint.vocabulary), ggml.FTYPES[type])
-    if config.norm_eps != (implied := ggml.published_norm_eps(config.dim)):
-        lost = f"a ggml file can't hold norm_eps {config.norm_eps:g}, and {implied:g} will be taken"
-        hint = "unless params.json lies beside it; a GGUF file holds it"
-        warnings.warn(f"{path}: {lost} {hint}", stacklevel=3)
-    tensors = checkpoint.tensors.items()
-    parts = [{name: (tensor.pieces * n_parts)[i] for name, tensor in tensors} for i in range(n_parts)]
-    return _ggml_files(parts, header, path, type)
+def _opened(source: str | Path) -> Checkpoint:
+    checkpoint = open_checkpoint(source)
+    vocabulary, vocab_size = checkpoint.vocabulary, checkpoint.config.vocab_size
+    has = f"it has {len(vocabulary.pieces)} tokens, but {checkpoint.files[0].path} embeds {vocab_size}"
+    own = len(vocabulary.pieces) == vocab_size
+    require(own, f"{vocabulary.path or checkpoint.path}: another model's, {has}")
+    return checkpoint
 
 
-def _ggml_files(parts: list[dict[str, Piece]], header: bytes, path: Path, type: str) -> list[Output]:
-    """The tensors of a part one after the other, each behind its record."""
-    outputs = []
-    for number, pieces in enumerate(parts):
-        records, rows, end = [(0, header)], [], len(header)
-        for name, piece in pieces.items():
-            tensor_type = type if len(piece.shape) == 2 else "f32"  # vectors are small, and used everywhere
-            records.append((end, headers.ggml_record(name, tensor_type, piece.shape)))
-            rows.append(Rows(name, (piece,), tensor_type, end + len(records[-1][1])))
-            end = rows[-1].end
-        outputs.append(Output(ggml.part_path(path, number), end, records, rows))
-    return outputs
+def _beside(source: str | Path, checkpoint: Checkpoint, type: str, format: str) -> Path:
+    """Where a converted model goes if nobody says."""
+    there = Path(source).expanduser().exists()
+    require(there, f"{source}: say where to write it (outfile), there is no folder of yours to put it in")
+    path, ending = checkpoint.path, f"{type}.{'bin' if format == 'ggml' else format}"
+    if path.is_dir():
+        return path / f"ggml-model-{ending}"
+    return path.with_name(f"{re.sub('-00001-of-[0-9]{5}$', '', path.stem)}-{ending}")
 
 
-def _merged(checkpoint: Checkpoint, path: Path, type: str) -> list[Output]:
-    """One GGUF file with all tensors whole: their pieces side by side or one below the other."""
-    config, tensors, rows = checkpoint.config, checkpoint.tensors.values(), []
-    infos = [(tensor.name, type if len(tensor.shape) == 2 else "f32", tensor.shape) for tensor in tensors]
-    kept, name = checkpoint.metadata if checkpoint.format == "gguf" else None, checkpoint.path.resolve().name
-    vocabulary, file_type = checkpoint.vocabulary, TYPES[type].file_type
-    header, offsets, size = headers.gguf_header(config, vocabulary, infos, file_type, name, kept)
-    for tensor, (_, tensor_type, _), offset in zip(tensors, infos, offsets, strict=True):
-        for pieces in [tensor.pieces] if tensor.axis else [(piece,) for piece in tensor.pieces]:
-            rows.append(Rows(tensor.name, pieces, tensor_type, offset))
-            offset = rows[-1].end
-    return [Output(path, size, [(0, header)], rows)]
-
-
-def _write(verb: str, outputs: list[Output], sums: dict[str, str], *beside: Path) -> list[Path]:
+def _write(verb: str, outputs: list[Output], source: str | Path, notes: Iterable[str] = ()) -> list[Path]:
     """Write files. They appear under their names when all are whole, and not at all if anything fails.
 
     Args:
         verb: for the announcement and the progress bar.
-        sums: md5 sums by the names of the files that the weights are read from; they are checked meanwhile.
-        beside: further files that must not be replaced.
+        source: the model that they are made from: none of its files is replaced. The md5 sums in its
+            checklist.chk, if it has one, are checked meanwhile.
+        notes: lines to print before.
     """
     targets, total = [output.path for output in outputs], sum(output.size for output in outputs)
     pieces = (piece for output in outputs for rows in output.rows for piece in rows.pieces)
-    sources = list(dict.fromkeys(piece.data for piece in pieces))
+    sources = list({id(piece.data): piece.data for piece in pieces if _is_mapped(piece)}.values())
     for target in filter(Path.exists, targets):
-        made_from = any(target.samefile(path) for path in [*(file.path for file in sources), *beside])
+        made_from = any(target.samefile(path) for path in [*(file.path for file in sources), *_files(source)])
         require(not made_from, f"{target}: would replace what it is made from: name another file to write")
+    sums = meta.read_checklist(sources[0].path.parent)
     with written(*targets) as paths, ExitStack() as files:
-        _announce(verb, outputs, total)
+        _announce(verb, outputs, total, notes)
         jobs, checks = [], [(file, sums[file.path.name]) for file in sources if file.path.name in sums]
         for path, output in zip(paths, outputs, strict=True):
             file = files.enter_context(path.open("r+b", buffering=0))
@@ -219,20 +171,32 @@ def _write(verb: str, outputs: list[Output], sums: dict[str, str], *beside: Path
             for n_bytes in _carried_out(jobs, checks):
                 bar.update(n_bytes)
             bar.update(total - bar.n)  # headers and padding
-        for source in sources:
-            source.check()
+        for file in sources:
+            file.check()
     return targets
 
 
-def _announce(verb: str, outputs: list[Output], total: int) -> None:
-    """Say what it will need, and refuse what the machine doesn't have."""
+def _files(source: str | Path) -> list[Path]:
+    """All files that reading a model looks at."""
+    try:
+        return [Path(name) for name, *_ in stamp(source)[1:]]
+    except TinyllamaError:
+        return []  # a later part of a ggml model alone
+
+
+def _is_mapped(piece: Piece) -> bool:
+    return isinstance(piece.data, MappedFile)
+
+
+def _announce(verb: str, outputs: list[Output], total: int, notes: Iterable[str]) -> None:
+    """Say what it will need and become, and refuse what the machine doesn't have."""
     quantized = [rows.shape for output in outputs for rows in output.rows if TYPES[rows.type].block > 1]
     n_weights = sum(n_rows * n_cols for n_rows, n_cols in quantized)
     seconds = max(total / WRITING_SPEED, n_weights / (QUANTIZING_SPEED * N_THREADS))
     first, last = outputs[0].path, outputs[-1].path
     names = first.name if first == last else f"{first.name} … {last.name}"
     needs = f"takes about {seconds:.0f} s and {human(MEMORY)} of memory"
-    print(f"{verb}: writes {names}, {human(total)}; {needs}", file=sys.stderr)
+    print(f"{verb}: writes {names}, {human(total)}; {needs}", *notes, sep="\n", file=sys.stderr)
     require_disk(total, Path(os.path.realpath(first)).parent, f"writing {names}")
     require_memory(MEMORY, f"writing {names}")
 
@@ -260,7 +224,8 @@ def _move(target: int, rows: Rows, cast: Callable) -> int:
     """Read, turn into the wanted type, write; returns how many bytes. `cast` is a backend's."""
     for chunk in rows.cut(CHUNK):
         check_cancelled()
-        with naming(rows.pieces[0].data.path), naming(rows.name, OverflowError):
+        path = getattr(rows.pieces[0].data, "path", rows.name)
+        with naming(path), naming(rows.name, OverflowError):
             parts, type = [_read(piece) for piece in chunk.pieces], rows.pieces[0].type
             blocks = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
             require(type != rows.type or TYPES[type].is_finite(blocks), "NaN or infinity")
@@ -277,11 +242,19 @@ def _put(target: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def _read(piece: Piece) -> np.ndarray:
-    """Rows as they lie in their file. Reading, unlike mapping, leaves nothing in this process's memory."""
-    data = np.empty(piece.nbytes, np.uint8)
-    n_bytes = os.preadv(piece.data.fd, [data], piece.offset)
-    require(n_bytes == piece.nbytes, "became shorter while it was read")
-    return piece.kind.view(data, (piece.nbytes // piece.row_bytes, piece.shape[-1]))  # a vector: one row
+    """Its rows. Reading, unlike mapping, leaves nothing in this process's memory. A vector is one row."""
+    kind, order, is_vector = piece.kind, piece.order, len(piece.shape) == 1
+    if not _is_mapped(piece):
+        return np.ascontiguousarray(piece.blocks()[None] if is_vector else piece.blocks())
+    first, stop = (0, piece.shape[0]) if order is None else (order.min(), order.max() + 1)
+    size = kind.row_bytes(1) if is_vector else piece.row_bytes
+    data = np.empty((stop - first) * size, np.uint8)
+    n_bytes = os.preadv(piece.data.fd, [data], piece.offset + first * size)
+    require(n_bytes == len(data), "became shorter while it was read")
+    blocks = kind.view(data, (1, stop - first) if is_vector else (stop - first, piece.shape[1]))
+    if order is None:
+        return blocks
+    return blocks[:, order - first] if is_vector else blocks[order - first]
 
 
 def _check_md5(file: MappedFile, expected: str) -> None:

@@ -91,7 +91,7 @@ MIXES = {
     "Q2_K_S": Mix(21, "q2_k", _Q2_K_S),
     "Q3_K_S": Mix(11, "q3_k"),
     "Q3_K_M": Mix(12, "q3_k", _Q3_K_M),
-    "Q3_K_L": Mix(13, "q3_k", {name: (("q5_k", _always),) for name in (WV, WO, W2)}),
+    "Q3_K_L": Mix(13, "q3_k", dict.fromkeys((WV, WO, W2), (("q5_k", _always),))),
     "Q4_K_S": Mix(14, "q4_k", {WV: (("q5_k", _first(4)),), W2: (("q5_k", _share(8)),)}),
     "Q4_K_M": Mix(15, "q4_k", {WV: _MORE_BITS, W2: _MORE_BITS}),
     "Q5_K_S": Mix(16, "q5_k"),
@@ -134,9 +134,10 @@ class Choice:
 
     def type_of(self, name: str, n_cols: int) -> str:
         """What a matrix of rows of so many weights becomes; names are Meta's."""
-        return fitting(self._wanted(name, n_cols), n_cols)
+        return fitting(self.wanted(name, n_cols), n_cols)
 
-    def _wanted(self, name: str, n_cols: int) -> str:
+    def wanted(self, name: str, n_cols: int) -> str:
+        """What it would become if its rows divided into blocks."""
         base, is_plain = MIXES[self.mix].type, MIXES[self.mix].type in PLAIN
         if name == EMBEDDING and self.embedding_type:
             return self.embedding_type
@@ -149,13 +150,14 @@ class Choice:
         return self._in_layer(name, base)
 
     def _in_layer(self, name: str, base: str) -> str:
-        layer, _, role = re.fullmatch(r"(?:layers\.(\d+)(\.))?(.*)", name).groups()
+        layer, role = re.fullmatch(r"(?:layers\.(\d+)\.)?(.*)", name).groups()
         config, rules = self.config, MIXES[self.mix].exceptions.get(role, ())
         group = config.n_heads // config.n_kv_heads
         where = int(layer or 0), config.n_layers, group
         found = next((type for type, holds in rules if holds(*where)), base)
-        # Of LLaMA 2 and 3 70B wv is an eighth of wq; of Qwen2 72B too, which has 80 layers as well.
-        is_70b = config.n_layers == 80 and (group > 1 or config.family == "qwen2") and config.family != "qwen3"
+        # Of the models that have 80 layers, LLaMA 2 and 3 70B and Qwen2 72B, wv is an eighth of wq.
+        groups = {"llama": 2, "qwen2": 1}.get(config.family, group + 1)  # llama-quantize's way to tell
+        is_70b = config.n_layers == 80 and group >= groups
         return "q5_k" if role == WV and is_70b and found in ("q3_k", "q4_k") else found
 
 

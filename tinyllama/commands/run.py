@@ -86,17 +86,18 @@ def _print_timings(took: Timings, n_sampled: int) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Meta's checkpoint -> a ggml or GGUF file."""
+    """Any model -> a GGUF or ggml file."""
     from .convert import convert
 
-    _print_files(convert(args.folder, args.ftype, args.outfile, args.format))
+    _print_files(convert(args.source, args.ftype, args.outfile, args.format))
 
 
 def quantize(args: argparse.Namespace) -> None:
-    """An f16 file -> a 4-bit one."""
+    """A model of 16 or 32 bits a weight -> a file of 2 to 8."""
     from .convert import quantize
 
-    _print_files(quantize(args.source, args.target, args.type))
+    types = {"output_tensor_type": args.output_tensor_type, "token_embedding_type": args.token_embedding_type}
+    _print_files(quantize(args.source, args.target, args.type, pure=args.pure, **types))
 
 
 def _print_files(paths: Iterable[Path]) -> None:

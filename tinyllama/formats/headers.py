@@ -3,64 +3,110 @@ read them, describe their layout byte by byte.
 """
 
 import struct
+from dataclasses import replace
 
-from ..config import STEPS, Config, hidden_dim_of, tensor_names
+from ..config import Config, hidden_dim_of, tensor_names
 from ..errors import require
 from ..quant import TYPES
 from ..tokenizer import Vocabulary
 from . import ggml
 from .cursor import ARRAY, BOOL, F32, NUMBERS, STRING, U32
-from .gguf import ARRAYS, FIELDS, IMPLIED, MAGIC, Metadata, align
+from .gguf import ARRAYS, FIELDS, IMPLIED, MAGIC, ROPE_FREQS, Metadata, align
+
+
+def gguf_names(config: Config) -> dict[str, str]:
+    """GGUF's name of each tensor, by Meta's."""
+    names = {name: gguf_name for name, gguf_name, _ in tensor_names(config.n_layers)}
+    return names | {ROPE_FREQS: ROPE_FREQS}
 
 
 def gguf_header(
-    config: Config, vocabulary: Vocabulary, infos: list, file_type: int, name: str, metadata=None
+    config: Config, vocabulary: Vocabulary, infos: list, file_type: int, name: str, metadata=None, template=""
 ) -> tuple[bytes, list[int], int]:
     """Everything before the data, and where the data goes.
 
     Args:
         infos: (Meta's name, key of quant.TYPES, shape) of each tensor, in the order of the data.
-        file_type: a BlockType's.
+        file_type: llama_ftype's number, a BlockType's or a mix's.
         name: of the model, for general.name.
-        metadata: of the GGUF file that this one is made from: it is kept.
+        metadata: of the GGUF file that this one is made from: it is kept, but for what tells of its parts.
+        template: of a chat, where there is no such file.
     Returns:
         the bytes up to the first tensor; each tensor's offset in the file; the file's size. Gaps are zeros.
     """
-    metadata = Metadata(metadata or _derived(config, vocabulary, name), metadata and metadata.types)
+    metadata = Metadata(metadata or _derived(config, vocabulary, name, template), metadata and metadata.types)
+    for key in [key for key in metadata if key.startswith("split.")]:
+        del metadata[key]
     metadata.set("general.file_type", file_type, U32)
     metadata.set("general.quantization_version", 2, U32)
     for key, (field, kind) in ARRAYS.items():
-        if getattr(vocabulary, field):
-            metadata.set(key, list(getattr(vocabulary, field)), kind)
-    names = {meta_name: name for meta_name, name, _ in tensor_names(config.n_layers, STEPS)}
-    alignment, offsets, end = metadata.alignment(), [], 0
+        if values := (_scores(vocabulary) if field == "scores" else getattr(vocabulary, field)):
+            metadata.set(key, list(values), kind)
+    names, alignment, offsets, end = gguf_names(config), metadata.alignment(), [], 0
     head = MAGIC + struct.pack("<IQQ", 3, len(infos), len(metadata)) + _pack_metadata(metadata)
     for tensor, type, shape in infos:
         numbers = (len(shape), *reversed(shape), TYPES[type].gguf_id, end)
-        head += _pack_string(names.get(tensor, tensor)) + struct.pack(f"<I{len(shape)}QIQ", *numbers)
+        head += _pack_string(names[tensor]) + struct.pack(f"<I{len(shape)}QIQ", *numbers)
         offsets.append(end)
         end = align(end + TYPES[type].nbytes(shape), alignment)
     start = align(len(head), alignment)
     return head.ljust(start, b"\0"), [start + offset for offset in offsets], start + end
 
 
-def _derived(config: Config, vocabulary: Vocabulary, name: str) -> dict:
+def _derived(config: Config, vocabulary: Vocabulary, name: str, template: str) -> dict:
     """The key-values of a model that comes without."""
-    is_spm = vocabulary.kind == "sentencepiece"
-    written = [*FIELDS.items(), *IMPLIED.items()][:-2]
-    stop_id = vocabulary.stop_ids[0] if vocabulary.stop_ids else None
-    ids = {"bos": vocabulary.bos_id, "eos": vocabulary.eos_id, "unknown": vocabulary.unk_id, "eot": stop_id}
+    is_spm, ids = vocabulary.kind == "sentencepiece", _special_ids(vocabulary)
     return {
         "general.architecture": config.family,
         "general.type": "model",
         "general.name": name,
-        **{f"{config.family}.{key}": getattr(config, field) for key, field in written},
+        **{f"{config.family}.{key}": value for key, value in _hyper_parameters(config).items()},
         "tokenizer.ggml.model": "llama" if is_spm else "gpt2",
         "tokenizer.ggml.pre": "default" if is_spm else vocabulary.pre,
         "tokenizer.ggml.add_bos_token": vocabulary.add_bos,
         "tokenizer.ggml.add_space_prefix": vocabulary.add_space_prefix,
         **{f"tokenizer.ggml.{key}_token_id": token for key, token in ids.items() if token is not None},
+        **({"tokenizer.chat_template": template} if template else {}),
     }
+
+
+def _hyper_parameters(config: Config) -> dict[str, int | float | str]:
+    """Values of the architecture's keys. What a file without a key means anyway isn't written."""
+    values = {key: getattr(config, field) for key, field in [*FIELDS.items(), *IMPLIED.items()]}
+    if config.head_dim * config.n_heads == config.dim:
+        del values["attention.key_length"], values["attention.value_length"]
+    if config.sliding_window:
+        values["attention.sliding_window"] = config.sliding_window
+    scaling = config.rope_scaling
+    if scaling and scaling.kind != "llama3":  # of which the tensor rope_freqs.weight tells
+        values |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": float(scaling.factor)}
+    if scaling and scaling.kind == "yarn":
+        usual = replace(scaling, attn_factor=None).magnitude
+        values |= {
+            "rope.scaling.original_context_length": scaling.original_context,
+            "rope.scaling.attn_factor": scaling.magnitude / usual,
+            "rope.scaling.yarn_beta_fast": float(scaling.beta_fast),
+            "rope.scaling.yarn_beta_slow": float(scaling.beta_slow),
+        }
+    return values
+
+
+def _special_ids(vocabulary: Vocabulary) -> dict[str, int | None]:
+    """The tokens that keys name; llama.cpp finds further ends by their spelling, as we do."""
+    ends = {vocabulary.pieces[end]: end for end in vocabulary.stop_ids}
+    message = ends.pop("<|eom_id|>", None)
+    ids = {"bos": vocabulary.bos_id, "eos": vocabulary.eos_id, "unknown": vocabulary.unk_id}
+    return ids | {"eot": next(iter(ends.values()), None), "eom": message}
+
+
+def _scores(vocabulary: Vocabulary) -> tuple[float, ...]:
+    """Of a vocabulary of SentencePiece that has merges instead: what leads to the same tokens."""
+    if vocabulary.kind != "sentencepiece" or not vocabulary.merges:
+        return vocabulary.scores
+    ranks: dict[str, int] = {}
+    for rank, pair in enumerate(vocabulary.merges):
+        ranks.setdefault(pair.replace(" ", "", 1), rank)
+    return tuple(float(-ranks.get(piece, len(vocabulary.merges))) for piece in vocabulary.pieces)
 
 
 def _pack_metadata(metadata: Metadata) -> bytes:
@@ -88,13 +134,15 @@ def ggml_header(config: Config, texts: list[bytes], ftype: int) -> bytes:
 
     Raises TinyllamaError for a model that has more to say than the header has fields for.
     """
-    for name, implied in {
-        "n_kv_heads": config.n_heads,
-        "rope_theta": 10000.0,
-        "hidden_dim": hidden_dim_of(config.dim, config.multiple_of),
-    }.items():
-        number = getattr(config, name)
-        require(number == implied, f"a ggml file has no field for {name} {number:g}: use --format gguf")
+    plain = Config(config.dim, config.n_layers, config.n_heads, config.vocab_size, 1, config.n_heads)
+    steps = "rope_scaling", "sliding_window", "biases", "output_bias", "qk_norms"
+    for name in ("family", "head_dim", "n_kv_heads", "rope_theta", *steps):
+        value = getattr(config, name)
+        no_field = f"a ggml file has no field for {name} {value}: use --format gguf"
+        require(value == getattr(plain, name), no_field)
+    implied = hidden_dim_of(config.dim, config.multiple_of)
+    no_field = f"a ggml file has no field for hidden_dim {config.hidden_dim}: use --format gguf"
+    require(config.hidden_dim == implied, no_field)
     numbers = (config.vocab_size, config.dim, config.multiple_of, config.n_heads, config.n_layers)
     tokens = b"".join(struct.pack("<i", len(text)) + text for text in texts)
     return struct.pack("<8i", ggml.MAGIC, *numbers, config.head_dim, ftype) + tokens
