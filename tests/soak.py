@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 import tinyllama
-from tinyllama.machine.download import find
+from tinyllama.machine.places import find
 
 N_MODELS = 8
 

@@ -14,7 +14,7 @@ from tinyllama.commands.convert import convert
 from tinyllama.errors import Cancelled, TinyllamaError
 from tinyllama.formats import open_checkpoint
 from tinyllama.lab.lessons import same
-from tinyllama.machine import download, limits
+from tinyllama.machine import limits, places
 from tinyllama.machine.download import small_folder
 
 STORY = "Once upon a time"
@@ -156,7 +156,7 @@ def test_a_model_that_is_not_there_is_named(name):
 
 
 def test_a_model_that_was_not_downloaded_says_how_to(monkeypatch, tmp_path):
-    monkeypatch.setattr(download, "models_folder", lambda: tmp_path)
+    monkeypatch.setattr(places, "models_folder", lambda: tmp_path)
     with pytest.raises(TinyllamaError, match="tinyllama download smollm2"):
         tinyllama.load("smollm2")
 

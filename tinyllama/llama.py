@@ -71,7 +71,7 @@ class Llama(AbstractContextManager):
         n_ctx = wanted.ctx_size or default_ctx_size(self.config)
         ids = self.tokens(prompt, n_ctx)
         cache = self.new_cache(n_ctx, at_once=min(wanted.batch_size, len(ids)))
-        origin = {"prompt": prompt, "model": self.name}
+        origin = {"prompt": prompt if isinstance(prompt, str) else ids, "model": self.name}
         origin |= {"backend": self.backend.name, "threads": self.backend.threads}
         run, doubts = partial(self.forward, last=True, cancel=cancel), self._doubts(prompt, ids, n_ctx)
         generation = Generation(run, self.tokenizer, cache, ids, wanted, origin, doubts, self.backend.running)
@@ -268,8 +268,8 @@ def load(
     """Load a model, or return it if it is loaded already.
 
     Args:
-        model: a GGUF file, a ggml file (the first part of several), a folder with Meta's checkpoint, or a
-            name: "small" (it ships with tinyllama), "smollm2" (`tinyllama download smollm2`).
+        model: a file or folder, "small" (it ships with tinyllama), "smollm2" (`tinyllama download smollm2`),
+            "hf:org/name" or "hf:org/name:Q4_K_M" (of the Hugging Face hub), "ollama:name:tag".
         backend: "c", "numexpr", "numpy" or "auto"; None asks TINYLLAMA_BACKEND.
         threads: None for one a core; on a Mac, one a fast core.
         mmap: leave the weights in their file, mapped. Loading takes no time, and the weights no memory but
@@ -279,6 +279,7 @@ def load(
     Raises:
         TinyllamaError: there is no such file, it is damaged, or there isn't the memory for it.
     """
+    require(isinstance(mmap, bool), f"mmap must be True or False, not {mmap!r:.80}")
     table = get_backend(backend, threads)
     with _lock, table.running():
         key = (stamp(model), table.name, table.threads, mmap)
@@ -292,7 +293,8 @@ def load(
             table.require_load(checkpoint.path, needed, mapped)
             if announce:
                 announce(checkpoint.path, needed)
-            _loaded[key] = Llama(checkpoint, table, str(model), mmap, progress)
+            name = str(Path(model).absolute() if Path(model).exists() else model)  # right after chdir, too
+            _loaded[key] = Llama(checkpoint, table, name, mmap, progress)
         _loaded[key] = _loaded.pop(key)
         return _loaded[key]
 

@@ -40,15 +40,18 @@ class Settings:
         require(fine, f"stop must be strings that aren't empty, not {stop!r}")
         for setting in fields(self):
             if setting.metadata["least"] is not None:
-                _check(setting.name, getattr(self, setting.name), setting.type is float, setting)
+                object.__setattr__(self, setting.name, _checked(getattr(self, setting.name), setting))
 
 
-def _check(name: str, value, is_real: bool, setting) -> None:
-    least, most = setting.metadata["least"], setting.metadata["most"]
+def _checked(value, setting) -> float | int | None:
+    """A value as a number of Python's own: JSON takes no NumPy's."""
+    least, most, is_real = setting.metadata["least"], setting.metadata["most"], setting.type is float
     fine = isinstance(value, Real if is_real else Integral) and least <= value <= most  # not NaN
     what = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least}"
     kind = "number" if is_real else "whole number"
-    require(fine or value is setting.default is None, f"{name} must be a {kind} {what}, not {value!r}")
+    fine = fine or value is setting.default is None
+    require(fine, f"{setting.name} must be a {kind} {what}, not {value!r}")
+    return value if value is None else float(value) if is_real else int(value)
 
 
 def default_ctx_size(config) -> int:

@@ -14,7 +14,7 @@ import tinyllama
 from tinyllama import backends, score
 from tinyllama.commands import cli, main, mixes
 from tinyllama.errors import TinyllamaError, check_cancelled
-from tinyllama.machine import download
+from tinyllama.machine import download, places
 from tinyllama.machine.files import reserve
 from tinyllama.settings import Settings
 
@@ -89,10 +89,11 @@ def test_names_and_numbers_that_numpy_would_be_needed_for_are_those_of_their_tab
     assert set(cli.BACKENDS) == {"auto", *backends.BACKENDS}
     assert tuple(download.MODELS) == cli.NAMED
     assert cli.SHORTEST == score.SHORTEST
+    assert cli.ON_HUB in places.STORES
     for command, names in {
         "generate": cli.BACKENDS,
         "quantize": mixes.MIXES,
-        "download": cli.NAMED,
+        "download": [*cli.NAMED, cli.ON_HUB],
     }.items():
         shown = run(command, "--help")[1]
         assert all(name in shown for name in names)
@@ -125,6 +126,16 @@ def test_only_options_are_respelled(run):
     assert cli.parse(["generate", "--prompt=-hello"]).prompt == "-hello"
 
 
+@pytest.mark.parametrize("text", ["-hello", "---", "--", "--n-predict", "--a-b=c-d", "-n", "-p", "-1", "-"])
+def test_the_word_behind_an_option_is_its_value_whatever_it_begins_with(text):
+    for flag in ("-p", "--prompt"):
+        args = cli.parse(["main", "--top-k", "3", flag, text, "--stop", text, "-e", "--stop", "b"])
+        assert (args.prompt, args.settings["stop"], args.escape) == (text, [text, "b"], True)
+        assert args.settings["top_k"] == 3
+    assert cli.parse(["inspect", "--tokens", text, "small"]).tokens == text
+    assert cli.parse(["inspect", "--", text]).model == text
+
+
 @pytest.mark.parametrize(
     "text, name", [("2", "2"), ("7", "7"), ("q4_0", "q4_0"), ("Q5_1", "q5_1"), ("Q4_K", "q4_k")]
 )
@@ -153,7 +164,8 @@ def test_the_command_takes_the_types_that_python_takes(run):
         (["generate", "--backend", "abacus"], "abacus"),
         (["generate", "--stop", ""], "stop"),
         (["generate", "-p", ""], "prompt"),
-        (["generate", "-p", "-hello"], "prompt"),
+        (["generate", "-p"], "prompt"),
+        (["generate", "-n", "-p", "a"], "n_predict"),
         (["generate", "-p", "a", "-f", "b"], "not allowed"),
         (["generate", "--prom", "a"], "--prom"),
         (["convert"], "FOLDER"),
@@ -294,7 +306,7 @@ def test_a_full_disk_gets_one_line():
 
 @pytest.mark.parametrize(
     ("closed", "status", "err"),
-    [("<&- -f -", 1, "tinyllama: stdin: is closed\n"), (">&-", 0, None), ("2>&-", 0, "")],
+    [("<&- -f -", 1, "tinyllama: stdin: there is no text in it\n"), (">&-", 0, None), ("2>&-", 0, "")],
 )
 def test_what_is_closed_is_done_without(closed, status, err):
     line = f"{sys.executable} -m tinyllama generate -s 1 -n 0 {closed}"

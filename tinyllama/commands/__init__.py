@@ -1,30 +1,33 @@
-"""The command line: convert, quantize, generate, perplexity, inspect, download, bench, compare.
+"""The command line: convert, quantize, generate, perplexity, inspect, list, download, bench, compare.
 
 What a command produces goes to stdout, everything else to stderr, so that a pipe gets text alone. Exit
 status: 0; 1 for a file or machine that won't do; 2 for bad arguments; 130 after Ctrl-C; 141 where the reader
 of a pipe has gone; 143 where it was told to end, 129 where its terminal was closed.
 """
 
+import argparse
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ..errors import TinyllamaError, printable
 from ..machine.interrupts import interruptible
-from .cli import parse
+from .cli import ON_HUB, parse
 from .printing import say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status. Raises SystemExit for --help and bad arguments."""
+    _open_closed_streams()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character gets a "?"
     args, flag, status = parse(sys.argv[1:] if argv is None else argv), None, 0
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
-        with interruptible(signals=signals) as flag, warnings.catch_warnings():
+        with interruptible(signals=signals) as flag, warnings.catch_warnings(), _offline(args):
             warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's of NaN: we say it in one line
             warnings.showwarning = lambda message, *_: say(printable(f"warning: {message}"))
             from . import run  # here: --help and wrong options don't wait for NumPy
@@ -33,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(end="", flush=True)  # here, where a full disk or a closed pipe can still be told
     except KeyboardInterrupt:
         status = 128 + ((flag and flag.signal) or signal.SIGINT)
-        if args.command in ("convert", "quantize", "download"):
+        from_hub = getattr(args, "name", "").startswith(ON_HUB)  # which keeps what has arrived, and says so
+        if args.command in ("convert", "quantize", "download") and not from_hub:
             say("tinyllama: interrupted; no file was left half-written")
     except BrokenPipeError:
         status = 141
@@ -47,6 +51,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError:  # stdout takes no more: don't let Python try again, and complain, when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
+
+
+def _open_closed_streams() -> None:
+    """Give stdin, stdout and stderr that somebody has closed a place: else the next file would get theirs."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  the lowest free number, which is its own
+
+
+@contextmanager
+def _offline(args: argparse.Namespace) -> Iterator[None]:
+    """With --offline inside as with HF_HUB_OFFLINE=1."""
+    before = os.environ.get("HF_HUB_OFFLINE")
+    if getattr(args, "offline", False):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("HF_HUB_OFFLINE", None)
+        os.environ |= {} if before is None else {"HF_HUB_OFFLINE": before}
 
 
 def _text(error: Exception) -> str:

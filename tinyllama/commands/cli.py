@@ -6,14 +6,16 @@ Nothing here needs NumPy, so that help, and the refusal of a wrong option, come 
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from .. import __version__
 from ..errors import TinyllamaError
 
 BACKENDS = ("auto", "c", "numexpr", "numpy")
 NAMED = ("smollm2",)
+ON_HUB = "hf:"  # how names of the Hugging Face hub begin
 SHORTEST = 8  # tokens of a window of perplexity
+DASHES = "\0--"  # stands for the value "--", which Python's argparse drops before 3.13
 LONG = re.compile(r"(?<=\A--)\w[\w-]*(?==|\Z)")  # the name of a long option, before its value
 
 
@@ -30,20 +32,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"tinyllama {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    wanted, options = next((word for word in argv if not word.startswith("-")), None), []
     for name, (summary, *arguments) in COMMANDS.items():
         about = {"help": summary, "description": f"{summary[0].upper()}{summary[1:]}."}
-        aliases = ["main"] * (name == "generate")
+        aliases = ["main"] if name == "generate" else []
         command = commands.add_parser(name, aliases=aliases, allow_abbrev=False, **about)
         command.set_defaults(command=name, parser=command)
-        for some in arguments:
-            group = command.add_mutually_exclusive_group() if isinstance(some, list) else command
-            for flags, options in some if isinstance(some, list) else [some]:
-                group.add_argument(*flags, **options)
-        if name == "generate" and {name, "main"} & set(argv):
-            _add_settings(command)
-        if name == "quantize" and name in argv:
-            _add_mixes(command)
-    args = parser.parse_args([LONG.sub(lambda name: name[0].replace("-", "_"), arg) for arg in argv])
+        if wanted in (name, *aliases):
+            arguments += [] if name in WITHOUT_MODEL else [OFFLINE]
+            more = {"generate": _add_settings, "quantize": _add_mixes}.get(name, lambda _: ())
+            options = [*_add(command, arguments), *more(command)]
+    args = parser.parse_args(list(_joined(argv, options)))
+    vars(args).update({name: _undashed(value) for name, value in vars(args).items()})
     if args.command is None:
         parser.print_help(sys.stderr)
         sys.exit(2)
@@ -59,7 +59,37 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` lists the arguments)\n")
 
 
-def _add_settings(command: argparse.ArgumentParser) -> None:
+def _add(command: argparse.ArgumentParser, arguments: Sequence) -> Iterator[argparse.Action]:
+    """The arguments of a command; those in a list exclude each other."""
+    for some in arguments:
+        group = command.add_mutually_exclusive_group() if isinstance(some, list) else command
+        for flags, options in some if isinstance(some, list) else [some]:
+            yield group.add_argument(*flags, **options)
+
+
+def _joined(argv: Sequence[str], options: Sequence[argparse.Action]) -> Iterator[str]:
+    """The words; of long options with underscores for dashes; a value that begins with a dash behind a "=".
+
+    The word behind an option that takes a value is that value: argparse takes `--stop ---` for two options.
+    """
+    spelled = [option.option_strings for option in options if option.nargs is None and option.option_strings]
+    valued = {flag: long for *short, long in spelled for flag in (*short, long)}
+    words, is_option = iter(argv), True
+    for word in words:
+        is_option = is_option and word != "--"
+        name = LONG.sub(lambda found: found[0].replace("-", "_"), word) if is_option else word
+        value = next(words, None) if name in valued and is_option else None
+        is_dashed = value is not None and value.startswith("-")
+        yield f"{valued[name]}={DASHES if value == '--' else value}" if is_dashed else name
+        yield from [] if is_dashed or value is None else [value]
+
+
+def _undashed(value):
+    """A value, or a list of some, with "--" for DASHES."""
+    return [*map(_undashed, value)] if isinstance(value, list) else "--" if value == DASHES else value
+
+
+def _add_settings(command: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """An option for each field of Settings."""
     from dataclasses import fields  # here: as slow to import as all the rest
 
@@ -69,14 +99,14 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         flags = [flag for flag in (setting.metadata["flag"], f"--{setting.name}") if flag]
         text = setting.metadata["help"].replace("%", "%%")
         if setting.type == tuple[str, ...]:
-            command.add_argument(*flags, metavar="TEXT", action="append", default=[], help=text)
+            yield command.add_argument(*flags, metavar="TEXT", action="append", default=[], help=text)
         elif setting.type is not bool:
             kind, metavar = (float, "X") if setting.type is float else (int, "N")
             text += "" if setting.default is None else "; default: %(default)s"
-            command.add_argument(*flags, type=kind, metavar=metavar, default=setting.default, help=text)
+            yield command.add_argument(*flags, type=kind, metavar=metavar, default=setting.default, help=text)
 
 
-def _add_mixes(command: argparse.ArgumentParser) -> None:
+def _add_mixes(command: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """What a file can be quantized to."""
     from .mixes import MIXES, TYPES, find_mix
 
@@ -88,11 +118,11 @@ def _add_mixes(command: argparse.ArgumentParser) -> None:
         return text.lower()
 
     names = f"{', '.join(MIXES)}, or llama.cpp's number of one; of a ggml file Q4_0 (2) or Q4_1 (3)"
-    command.add_argument("type", type=mix, metavar="TYPE", help=names)
+    yield command.add_argument("type", type=mix, metavar="TYPE", help=names)
     for tensor in ("output_tensor", "token_embedding"):
         options = {"type": str.lower, "choices": TYPES, "metavar": "TYPE"}
         text = f"of the {tensor.replace('_', ' ')}, whatever the mix says: {', '.join(TYPES)}"
-        command.add_argument(f"--{tensor}_type", help=text, **options)
+        yield command.add_argument(f"--{tensor}_type", help=text, **options)
 
 
 def _settings(args: argparse.Namespace) -> dict:
@@ -128,6 +158,12 @@ def _list(metavar: str, kind: Callable = str) -> dict:
     return {"type": lambda text: [kind(part) for part in text.split(",")], "metavar": metavar}
 
 
+def _name(text: str) -> str:
+    if text not in NAMED and not text.startswith(ON_HUB):
+        raise argparse.ArgumentTypeError(f"there is {', '.join(NAMED)} and {ON_HUB}org/name, not {text}")
+    return text
+
+
 def _prompt(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the prompt is empty")
@@ -136,9 +172,10 @@ def _prompt(text: str) -> str:
 
 COUNT, PROMPT = _at_least(1), {"type": _prompt, "metavar": "TEXT"}
 NAMES, COUNTS = _list("NAME,..."), _list("N,...", COUNT["type"])
-MODEL = {"default": "small", "help": "a GGUF or ggml file, Meta's folder, or small (default) or smollm2"}
 PLAIN = {"type": lambda text: int(text) if text in ("0", "1") else text.lower()}
 PLAIN |= {"nargs": "?", "choices": (0, 1, "f32", "f16", "bf16"), "metavar": "TYPE"}
+PLACES = "a file or folder, smollm2, hf:org/name[:Q4_K_M], ollama:name[:tag]; default: small"
+MODEL = {"default": "small", "help": PLACES}
 BACKEND = {"choices": BACKENDS, "metavar": "NAME"}
 RUNNING = (
     _arg("-m --model", **MODEL),
@@ -147,8 +184,11 @@ RUNNING = (
     _flag("--mmap", "run from the mapped file: starts at once in little memory; a token takes twice as long"),
 )
 JSON = _flag("--json", "print it as JSON, with all figures")
+OFFLINE = _flag("--offline", "fetch no model from the Hugging Face hub; as HF_HUB_OFFLINE=1")
+WITHOUT_MODEL = ("list", "download")
 
-#: What each command does, and its arguments; those in a list exclude each other.
+#: What each command does, and its arguments; those in a list exclude each other. Those that take a model
+#: also take OFFLINE.
 COMMANDS = {
     "convert": (
         "turn any model into one GGUF file, or one as of March 2023",
@@ -193,7 +233,11 @@ COMMANDS = {
         _flag("--backends", "show what can compute here instead"),
         JSON,
     ),
-    "download": ("fetch a model by name", _arg("name", "smollm2", metavar="NAME", choices=NAMED)),
+    "list": ("show the models on this computer, and which of them fit into its memory", JSON),
+    "download": (
+        "fetch a model",
+        _arg("name", "smollm2, hf:org/name or hf:org/name:Q4_K_M", metavar="NAME", type=_name),
+    ),
     "bench": (
         "measure how fast this computer runs a model, real or of a size alone",
         [

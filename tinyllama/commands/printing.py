@@ -1,21 +1,15 @@
 """How commands print: results to stdout, everything else to stderr."""
 
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
 from ..errors import printable
+from ..machine.terminal import say
+
+__all__ = ["columns", "harmless", "say"]
 
 #: Unicode's pictures of the first 32 characters and of Delete; of U+0080 to U+009F there are none.
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
 PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-
-
-def say(line: str) -> None:
-    """A line to stderr, which may have been closed."""
-    with suppress(OSError, AttributeError):
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
 
 
 def harmless(text: str) -> str:

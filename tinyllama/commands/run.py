@@ -20,6 +20,7 @@ from ..errors import check_cancelled, naming, require
 from ..generation import STOP_REASONS, Timings
 from ..llama import Llama, load
 from ..machine.limits import human, peak_memory
+from .cli import ON_HUB
 from .printing import harmless, say
 
 LARGEST_TEXT = 50_000_000  # bytes; a novel has one million
@@ -106,10 +107,17 @@ def _print_files(paths: Iterable[Path]) -> None:
 
 
 def download(args: argparse.Namespace) -> None:
-    """Fetch a model by name."""
-    from ..machine.download import download
+    """Fetch a model."""
+    from ..machine import download, hub
 
-    download(args.name)
+    (hub if args.name.startswith(ON_HUB) else download).download(args.name)
+
+
+def list(args: argparse.Namespace) -> None:
+    """Show the models on this computer."""
+    from . import list as models
+
+    _print_found(models.models(), models.table, args)
 
 
 def perplexity(args: argparse.Namespace) -> None:
@@ -144,7 +152,7 @@ def bench(args: argparse.Namespace) -> None:
 
     _check_plot(args)
     how = {name: getattr(args, name) for name in ("shape", "type", "threads", "mmap", "n_predict", "prefill")}
-    results = list(bench.bench(args.model, backends=args.backend, levels=args.level, **how))
+    results = [*bench.bench(args.model, backends=args.backend, levels=args.level, **how)]
     _print_found(results, bench.table, args)
     if args.plot:
         bench.plot(results, args.plot)

@@ -16,8 +16,8 @@ from types import ModuleType
 
 from ..config import Config
 from ..errors import TinyllamaError, naming, require
-from ..machine.download import find
 from ..machine.files import MappedFile, kind_of
+from ..machine.places import find
 from ..tensor import Tensor
 from ..tokenizer import Vocabulary
 
@@ -45,7 +45,7 @@ class Checkpoint:
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
-    """Open a model: a path, or a name that `machine.download` knows.
+    """Open a model: a path, or a name that `machine.places` knows.
 
     Raises TinyllamaError, naming the file, where there is none or it doesn't hold what it says.
     """
@@ -57,7 +57,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
 
 def stamp(model: str | Path) -> tuple:
     """Changes when a file that `open_checkpoint` would look at does."""
-    path = find(model).absolute()
+    path = find(model).absolute()  # a link keeps its name: others may lie beside it
     with naming(path):
         files = [(file, file.stat()) for file in _format_of(path)[0].stamp(path)]
         return str(path), *((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in files)

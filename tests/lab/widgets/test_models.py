@@ -4,7 +4,8 @@ import pytest
 
 from tinyllama.formats import open_checkpoint
 from tinyllama.lab.widgets.models import choices, folders
-from tinyllama.machine.download import MODELS, find, models_folder
+from tinyllama.machine.download import MODELS, models_folder
+from tinyllama.machine.places import find
 
 
 @pytest.fixture

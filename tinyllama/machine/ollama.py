@@ -1,0 +1,66 @@
+"""Models of Ollama's store, which keeps them as GGUF files under the names of their SHA-256.
+
+`manifests/HOST/USER/NAME/TAG` is JSON: its layer of the media type `application/vnd.ollama.image.model` names
+the file in `blobs`. What the hosts and users are if nobody says: registry.ollama.ai, library.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import TinyllamaError, naming, require
+from .files import read_file
+
+MODEL, ADAPTER = "application/vnd.ollama.image.model", "application/vnd.ollama.image.adapter"
+DEFAULTS = ("registry.ollama.ai", "library")
+LARGEST_MANIFEST = 1 << 20  # bytes; one has less than a thousand
+
+
+def folders() -> list[Path]:
+    """Where its stores may be: the user's, and that of its service on Linux."""
+    if folder := os.environ.get("OLLAMA_MODELS"):
+        return [Path(folder)]
+    return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
+
+
+def find(model: str) -> Path:
+    """The GGUF file of "ollama:name", "ollama:name:tag" or "ollama:user/name:tag".
+
+    Raises TinyllamaError where it isn't here, or the store is damaged.
+    """
+    name, _, tag = model.removeprefix("ollama:").partition(":")
+    words = [*DEFAULTS[: max(0, 2 - name.count("/"))], *name.split("/"), tag or "latest"]
+    fine = all(re.fullmatch(r"\w[\w.-]*", word) for word in words)
+    require(fine and len(words) == 4, f"{model}: a model of Ollama's is ollama:name, or ollama:name:tag")
+    for folder in folders():
+        if os.path.isfile(manifest := folder.joinpath("manifests", *words)):
+            return read_manifest(folder, manifest)
+    places, pull = " or ".join(map(str, folders())), f"`ollama pull {model.removeprefix('ollama:')}`"
+    raise TinyllamaError(f"{model}: isn't in Ollama's store, {places}; {pull} fetches it")
+
+
+def read_manifest(folder: Path, manifest: Path) -> Path:
+    """The GGUF file that a manifest names."""
+    with naming(manifest, AttributeError, TypeError, KeyError, RecursionError):
+        layers = json.loads(read_file(manifest, LARGEST_MANIFEST))["layers"]
+        blobs = [layer["digest"] for layer in layers if layer["mediaType"] == MODEL]
+        require(blobs, "names no model")
+        adapted = any(layer["mediaType"] == ADAPTER for layer in layers)
+        require(not adapted, "has an adapter (LoRA) beside the model, which isn't supported")
+        fine = isinstance(blobs[0], str) and re.fullmatch("sha256:[0-9a-f]{64}", blobs[0])
+        require(fine, f"damaged: names the model {blobs[0]!r:.80}")
+        path = folder / "blobs" / blobs[0].replace(":", "-")
+        require(path.is_file(), f"names {path.name}, which isn't in {path.parent}: pull it again")
+        return path
+
+
+def models() -> Iterator[str]:
+    """What `find` takes, of everything in the stores."""
+    for folder in folders():
+        for manifest in sorted((folder / "manifests").glob("*/*/*/*")):
+            *words, tag = manifest.relative_to(folder / "manifests").parts
+            for default in DEFAULTS:
+                words = words[1:] if words[0] == default else words
+            yield f"ollama:{'/'.join(words)}:{tag}"
