@@ -108,20 +108,25 @@ INLINE void two_pairs(__m512i q, __m512 d, __m512 c, uint8_t *to) {
     _mm512_store_si512(to + 64, pair(third, fourth));
 }
 
-INLINE void numbers_of_block(const weight_type type, const weight *w, const uint8_t *block, uint8_t *to) {
+INLINE void numbers_of_block(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head,
+                             uint8_t *to) {
     const __m512 factor = _mm512_set1_ps(w->factor), shift = _mm512_set1_ps((float)(0x8000 + zero_of(type)));
-    for (int half = 0; half < 2; half++, to += TILE_BYTES) {
-        __m512 d = plain_nan(_mm512_mul_ps(load_scales(block + 32 * half), factor)), m = _mm512_setzero_ps();
-        if (has_minimum(type)) m = plain_nan(_mm512_mul_ps(load_scales(block + w->m + 32 * half), factor));
-        const __m512 c = _mm512_fnmadd_ps(d, shift, m); /* m - (2^15 + zero) d */
+    for (int side = 0; side < 2; side++, to += TILE_BYTES) {
+        const scales s = scales_of(type, w, block, head, side);
         UNROLL
-        for (int k = 0; k < 4; k++) {
-            __m512i low, high;
-            unpack(type, w, block, k, half, &low, &high);
-            two_pairs(low, d, c, to + 128 * k);
-            two_pairs(high, d, c, to + 128 * (4 + k));
+        for (int r = 0; r < 8; r++) {
+            const int part = has_halves(type) ? r % 2 : 0;
+            const __m512 d = plain_nan(_mm512_mul_ps(s.d[part], factor));
+            const __m512 m = has_minimum(type) ? plain_nan(_mm512_mul_ps(s.m[part], factor)) : s.m[part];
+            const __m512 c = _mm512_fnmadd_ps(d, shift, m); /* m - (2^15 + zero) d */
+            two_pairs(unpack(type, w, block, r, side), d, c, to + 128 * (r % 2 * 4 + r / 2));
         }
     }
+}
+
+INLINE void numbers_of_blocks(const weight_type type, const weight *w, long strip, long step, uint8_t *to) {
+    const uint8_t *data = w->data + strip * w->strip_bytes;
+    numbers_of_block(type, w, data + block_place(type, w, step), data + head_place(w, step), to);
 }
 
 /* 16 rows of numbers from `row` on; behind the last they repeat it. A pair is to v_transpose what a float is. */
@@ -143,13 +148,9 @@ INLINE void numbers_of_strip(const weight_type type, const weight *w, long strip
     numbers_of_rows(type, w, strip * STRIP + ROWS, step * STEP, to + TILE_BYTES);
 }
 
-static const uint8_t *block_of(const weight *w, long strip, long step) {
-    return w->data + strip * w->strip_bytes + step * w->block_bytes;
-}
-
 static void make_numbers(const weight *w, long strip, long step, uint8_t *to) {
 #define NUMBERS_CASE(id, ...) case id: numbers_of_strip(id, w, strip, step, to); break;
-#define BLOCK_CASE(id, ...) case id: numbers_of_block(id, w, block_of(w, strip, step), to); break;
+#define BLOCK_CASE(id, ...) case id: numbers_of_blocks(id, w, strip, step, to); break;
     switch (w->type) { /* each with its type known to the compiler */
         NUMBER_TYPES(NUMBERS_CASE)
         BLOCK_TYPES(BLOCK_CASE)
@@ -160,7 +161,8 @@ static void make_numbers(const weight *w, long strip, long step, uint8_t *to) {
 /* Asks for what make_numbers will read. */
 static void ask_for_step(const weight *w, long strip, long step) {
     if (has_blocks(w->type)) {
-        for (long at = 0; at < w->block_bytes; at += 64) __builtin_prefetch(block_of(w, strip, step) + at);
+        const uint8_t *block = w->data + strip * w->strip_bytes + block_place(w->type, w, step);
+        for (long at = 0; at < w->block_bytes; at += 64) __builtin_prefetch(block + at);
         return;
     }
     long at = step * STEP * (w->type == F32 ? 4 : 2);

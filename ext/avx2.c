@@ -87,17 +87,17 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
         float largest = _mm_cvtss_f32(_mm_castsi128_ps(four));
         __m256 inverse = _mm256_set1_ps(finite_inverse(127, largest));
         __m256 some = _mm256_cmp_ps(inverse, _mm256_setzero_ps(), _CMP_GT_OQ);
-        __m256i q[4], sum = _mm256_setzero_si256();
-        for (int i = 0; i < 4; i++) { /* rounds ties to even */
+        __m256i q[4];
+        for (int i = 0; i < 4; i++) /* rounds ties to even */
             q[i] = _mm256_cvtps_epi32(_mm256_and_ps(_mm256_mul_ps(v[i], inverse), some));
-            sum = _mm256_add_epi32(sum, q[i]);
-        }
         __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
         /* packing works within 128-bit lanes: put the dwords back in order */
         bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
         _mm256_storeu_si256((__m256i *)out->q, bytes);
         out->scale = largest / 127;
-        out->sum = (int32_t)v_sum(_mm256_cvtepi32_ps(sum)); /* of whole numbers below 2^24: exact */
+        const __m256i first = _mm256_add_epi32(q[0], q[1]), last = _mm256_add_epi32(q[2], q[3]);
+        const __m256i pairs = _mm256_hadd_epi32(first, _mm256_add_epi32(first, last)), sums = _mm256_hadd_epi32(pairs, pairs);
+        _mm_storel_epi64((__m128i *)&out->half, _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1)));
     }
 }
 
@@ -109,44 +109,37 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
 /* TOKENS of a tile; how far ahead of its use a strip is asked for, in bytes. */
 enum { TOKENS = 6, AHEAD = 8192 };
 
-/* 16 in each byte whose bit is set. */
-INLINE __m256i fifth_bits(const uint8_t *bits) {
-    int32_t word;
-    memcpy(&word, bits, 4);
-    const __m256i which = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
-    __m256i spread = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), which), bit);
-    return _mm256_and_si256(_mm256_cmpeq_epi8(spread, bit), _mm256_set1_epi8(16));
+/* `bits` bits, at bit `at` of each byte, of four r of 8 rows (column 0..3 of the strip). */
+INLINE __m256i bits_of(const int bits, const uint8_t *from, const int r, const int column, const int at) {
+    const int fours = 8 / bits, shift = r % fours * bits - at;
+    const __m256i bytes = _mm256_load_si256((const __m256i *)(from + r / fours * 128 + column * 32));
+    const __m256i moved = shift < 0 ? _mm256_slli_epi16(bytes, -shift) : _mm256_srli_epi16(bytes, shift);
+    return bits == 8 ? bytes : _mm256_and_si256(moved, _mm256_set1_epi8((char)(((1 << bits) - 1) << at)));
 }
 
-/* Quarter k of 8 rows (column 0..3 of the strip): elements 4k..4k+3, and 16 + those. Unsigned; q8_0 signed. */
-INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block, int k, int column, __m256i *low,
-                   __m256i *high) {
-    const uint8_t *q = block + w->q + k * 128 + column * 32;
-    if (type == Q8_0) {
-        const __m256i top = _mm256_set1_epi8(-128);
-        *low = _mm256_xor_si256(_mm256_load_si256((const __m256i *)q), top);
-        *high = _mm256_xor_si256(_mm256_load_si256((const __m256i *)(q + 512)), top);
-        return;
-    }
-    const __m256i nibble = _mm256_set1_epi8(15), both = _mm256_load_si256((const __m256i *)q);
-    *low = _mm256_and_si256(both, nibble);
-    *high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
-    if (has_fifth_bits(type)) {
-        const uint8_t *bits = block + w->fifth + k * 32 + column / 2 * 16 + column % 2 * 4;
-        *low = _mm256_or_si256(*low, fifth_bits(bits));
-        *high = _mm256_or_si256(*high, fifth_bits(bits + 8));
-    }
+/* Four r of 8 rows. Unsigned; q8_0 and what nibbles stand for signed. */
+INLINE __m256i unpack(const weight_type type, const weight *w, const uint8_t *block, const int r, const int column) {
+    const int low = low_bits(type), high = high_bits(type);
+    __m256i q = bits_of(low, block + w->low, r, column, 0);
+    if (high) q = _mm256_or_si256(q, bits_of(high, block + w->high, r, column, low));
+    if (type == Q8_0) return _mm256_xor_si256(q, _mm256_set1_epi8(-128));
+    return has_table(type) ? _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(*(const __m128i *)iq4_values), q) : q;
 }
+
+INLINE int is_signed(const weight_type type) { return type == Q8_0 || has_table(type); }
 
 /* What is still to be subtracted from unpacked quants. */
-INLINE int zero_left(const weight_type type) { return type == Q8_0 ? 0 : zero_of(type); }
+INLINE int zero_left(const weight_type type) { return is_signed(type) ? 0 : zero_of(type); }
 
-/* How many products of bytes 16 bits can sum up, in pairs: 8 of 2 * 15 * 127, 4 of 2 * 31 * 127, 1 of 2 * 128 * 127. */
-INLINE int together(const weight_type type) { return type == Q8_0 ? 1 : has_fifth_bits(type) ? 4 : 8; }
+/* How many products of bytes 16 bits can sum up, in pairs: 8 of 2 * 15 * 127, 4 of 2 * 31 * 127, 2 of 2 * 63 * 127, 1 of
+ * 2 * 128 * 127. A half block has 4. */
+INLINE int together(const weight_type type) {
+    const int fit = is_signed(type) ? 1 : types[type].bits <= 4 ? 8 : types[type].bits == 5 ? 4 : 2;
+    return has_halves(type) && fit > 4 ? 4 : fit;
+}
 
 INLINE __m256i byte_products(const weight_type type, __m256i weights, __m256i inputs) {
-    if (type == Q8_0) /* one side must be unsigned: |w| * (x with the sign of w) */
+    if (is_signed(type)) /* one side must be unsigned: |w| * (x with the sign of w) */
         return _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(inputs, weights));
     return _mm256_maddubs_epi16(weights, inputs);
 }
@@ -155,54 +148,82 @@ INLINE __m256i dword_sums(__m256i words) { return _mm256_madd_epi16(words, _mm25
 
 INLINE __m256 load_scales(const uint8_t *p) { return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)p)); }
 
-INLINE __m256i broadcast_int(const uint8_t *p) {
-    int32_t x;
-    memcpy(&x, p, 4);
-    return _mm256_set1_epi32(x);
+/* 8 bytes as numbers. */
+INLINE __m256 load_small(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
+
+INLINE __m256i broadcast_int(const uint8_t *p) { return _mm256_set1_epi32(read_i32(p)); }
 
 INLINE __m256 broadcast_float(const uint8_t *p) { return _mm256_castsi256_ps(broadcast_int(p)); }
 
-/* Products of a block of 8 rows with a tile_block x of n tokens. */
-INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
-                           const uint8_t *x, __m256i *sums) {
+/* What a block of 8 rows has of scales. Of halves the small ones are factors of words: both of a row for sums, and
+ * for the two sums of inputs, first half and all, how often these are taken. */
+typedef struct {
+    __m256 d, m;
+    __m256i half[2], zeros, minima;
+} scales;
+
+/* Of pairs of words (a, b), (a - b, b): a * first + b * (all - first) = (a - b) * first + b * all. */
+INLINE __m256i of_sums(__m256i pairs) { return _mm256_sub_epi16(pairs, _mm256_srli_epi32(pairs, 16)); }
+
+INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head, const int column) {
+    scales s = {0};
+    const uint8_t *from = has_super_blocks(type) ? head : block;
+    s.d = load_scales(from + column * 16);
+    if (has_minimum(type)) s.m = load_scales(from + (has_super_blocks(type) ? 2 * STRIP : w->m) + column * 16);
+    if (has_halves(type)) {
+        const __m128i nibble = _mm_set1_epi8(15), small = _mm_load_si128((const __m128i *)(block + column * 16));
+        const __m256i pairs = _mm256_cvtepi8_epi16(type == Q2_K ? _mm_and_si128(small, nibble) : small);
+        s.half[0] = _mm256_blend_epi16(pairs, _mm256_slli_epi32(pairs, 16), 0xaa);
+        s.half[1] = _mm256_blend_epi16(pairs, _mm256_srli_epi32(pairs, 16), 0x55);
+        if (zero_of(type)) s.zeros = _mm256_mullo_epi16(of_sums(pairs), _mm256_set1_epi16((short)zero_of(type)));
+        if (has_minimum(type)) s.minima = of_sums(_mm256_cvtepi8_epi16(_mm_and_si128(_mm_srli_epi16(small, 4), nibble)));
+    } else if (has_super_blocks(type)) {
+        s.d = _mm256_mul_ps(s.d, load_small(block + column * 8));
+        if (has_minimum(type)) s.m = _mm256_mul_ps(s.m, load_small(block + w->m + column * 8));
+    }
+    return s;
+}
+
+/* Products of a block of 8 rows with a tile_block x of n tokens. Halves, if they have scales, one after the other. */
+INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, const int column,
+                           const uint8_t *x, const __m256i *factors, __m256i *sums) {
     __m256i words[TOKENS];
     UNROLL
-    for (int k = 0; k < 4; k++) {
-        __m256i halves[2];
-        unpack(type, w, block, k, column, &halves[0], &halves[1]);
+    for (int step = 0; step < 8; step++) {
+        const int r = has_halves(type) ? step % 4 * 2 + step / 4 : step, k = r / 2, half = r % 2;
+        const int in_words = step % together(type);
+        const __m256i q = unpack(type, w, block, r, column);
         UNROLL
-        for (int half = 0; half < 2; half++) {
-            const int step = 2 * k + half, in_words = step % together(type);
-            UNROLL
-            for (int t = 0; t < n; t++) {
-                __m256i product = byte_products(type, halves[half], broadcast_int(x + ((4 * half + k) * n + t) * 4));
-                words[t] = in_words ? _mm256_add_epi16(words[t], product) : product;
-                DO_NOW(words[t]);
-                if (in_words + 1 < together(type)) continue;
-                product = dword_sums(words[t]);
-                sums[t] = step < together(type) ? product : _mm256_add_epi32(sums[t], product);
-            }
+        for (int t = 0; t < n; t++) {
+            __m256i product = byte_products(type, q, broadcast_int(x + ((4 * half + k) * n + t) * 4));
+            words[t] = in_words ? _mm256_add_epi16(words[t], product) : product;
+            DO_NOW(words[t]);
+            if (in_words + 1 < together(type)) continue;
+            product = has_halves(type) ? _mm256_madd_epi16(words[t], factors[half]) : dword_sums(words[t]);
+            sums[t] = step < together(type) ? product : _mm256_add_epi32(sums[t], product);
         }
     }
 }
 
 /* Adds a block of 8 rows times a tile_block x of n tokens to totals. */
-INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, int column,
-                      const uint8_t *x, __m256 *totals) {
+INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
+                      const int column, const uint8_t *x, __m256 *totals) {
+    const scales s = scales_of(type, w, block, head, column);
     __m256i sums[TOKENS];
-    block_products(type, n, w, block, column, x, sums);
-    const __m256 d = load_scales(block + column * 16);
-    const __m256 m = has_minimum(type) ? load_scales(block + w->m + column * 16) : d;
+    block_products(type, n, w, block, column, x, s.half, sums);
     UNROLL
     for (int t = 0; t < n; t++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
-        const __m256 scale = broadcast_float(x + 32 * n + 4 * t);
-        const __m256i minus_sum = broadcast_int(x + 36 * n + 4 * t);
-        const int shift = type == Q5_0 ? 4 : 3; /* zero_of(type) = 1 << shift */
-        if (zero_left(type)) sums[t] = _mm256_add_epi32(sums[t], _mm256_slli_epi32(minus_sum, shift));
-        totals[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[t]), _mm256_mul_ps(d, scale), totals[t]);
-        if (has_minimum(type))
-            totals[t] = _mm256_fnmadd_ps(m, _mm256_mul_ps(_mm256_cvtepi32_ps(minus_sum), scale), totals[t]);
+        const __m256 scale = broadcast_float(scale_at(x, n, t));
+        const __m256i both = broadcast_int(minus_half_at(x, n, t)), minus_sum = broadcast_int(minus_sum_at(x, n, t));
+        const int shift = zero_left(type) ? __builtin_ctz((unsigned)zero_left(type)) : 0;
+        const __m256i zeros = has_halves(type) ? _mm256_madd_epi16(both, s.zeros) : _mm256_slli_epi32(minus_sum, shift);
+        if (zero_left(type)) sums[t] = _mm256_add_epi32(sums[t], zeros);
+        totals[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[t]), _mm256_mul_ps(s.d, scale), totals[t]);
+        if (!has_minimum(type)) continue;
+        const __m256i minima = has_halves(type) ? _mm256_madd_epi16(both, s.minima) : minus_sum;
+        totals[t] = _mm256_fnmadd_ps(s.m, _mm256_mul_ps(_mm256_cvtepi32_ps(minima), scale), totals[t]);
     }
 }
 
@@ -217,14 +238,13 @@ INLINE void multiply_columns(const weight_type type, const int n, const int colu
         for (int c = 0; c < columns; c++)
             for (int t = 0; t < n; t++) totals[c][t] = _mm256_setzero_ps();
         for (long i = 0; i < acts->n_tile_blocks[token / n]; i++, x += tile_block_bytes(n)) {
-            int32_t number;
-            memcpy(&number, x + 40 * n, 4);
-            const uint8_t *block = data + number * w->block_bytes;
+            const int32_t number = read_i32(number_at(x, n));
+            const uint8_t *block = data + block_place(type, w, number), *head = data + head_place(w, number);
             if (n == 1)
                 for (long at = 0; at < w->block_bytes; at += 64)
                     _mm_prefetch((const char *)(block + AHEAD + at), _MM_HINT_T0);
             UNROLL
-            for (int c = 0; c < columns; c++) add_block(type, n, w, block, first + c, x, totals[c]);
+            for (int c = 0; c < columns; c++) add_block(type, n, w, block, head, first + c, x, totals[c]);
         }
         for (long t = 0; t < smaller(acts->n_tokens - token, n); t++)
             for (int c = 0; c < columns && rows > (first + c) * 8; c++)

@@ -15,32 +15,27 @@ TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
 /* How far ahead of its use a strip is asked for, in bytes. */
 enum { AHEAD = 8192 };
 
-INLINE __m512i broadcast_int(const uint8_t *p) {
-    int32_t x;
-    memcpy(&x, p, 4);
-    return _mm512_set1_epi32(x);
-}
+INLINE __m512i broadcast_int(const uint8_t *p) { return _mm512_set1_epi32(read_i32(p)); }
 
 INLINE __m512 broadcast_float(const uint8_t *p) { return _mm512_castsi512_ps(broadcast_int(p)); }
 
 /* Adds a block of a strip's 32 rows times a tile_block x of n tokens to left (rows 0-15) and right. */
-INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block,
+INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
                       const uint8_t *x, __m512 *left, __m512 *right) {
-    const int shift = type == Q4_0 ? 3 : type == Q5_0 ? 4 : 7; /* zero_of(type) = 1 << shift */
+    const int shift = zero_of(type) ? __builtin_ctz((unsigned)zero_of(type)) : 0;
     /* A single token's two sums would wait for each other: it gets two more, for the other elements. */
     const int more = n == 1;
     __m512i a[2][TILE_TOKENS], b[2][TILE_TOKENS];
     UNROLL
     for (int t = 0; t < n; t++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
         a[more][t] = _mm512_setzero_si512(), b[more][t] = a[more][t], a[0][t] = a[more][t];
-        if (zero_of(type)) a[0][t] = _mm512_slli_epi32(broadcast_int(x + 36 * n + 4 * t), shift);
+        if (zero_of(type)) a[0][t] = _mm512_slli_epi32(broadcast_int(minus_sum_at(x, n, t)), (unsigned)shift);
         b[0][t] = a[0][t];
     }
     UNROLL
     for (int k = 0; k < 4; k++) {
-        __m512i low[2], high[2];
-        unpack(type, w, block, k, 0, &low[0], &high[0]);
-        unpack(type, w, block, k, 1, &low[1], &high[1]);
+        const __m512i low[2] = {unpack(type, w, block, 2 * k, 0), unpack(type, w, block, 2 * k, 1)};
+        const __m512i high[2] = {unpack(type, w, block, 2 * k + 1, 0), unpack(type, w, block, 2 * k + 1, 1)};
         UNROLL
         for (int t = 0; t < n; t++) {
             const __m512i first = broadcast_int(x + (k * n + t) * 4);
@@ -54,22 +49,57 @@ INLINE void add_block(const weight_type type, const int n, const weight *w, cons
             b[more][t] = _mm512_dpbusd_epi32(b[more][t], high[1], other);
         }
     }
-    const __m512 d = load_scales(block), e = load_scales(block + 32);
+    const scales s = scales_of(type, w, block, head, 0), z = scales_of(type, w, block, head, 1);
     UNROLL
     for (int t = 0; t < n; t++) {
-        const __m512 scale = broadcast_float(x + 32 * n + 4 * t);
+        const __m512 scale = broadcast_float(scale_at(x, n, t));
         if (more) a[0][t] = _mm512_add_epi32(a[0][t], a[1][t]), b[0][t] = _mm512_add_epi32(b[0][t], b[1][t]);
-        left[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[0][t]), _mm512_mul_ps(d, scale), left[t]);
-        right[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b[0][t]), _mm512_mul_ps(e, scale), right[t]);
+        left[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[0][t]), _mm512_mul_ps(s.d[0], scale), left[t]);
+        right[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b[0][t]), _mm512_mul_ps(z.d[0], scale), right[t]);
     }
     if (!has_minimum(type)) return;
-    const __m512 m = load_scales(block + w->m), l = load_scales(block + w->m + 32);
     UNROLL
     for (int t = 0; t < n; t++) {
-        const __m512 scale = broadcast_float(x + 32 * n + 4 * t);
-        const __m512 minus_sum = _mm512_mul_ps(_mm512_cvtepi32_ps(broadcast_int(x + 36 * n + 4 * t)), scale);
-        left[t] = _mm512_fnmadd_ps(m, minus_sum, left[t]);
-        right[t] = _mm512_fnmadd_ps(l, minus_sum, right[t]);
+        const __m512 scale = broadcast_float(scale_at(x, n, t));
+        const __m512 minus_sum = _mm512_mul_ps(_mm512_cvtepi32_ps(broadcast_int(minus_sum_at(x, n, t))), scale);
+        left[t] = _mm512_fnmadd_ps(s.m[0], minus_sum, left[t]);
+        right[t] = _mm512_fnmadd_ps(z.m[0], minus_sum, right[t]);
+    }
+}
+
+/* The same where halves of a block have scales, of 16 rows: two sums of each token, for the first elements and the last,
+ * are as independent as those of two sides. */
+INLINE void add_halves(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
+                       const int side, const uint8_t *x, __m512 *totals) {
+    const short zero = (short)zero_of(type);
+    /* of the words (first, all): zero * first, zero * (all - first) */
+    const __m512i once[2] = {_mm512_set1_epi32((uint16_t)zero), _mm512_set1_epi32(zero * 0x10000 + (uint16_t)-zero)};
+    __m512i sums[2][TILE_TOKENS];
+    UNROLL
+    for (int half = 0; half < 2; half++)
+        UNROLL
+        for (int t = 0; t < n; t++)
+            sums[half][t] = zero ? _mm512_madd_epi16(broadcast_int(minus_half_at(x, n, t)), once[half]) : _mm512_setzero_si512();
+    UNROLL
+    for (int r = 0; r < 8; r++) {
+        const __m512i q = unpack(type, w, block, r, side);
+        UNROLL
+        for (int t = 0; t < n; t++)
+            sums[r % 2][t] = _mm512_dpbusd_epi32(sums[r % 2][t], q, broadcast_int(x + ((r % 2 * 4 + r / 2) * n + t) * 4));
+    }
+    const scales s = scales_of(type, w, block, head, side);
+    UNROLL
+    for (int t = 0; t < n; t++) {
+        const __m512 scale = broadcast_float(scale_at(x, n, t));
+        __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[0][t]), s.d[0]);
+        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[1][t]), s.d[1], sum);
+        if (has_minimum(type)) {
+            const __m512i both = broadcast_int(minus_half_at(x, n, t));
+            const __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(both, 16), 16), all = _mm512_srai_epi32(both, 16);
+            sum = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(first), s.m[0], sum);
+            sum = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(all, first)), s.m[1], sum);
+        }
+        totals[t] = _mm512_fmadd_ps(sum, scale, totals[t]);
     }
 }
 
@@ -85,13 +115,17 @@ INLINE void multiply_strip(const weight_type type, const int n, const weight *w,
         __m512 left[TILE_TOKENS], right[TILE_TOKENS];
         for (int t = 0; t < n; t++) left[t] = right[t] = _mm512_setzero_ps();
         for (long i = 0; i < acts->n_tile_blocks[token / n]; i++, x += tile_block_bytes(n)) {
-            int32_t number;
-            memcpy(&number, x + 40 * n, 4);
-            const uint8_t *block = data + number * w->block_bytes;
+            const int32_t number = read_i32(number_at(x, n));
+            const uint8_t *block = data + block_place(type, w, number), *head = data + head_place(w, number);
             if (n == 1)
                 for (long at = 0; at < w->block_bytes; at += 64)
                     _mm_prefetch((const char *)(block + AHEAD + at), _MM_HINT_T0);
-            add_block(type, n, w, block, x, left, right);
+            if (has_halves(type)) {
+                add_halves(type, n, w, block, head, 0, x, left);
+                add_halves(type, n, w, block, head, 1, x, right);
+            } else {
+                add_block(type, n, w, block, head, x, left, right);
+            }
         }
         for (long t = 0; t < smaller(acts->n_tokens - token, n); t++) {
             float *to = out + (token + t) * stride + strip * STRIP;

@@ -82,29 +82,68 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
         _mm_storeu_si128((__m128i *)out->q, _mm512_cvtepi32_epi8(p));
         _mm_storeu_si128((__m128i *)(out->q + 16), _mm512_cvtepi32_epi8(r));
         out->scale = largest / 127;
+        out->half = _mm512_reduce_add_epi32(p);
         out->sum = _mm512_reduce_add_epi32(_mm512_add_epi32(p, r));
     }
 }
 
-/* Quarter k of 16 rows (half 0 or 1 of the strip): elements 4k..4k+3, and 16 + those, as unsigned bytes. */
-INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block, int k, int half, __m512i *low,
-                   __m512i *high) {
-    const uint8_t *q = block + w->q + k * 128 + half * 64;
-    if (type == Q8_0) {
-        *low = _mm512_load_si512(q);
-        *high = _mm512_load_si512(q + 512);
-        return;
-    }
-    const __m512i nibble = _mm512_set1_epi8(15), both = _mm512_load_si512(q);
-    *low = _mm512_and_si512(both, nibble);
-    *high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
-    if (has_fifth_bits(type)) {
-        const __m512i fifth = _mm512_set1_epi8(16);
-        uint64_t bits[2];
-        memcpy(bits, block + w->fifth + k * 32 + half * 16, 16);
-        *low = _mm512_mask_add_epi8(*low, bits[0], *low, fifth);
-        *high = _mm512_mask_add_epi8(*high, bits[1], *high, fifth);
-    }
+/* `bits` bits, at bit `at` of each byte, of four r of 16 rows (side 0 or 1 of the strip). Where a super-block's block
+ * begins, a cache line need not. */
+INLINE __m512i bits_of(const int bits, const uint8_t *from, const int r, const int side, const int at) {
+    const int fours = 8 / bits, shift = r % fours * bits - at;
+    const __m512i bytes = _mm512_loadu_si512(from + r / fours * 128 + side * 64);
+    const __m512i moved = shift < 0 ? _mm512_slli_epi16(bytes, (unsigned)-shift) : _mm512_srli_epi16(bytes, (unsigned)shift);
+    return bits == 8 ? bytes : _mm512_and_si512(moved, _mm512_set1_epi8((char)(((1 << bits) - 1) << at)));
+}
+
+/* Four r of 16 rows, as unsigned bytes. */
+INLINE __m512i unpack(const weight_type type, const weight *w, const uint8_t *block, const int r, const int side) {
+    const int low = low_bits(type), high = high_bits(type);
+    __m512i q = bits_of(low, block + w->low, r, side, 0);
+    if (high) q = _mm512_or_si512(q, bits_of(high, block + w->high, r, side, low));
+    if (!has_table(type)) return q;
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)iq4_values));
+    return _mm512_shuffle_epi8(_mm512_xor_si512(table, _mm512_set1_epi8(-128)), q);
 }
 
 INLINE __m512 load_scales(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)p)); }
+
+/* The same bytes of 16 rows as numbers: their low and high nibbles, or signed. */
+INLINE __m512 low_nibbles(__m128i bytes) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_and_si128(bytes, _mm_set1_epi8(15))));
+}
+INLINE __m512 high_nibbles(__m128i bytes) { return low_nibbles(_mm_srli_epi16(bytes, 4)); }
+INLINE __m512 whole(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)); }
+
+/* Scales and minima of 16 rows; of a block's halves, if each has its own. */
+typedef struct {
+    __m512 d[2], m[2];
+} scales;
+
+/* A half's bytes of pairs: those at even places, then those at odd ones, in front. */
+INLINE __m128i half_of(const uint8_t *pairs, const int half) {
+    const __m128i first = _mm_load_si128((const __m128i *)pairs), last = _mm_load_si128((const __m128i *)(pairs + 16));
+    const __m128i byte = _mm_set1_epi16(255);
+    if (half) return _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(last, 8));
+    return _mm_packus_epi16(_mm_and_si128(first, byte), _mm_and_si128(last, byte));
+}
+
+INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head, const int side) {
+    const uint8_t *from = has_super_blocks(type) ? head : block;
+    const __m512 d = load_scales(from + side * 32);
+    __m512 m = _mm512_setzero_ps();
+    if (has_minimum(type)) m = load_scales(from + (has_super_blocks(type) ? 2 * STRIP : w->m) + side * 32);
+    scales s = {{d, d}, {m, m}};
+    if (has_halves(type)) {
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            const __m128i small = half_of(block + side * 32, half);
+            s.d[half] = _mm512_mul_ps(d, type == Q2_K ? low_nibbles(small) : whole(small));
+            if (has_minimum(type)) s.m[half] = _mm512_mul_ps(m, high_nibbles(small));
+        }
+    } else if (has_super_blocks(type)) {
+        s.d[0] = _mm512_mul_ps(d, whole(_mm_load_si128((const __m128i *)(block + side * 16))));
+        if (has_minimum(type)) s.m[0] = _mm512_mul_ps(m, whole(_mm_load_si128((const __m128i *)(block + w->m + side * 16))));
+    }
+    return s;
+}

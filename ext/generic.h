@@ -91,7 +91,7 @@ static void rope_one(const float *x, const float *freqs, long n_heads, long head
 
 static void refine(const float *x, const input_block *of, input_block *out) {
     float inverse = finite_inverse(REST, of->scale);
-    int32_t sum = 0;
+    int32_t sums[2] = {0};
     for (int j = 0; j < BLOCK; j++) {
         float rest = (x[j] - of->scale * (float)of->q[j]) * inverse;
         rest = rest > -127 ? rest : -127; /* or NaN, where the scale isn't finite */
@@ -99,10 +99,10 @@ static void refine(const float *x, const input_block *of, input_block *out) {
         float shifted = rest + 0x1.8p23f; /* rounds as v_exp does */
         int32_t rounded = (int32_t)(shifted - 0x1.8p23f);
         out->q[j] = (int8_t)rounded;
-        sum += rounded;
+        sums[j / 16] += rounded;
     }
     out->scale = of->scale / REST;
-    out->sum = sum;
+    out->half = sums[0], out->sum = sums[0] + sums[1];
 }
 
 /* ---- products ---- */

@@ -12,6 +12,7 @@
 
 enum {
     BLOCK = 32,        /* weights that share a scale */
+    SUPER = 8,         /* blocks of a super-block, which share the scale of their scales */
     STRIP = 32,        /* rows of a weight that lie, and are multiplied, side by side */
     MAX_THREADS = 256,
     MAX_HEAD_DIM = 256,
@@ -68,15 +69,15 @@ enum {
     T(Q3_K,               "q3_k",             Q3_K,   256, 110,   3,   4, 0,   2, 0, 16,  108,  96,   0, 32) \
     T(Q4_K,               "q4_k",             Q4_K,   256, 144,   4,   0, 1,   2, 0, 32,    0,   4,   0, 16) \
     T(Q5_K,               "q5_k",             Q5_K,   256, 176,   5,   0, 1,   2, 0, 32,    0,   4,  16, 48) \
-    T(Q6_K,               "q6_k",             Q8_0,   256, 210,   6,  32, 0,   2, 0, 16,  208, 192, 128,  0) \
+    T(Q6_K,               "q6_k",             Q6_K,   256, 210,   6,  32, 0,   2, 0, 16,  208, 192, 128,  0) \
     T(IQ4_NL,             "iq4_nl",           IQ4_NL,  32,  18,   4, 128, 0,   2, 0, 32,    0,   0,   0,  0) \
     T(IQ4_XS,             "iq4_xs",           IQ4_XS, 256, 136,   4, 128, 0,   2, 0, 32,    0,   4,   0,  8)
 #define FILE_TYPES(T)                                                                                     \
     T(Q4_0_2023,          "q4_0_2023",        Q4_0,    32,  20,   4,   8, 0,   4, 0, 32,    0,   0,   0,  0) \
     T(Q4_0_2023_PLANAR,   "q4_0_2023_planar", Q4_0,    32,  20,   4,   8, 0,   4, 1, 32,    0,   0,   0,  0) \
     T(Q4_1_2023,          "q4_1_2023",        Q4_1,    32,  24,   4,   0, 1,   4, 1, 32,    0,   0,   0,  0)
-#define BLOCK_TYPES(T) PLAIN_TYPES(T)
-#define TYPES(T) NUMBER_TYPES(T) BLOCK_TYPES(T) K_TYPES(T) FILE_TYPES(T)
+#define BLOCK_TYPES(T) PLAIN_TYPES(T) K_TYPES(T)
+#define TYPES(T) NUMBER_TYPES(T) BLOCK_TYPES(T) FILE_TYPES(T)
 
 #define ID(id, ...) id,
 typedef enum { TYPES(ID) N_TYPES } weight_type;
@@ -95,9 +96,18 @@ static inline int zero_of(weight_type type) { return types[type].zero; }
 static inline int has_minimum(weight_type type) { return types[type].has_minimum; }
 static inline int has_fifth_bits(weight_type type) { return types[type].bits == 5; }
 static inline int has_blocks(weight_type type) { return types[type].block > 1; }
+static inline int has_super_blocks(weight_type type) { return types[type].block == SUPER * BLOCK; }
+static inline int has_halves(weight_type type) { return types[type].shared == BLOCK / 2; } /* with scales of their own */
+static inline int has_table(weight_type type) { return type == IQ4_NL || type == IQ4_XS; }
+static inline int low_bits(weight_type type) { return types[type].bits > 4 && types[type].bits < 8 ? 4 : types[type].bits & -2; }
+static inline int high_bits(weight_type type) { return types[type].bits - low_bits(type); }
 static inline long file_row_bytes(weight_type type, long n_cols) { return n_cols / types[type].block * types[type].bytes; }
 
-/* Where the pieces of block i lie in a file's row of n_blocks; m and fifth bits of types that have them. */
+/* What the nibbles of iq4_nl and iq4_xs stand for. */
+static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+/* Where the pieces of block i lie in a file's row of n_blocks, unless it is a part of a super-block; m and fifth bits of
+ * types that have them. */
 typedef struct {
     long d, m, fifth, q;
 } places;
@@ -125,14 +135,24 @@ typedef struct {
  * a strip one block of every row after the other, so that a strip is read from front to back and lanes of a
  * vector are rows. README.md draws it. Of each block of 32 rows there are
  *
- *     scales   [32] f16
- *     minima   [32] f16                 of q4_1 and q5_1
- *     fifth    [4][2][2] 64 bits        of q5_0 and q5_1: of quarter k, rows 0-15 and 16-31, low and high;
- *                                       bit 4 * row + j as byte 4 * row + j of the quants
- *     quants   [4][32][4] bytes         quarter k, row, j: the low nibble is element 4k + j, the high 16 + 4k + j
- *              [8][32][4] bytes         of q8_0: element 4k + j
+ *     scales   [32] f16                 or, of a super-block's blocks,
+ *              [32] int8                or, where each half of a block has its own,
+ *              [32][2] int8             of q2_k: in the low nibbles, and in the high ones the minima
+ *     minima   [32] f16 or int8         of q4_1 and q5_1; of q4_k and q5_k
+ *     high     [bits][32][4] bytes      of types of 3, 5 and 6 bits: the upper one or two
+ *     low      [bits][32][4] bytes      the others: 2, 4 or 8
  *
- * Quants are unsigned here: value = factor * (d * (q - zero) + m). Rows missing in the last strip are zeros.
+ * and in front of each 8 blocks that are a super-block
+ *
+ *     scales   [32] f16                 times the int8 ones
+ *     minima   [32] f16                 the same, negated, of q2_k, q4_k and q5_k
+ *
+ * Fours of neighbouring elements have numbers: four 2k is elements 4k..4k+3, four 2k + 1 elements 16 + those. Of a row,
+ * four bytes hold 8 / bits fours of `bits` bits, the first in the lowest bits, and its next four bytes the next ones. So
+ * nibbles are quarters of the block, the high ones 16 elements behind the low ones.
+ *
+ * Quants are unsigned here: value = factor * (d * (q - zero) + m). Nibbles that stand for others are what the file has.
+ * Rows missing in the last strip are zeros.
  *
  * A mapped weight has no data: it lies in its file, as pieces, and a strip of it is packed when it is needed. */
 typedef struct {
@@ -141,7 +161,8 @@ typedef struct {
     long row_bytes;               /* of numbers */
     long n_blocks, n_strips;      /* a row's; all */
     long block_bytes, strip_bytes;
-    long m, fifth, q;             /* where minima, fifth bits and quants start in a block of 32 rows */
+    long head_bytes;              /* in front of a super-block */
+    long m, high, low;            /* where minima, high and low bits start in a block of 32 rows */
     float factor;                 /* a power of two, so that scales that were float32 fit into f16 */
     uint8_t *data;                /* SLACK bytes behind the last row can be read; NULL: mapped */
     const piece *pieces;
@@ -173,21 +194,18 @@ weight rows_of(const weight *w, long first, long last, uint8_t *memory);
 /* One row of a prepared weight as float32, out[n_in]. */
 void unpack_row(const weight *w, long row, float *out);
 
-/* Where a block of a row's strip begins. */
-static inline uint8_t *block_at(const weight *w, long row, long block) {
-    return w->data + row / STRIP * w->strip_bytes + block * w->block_bytes;
+/* Where in a strip a block begins, and what is in front of the super-block that it belongs to. */
+INLINE long block_place(const weight_type type, const weight *w, long block) {
+    return block * w->block_bytes + (has_super_blocks(type) ? (block / SUPER + 1) * w->head_bytes : 0);
 }
-
-/* The nibble with the fifth bits of elements 4k..4k+3 (half 0) or 16 + those (half 1). Those of four lanes
- * follow each other. */
-static inline uint8_t *fifth_at(const weight *w, uint8_t *block, long lane, int k, int half) {
-    return block + w->fifth + k * 32 + lane / 16 * 16 + half * 8 + lane % 16 / 2;
+INLINE long head_place(const weight *w, long block) {
+    return block / SUPER * (SUPER * w->block_bytes + w->head_bytes);
 }
 
 /* One block of one row. */
 typedef struct {
-    uint8_t q[BLOCK]; /* unsigned */
-    float d, m;       /* without the weight's factor */
+    uint8_t q[BLOCK];  /* unsigned, what nibbles stand for plus zero */
+    float d[2], m[2];  /* of each half, without the weight's factor */
 } plain_block;
 plain_block unpack_block(const weight *w, long row, long block);
 
@@ -198,6 +216,11 @@ uint16_t f16_from_f32(float value);
 static inline uint16_t read_u16(const uint8_t *p) {
     uint16_t x;
     memcpy(&x, p, 2);
+    return x;
+}
+static inline int32_t read_i32(const uint8_t *p) {
+    int32_t x;
+    memcpy(&x, p, 4);
     return x;
 }
 static inline float read_f32(const uint8_t *p) {
@@ -214,8 +237,10 @@ static inline void write_u16(uint8_t *p, uint16_t x) { memcpy(p, &x, 2); }
  *
  *     q          [32 / run][tile_tokens][run] int8    `run` neighbouring elements of each token (4 or 8)
  *     scale      [tile_tokens] float                  x = scale * q
- *     minus_sum  [tile_tokens] int32                  of the 32 q
  *     block      int32                                which block of the weights
+ *     sums       [tile_tokens] {int16; int32}         minus the sum of the first 16 q, and of all 32
+ *
+ * Both sums of a token are below 2^15: they are two int16 side by side, too.
  *
  * Tokens that aren't there, in the last tile, are zeros.
  *
@@ -229,15 +254,17 @@ typedef struct {
     int32_t *n_tile_blocks;        /* of each tile */
 } activations;
 
-static inline size_t tile_block_bytes(long tile_tokens) {
-    return (size_t)(40 * tile_tokens + 4 + 63) / 64 * 64;
-}
+INLINE size_t tile_block_bytes(long n) { return (size_t)(42 * n + 4 + 63) / 64 * 64; }
+INLINE uint8_t *scale_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 32 * n + 4 * t; }
+INLINE uint8_t *number_at(const uint8_t *x, long n) { return (uint8_t *)x + 36 * n; }
+INLINE uint8_t *minus_half_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 36 * n + 4 + 6 * t; }
+INLINE uint8_t *minus_sum_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 36 * n + 6 + 6 * t; }
 
 /* One token's blocks on their way into a tile. */
 typedef struct {
     int8_t q[BLOCK];
     float scale;
-    int32_t sum;
+    int32_t half, sum; /* of the first 16 q; of all */
 } input_block;
 
 static const float REST = 254; /* what rounding leaves is at most half a unit of q: 127 / 254 */

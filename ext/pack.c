@@ -3,28 +3,6 @@
 
 #include "kernels.h"
 
-/* Block i of a row of q6_k as a block of q8_0. 256 weights lie in two halves of four groups of 32. */
-static void requantize(const uint8_t *row, long i, uint8_t *block) {
-    const uint8_t *from = row + i / 8 * types[Q6_K].bytes;
-    int half = i % 8 / 4, group = i % 4, shift = group / 2 * 4;
-    const uint8_t *low = from + half * 64 + group % 2 * 32, *high = from + 128 + half * 32;
-    const int8_t *scales = (const int8_t *)from + 192 + half * 8 + group * 2;
-    float d = f32_from_f16(read_u16(from + 208)), x[BLOCK], largest;
-    for (int j = 0; j < BLOCK; j++)
-        x[j] = (float)(((low[j] >> shift & 15) | (high[j] >> group * 2 & 3) << 4) - 32);
-    int32_t sizes[BLOCK], size = 0; /* floats without a sign are in the order of their bits */
-    for (int j = 0; j < BLOCK; j++) x[j] *= (float)scales[j / 16] * d;
-    memcpy(sizes, x, sizeof sizes);
-    for (int j = 0; j < BLOCK; j++) size = (sizes[j] & INT32_MAX) > size ? sizes[j] & INT32_MAX : size;
-    memcpy(&largest, &size, sizeof largest);
-    float scale = largest / 127, inverse = finite_inverse(2, scale);
-    write_u16(block, f16_from_f32(scale));
-    for (int j = 0; j < BLOCK; j++) { /* twice the value, truncated, tells halves, which round away from 0 */
-        int twice = inverse > 0 ? (int)(x[j] * inverse) : 0;
-        block[2 + j] = (uint8_t)((twice + (twice > 0)) >> 1);
-    }
-}
-
 /* ---- into strips, four rows at a time ---- */
 
 enum {
@@ -34,6 +12,7 @@ enum {
 
 /* Every CPU has vectors of 16 bytes, and compilers know its instructions. */
 typedef uint8_t bytes __attribute__((vector_size(16)));
+typedef uint16_t shorts __attribute__((vector_size(16)));
 typedef uint32_t words __attribute__((vector_size(16)));
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -47,7 +26,8 @@ typedef struct {
     int n;
     long n_blocks;       /* of a whole row */
     const weight *w;
-    uint8_t *to;         /* the strip's block that block `first` becomes a part of */
+    uint8_t *strip;
+    long block;          /* of the weight, which block 0 of a row becomes */
     long lane;           /* of the first row */
     long first, last;    /* blocks */
 } lanes;
@@ -60,6 +40,14 @@ INLINE void transpose(words w[LANES]) {
     w[2] = SHUFFLE(c, d, 0, 4, 1, 5), w[3] = SHUFFLE(c, d, 2, 6, 3, 7);
 }
 
+INLINE bytes load(const uint8_t *from) {
+    bytes loaded;
+    memcpy(&loaded, from, sizeof loaded);
+    return loaded;
+}
+
+/* ---- quants: bits of elements 0..15, and those of elements 16..31 in front of them in the same bytes ---- */
+
 /* Nibbles of neighbours (2j, 2j+1) -> of halves (j, j+16). */
 INLINE bytes halve_nibbles(bytes q) {
     bytes even = q & 15, odd = q >> 4;
@@ -67,6 +55,84 @@ INLINE bytes halve_nibbles(bytes q) {
     bytes last = SHUFFLE(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     return first | last << 4;
 }
+
+/* A bit of each element. */
+INLINE bytes spread_bits(const uint8_t *from) {
+    const bytes bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    uint32_t word;
+    memcpy(&word, from, sizeof word);
+    const bytes all = (bytes)(words){word, word, word, word};
+    bytes first = SHUFFLE(all, all, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1) & bit;
+    bytes last = SHUFFLE(all, all, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3) & bit;
+    return ((bytes)(first == bit) & 1) | ((bytes)(last == bit) & 2);
+}
+
+/* Those of block b of a super-block: 32 bytes have `bits` bits of 8 / bits blocks. */
+INLINE bytes part_of_bytes(const uint8_t *from, const int bits, long group, long shift) {
+    const uint8_t mask = (uint8_t)((1 << bits) - 1);
+    bytes first = (bytes)((shorts)load(from + 32 * group) >> (int)shift) & mask;
+    bytes last = (bytes)((shorts)load(from + 32 * group + 16) >> (int)shift) & mask;
+    return first | (bytes)((shorts)last << bits);
+}
+
+INLINE bytes low_pairs(const weight_type type, const uint8_t *row, const places at, long i) {
+    const int bits = low_bits(type), blocks = 8 / bits;
+    const uint8_t *q = row + i / SUPER * types[type].bytes + types[type].q;
+    const long b = i % SUPER;
+    if (type == IQ4_XS) return load(q + 16 * b);
+    if (type == Q6_K) return part_of_bytes(q, 4, b / 4 * 2 + b % 2, b % 4 / 2 * 4);
+    if (has_super_blocks(type)) return part_of_bytes(q, bits, b / blocks, b % blocks * bits);
+    const bytes nibbles = load(row + at.q);
+    return types[type].scale_bytes == 4 ? halve_nibbles(nibbles) : nibbles;
+}
+
+INLINE bytes high_pairs(const weight_type type, const uint8_t *row, const places at, long i) {
+    const int bits = high_bits(type) ? high_bits(type) : 1, blocks = 8 / bits;
+    const uint8_t *high = row + i / SUPER * types[type].bytes + types[type].high;
+    const long b = i % SUPER;
+    return has_super_blocks(type) ? part_of_bytes(high, bits, b / blocks, b % blocks * bits) : spread_bits(row + at.fifth);
+}
+
+/* Fours of n rows go where kernels.h says. */
+INLINE void put_fours(const int bits, const int n, const bytes pairs[LANES], uint8_t *to) {
+    const int together = 4 / bits; /* pairs of fours, in the same bytes */
+    words fours[LANES];
+    for (int r = 0; r < LANES; r++) fours[r] = (words)pairs[r];
+    transpose(fours);
+    for (int k = 0; k < 4; k += together, to += 4 * STRIP) {
+        words all = fours[k];
+        for (int i = 1; i < together; i++) all |= fours[k + i] << 2 * bits * i;
+        memcpy(to, &all, (size_t)n * 4);
+    }
+}
+
+/* 16 of 32 signed bytes. */
+INLINE void put_bytes(const int n, const bytes q[LANES], uint8_t *to) {
+    words fours[LANES];
+    for (int r = 0; r < LANES; r++) fours[r] = (words)(q[r] ^ 0x80);
+    transpose(fours);
+    for (int k = 0; k < 4; k++) memcpy(to + 2 * k * 4 * STRIP, &fours[k], (size_t)n * 4);
+}
+
+INLINE void pack_quants(const weight_type type, const int n, const lanes *l, long i, uint8_t *block) {
+    const places at = places_of(type, l->n_blocks, i);
+    uint8_t *low = block + l->w->low + l->lane * 4, *high = block + l->w->high + l->lane * 4;
+    bytes q[LANES] = {{0}}, more[LANES] = {{0}};
+    for (int r = 0; r < n; r++) {
+        q[r] = type == Q8_0 ? load(l->rows[r] + at.q) : low_pairs(type, l->rows[r], at, i);
+        if (type == Q8_0) more[r] = load(l->rows[r] + at.q + 16);
+        if (high_bits(type)) more[r] = high_pairs(type, l->rows[r], at, i);
+    }
+    if (type == Q8_0) {
+        put_bytes(n, q, low);
+        put_bytes(n, more, low + 4 * STRIP);
+        return;
+    }
+    put_fours(low_bits(type), n, q, low);
+    if (high_bits(type)) put_fours(high_bits(type), n, more, high);
+}
+
+/* ---- scales ---- */
 
 /* Scales or minima of one row, `step` bytes apart: f16, or float32 that becomes it. */
 INLINE void pack_scales(const weight_type type, const uint8_t *from, long step, const lanes *l, uint8_t *to) {
@@ -85,51 +151,57 @@ INLINE void pack_scales(const weight_type type, const uint8_t *from, long step, 
     for (long i = 0; i < n; i++) write_u16(to + i * l->w->block_bytes, halves[i]);
 }
 
-INLINE void pack_fifth_bits(const uint32_t bits[LANES], const int n, const lanes *l, uint8_t *block) {
-    int shift = (int)(l->lane % LANES) * 4;
-    unsigned mask = (0xffffu >> (LANES - n) * 4) << shift;
-    for (int half = 0; half < 2; half++)
-        for (int k = 0; k < 4; k++) {
-            unsigned nibbles = 0;
-            for (int r = 0; r < n; r++) nibbles |= (bits[r] >> (half * 16 + k * 4) & 15) << r * 4;
-            uint8_t *at = fifth_at(l->w, block, l->lane / LANES * LANES, k, half);
-            write_u16(at, (uint16_t)((read_u16(at) & ~mask) | nibbles << shift));
-        }
-}
-
-/* 16 bytes of each of n rows -> four quarters. */
-INLINE void pack_quants(const weight_type type, const int n, bytes q[LANES], uint8_t *to) {
-    words quarters[LANES];
-    for (int r = 0; r < LANES; r++) {
-        if (types[type].scale_bytes == 4) q[r] = halve_nibbles(q[r]);
-        if (type == Q8_0) q[r] ^= 0x80;
-        quarters[r] = (words)q[r];
+/* The i-th small scale of a super-block. q2_k's are packed with their minima. */
+INLINE int small_scale(const weight_type type, const uint8_t *scales, long i) {
+    switch (type) {
+    case Q3_K: return ((scales[i % 8] >> i / 8 * 4 & 15) | (scales[8 + i % 4] >> i / 4 * 2 & 3) << 4) - 32;
+    case Q4_K:
+    case Q5_K: return i < 4 ? scales[i] & 63 : (scales[i + 4] & 15) | scales[i - 4] >> 6 << 4;
+    case IQ4_XS: return ((scales[i / 2] >> i % 2 * 4 & 15) | (read_u16(scales - 2) >> i * 2 & 3) << 4) - 32;
+    default: return scales[i];
     }
-    transpose(quarters);
-    for (int k = 0; k < 4; k++) memcpy(to + k * 4 * STRIP, &quarters[k], (size_t)n * 4);
 }
 
-INLINE void pack_lanes(const weight_type type, const int n, const lanes *l) {
+INLINE int small_minimum(const uint8_t *scales, long i) {
+    return i < 4 ? scales[i + 4] & 63 : scales[i + 4] >> 4 | scales[i] >> 6 << 4;
+}
+
+/* Of one row, of super-blocks. */
+INLINE void pack_super_scales(const weight_type type, const uint8_t *row, long lane, const lanes *l) {
+    const int shared = types[type].shared, parts = BLOCK / shared;
+    for (long i = l->first; i < l->last; i++) {
+        const uint8_t *from = row + i / SUPER * types[type].bytes, *scales = from + types[type].scales;
+        uint8_t *head = l->strip + head_place(l->w, l->block + i), *to = l->strip + block_place(type, l->w, l->block + i);
+        if (i % SUPER == 0) {
+            memcpy(head + 2 * lane, from + types[type].d, 2);
+            if (has_minimum(type)) write_u16(head + 2 * (STRIP + lane), read_u16(from + types[type].d + 2) ^ 0x8000);
+        }
+        for (int j = 0; j < parts; j++) {
+            const long part = i % SUPER * parts + j;
+            to[lane * parts + j] = (uint8_t)small_scale(type, scales, part);
+            if (has_minimum(type) && !has_halves(type)) to[l->w->m + lane] = (uint8_t)small_minimum(scales, part);
+        }
+    }
+}
+
+INLINE void pack_plain_scales(const weight_type type, const uint8_t *row, long lane, const lanes *l) {
     const places first = places_of(type, l->n_blocks, l->first);
     const long step = types[type].planar ? types[type].scale_bytes : types[type].bytes;
-    uint8_t *to = l->to;
-    for (int r = 0; r < n; r++) {
-        pack_scales(type, l->rows[r] + first.d, step, l, to + 2 * (l->lane + r));
-        if (has_minimum(type)) pack_scales(type, l->rows[r] + first.m, step, l, to + l->w->m + 2 * (l->lane + r));
-    }
-    for (long i = l->first; i < l->last; i++, to += l->w->block_bytes) {
-        const places at = places_of(type, l->n_blocks, i);
-        bytes low[LANES] = {{0}}, high[LANES] = {{0}};
-        uint32_t fifth[LANES];
-        for (int r = 0; r < n; r++) {
-            memcpy(&low[r], l->rows[r] + at.q, sizeof low[r]);
-            if (type == Q8_0) memcpy(&high[r], l->rows[r] + at.q + 16, sizeof high[r]);
-            if (has_fifth_bits(type)) memcpy(&fifth[r], l->rows[r] + at.fifth, sizeof fifth[r]);
-        }
-        if (has_fifth_bits(type)) pack_fifth_bits(fifth, n, l, to);
-        pack_quants(type, n, low, to + l->w->q + l->lane * 4);
-        if (type == Q8_0) pack_quants(type, n, high, to + l->w->q + (4 * STRIP + l->lane) * 4);
-    }
+    uint8_t *to = l->strip + block_place(type, l->w, l->block + l->first) + 2 * lane;
+    pack_scales(type, row + first.d, step, l, to);
+    if (has_minimum(type)) pack_scales(type, row + first.m, step, l, to + l->w->m);
+}
+
+/* ---- all of it ---- */
+
+INLINE void pack_lanes(const weight_type type, const int n, const lanes *l) {
+    for (int r = 0; r < n; r++)
+        if (has_super_blocks(type))
+            pack_super_scales(type, l->rows[r], l->lane + r, l);
+        else
+            pack_plain_scales(type, l->rows[r], l->lane + r, l);
+    for (long i = l->first; i < l->last; i++)
+        pack_quants(type, n, l, i, l->strip + block_place(type, l->w, l->block + i));
 }
 
 INLINE void pack_type(const weight_type type, const lanes *l) {
@@ -139,24 +211,12 @@ INLINE void pack_type(const weight_type type, const lanes *l) {
         pack_lanes(type, l->n, l);
 }
 
-static void pack_q6_k(lanes l) {
-    uint8_t blocks[LANES][CHUNK][2 + BLOCK];
-    for (int r = 0; r < l.n; r++) {
-        for (long i = l.first; i < l.last; i++) requantize(l.rows[r], i, blocks[r][i - l.first]);
-        l.rows[r] = blocks[r][0];
-    }
-    l.n_blocks = l.last -= l.first, l.first = 0;
-    pack_type(Q8_0, &l);
-}
-
 static void pack_some(weight_type type, const lanes *l) {
 #define PACK_CASE(id, ...) case id: pack_type(id, l); break;
     switch (type) { /* each known to the compiler */
         BLOCK_TYPES(PACK_CASE)
-    case Q4_0_2023: pack_type(Q4_0_2023, l); break;
-    case Q4_0_2023_PLANAR: pack_type(Q4_0_2023_PLANAR, l); break;
-    case Q4_1_2023: pack_type(Q4_1_2023, l); break;
-    default: pack_q6_k(*l); break;
+        FILE_TYPES(PACK_CASE)
+    default: break;
     }
 }
 
@@ -170,13 +230,13 @@ INLINE void prefetch(const uint8_t *row, long row_bytes, long n_blocks, const la
 /* Rows first..last-1 of the file, which all go into one strip. */
 static void pack_strip(const file_blocks *from, const weight *to, long row, long col, long first, long last) {
     long row_bytes = file_row_bytes(from->type, from->n_cols), n_blocks = from->n_cols / BLOCK;
-    lanes l = {.n_blocks = n_blocks, .w = to};
+    lanes l = {.n_blocks = n_blocks, .w = to, .block = col / BLOCK};
+    l.strip = to->data + (row + first) / STRIP * to->strip_bytes;
     for (l.first = 0; l.first < n_blocks; l.first = l.last) {
         l.last = l.first + CHUNK < n_blocks ? l.first + CHUNK : n_blocks;
         for (long r = first; r < last; r += l.n) {
             l.lane = (row + r) % STRIP;
             l.n = (int)(LANES - l.lane % LANES < last - r ? LANES - l.lane % LANES : last - r);
-            l.to = block_at(to, row + r, col / BLOCK + l.first);
             for (int i = 0; i < l.n; i++) {
                 l.rows[i] = from->data + (r + i) * row_bytes;
                 prefetch(l.rows[i], row_bytes, n_blocks, &l);

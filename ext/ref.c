@@ -47,23 +47,31 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
         }
         float inverse = finite_inverse(127, largest);
         out->scale = largest / 127;
-        out->sum = 0;
+        out->half = out->sum = 0;
         for (int j = 0; j < BLOCK; j++) {
             out->q[j] = inverse > 0 ? (int8_t)rintf(x[j] * inverse) : 0;
+            if (j < BLOCK / 2) out->half += out->q[j];
             out->sum += out->q[j];
         }
     }
 }
 
-/* A block of a row of weights times a block of one token. The sum of products is exact. */
+/* A block of a row of weights times a block of one token. The sums of products are exact. */
 static float block_product(const weight *w, const plain_block *plain, const uint8_t *x, long n, long t) {
     const int8_t *q = (const int8_t *)x;
-    float scale;
-    int32_t minus_sum, product = 0;
-    memcpy(&scale, x + 32 * n + 4 * t, 4);
-    memcpy(&minus_sum, x + 36 * n + 4 * t, 4);
-    for (int j = 0; j < BLOCK; j++) product += (plain->q[j] - zero_of(w->type)) * q[(j / 4 * n + t) * 4 + j % 4];
-    return plain->d * scale * (float)product - plain->m * scale * (float)minus_sum;
+    const float scale = read_f32(scale_at(x, n, t));
+    const int shared = types[w->type].shared;
+    float total = 0;
+    for (int first = 0; first < BLOCK; first += shared) {
+        int32_t product = 0, minus_sum = 0;
+        for (int j = first; j < first + shared; j++) {
+            const int8_t input = q[(j / 4 * n + t) * 4 + j % 4];
+            product += (plain->q[j] - zero_of(w->type)) * input;
+            minus_sum -= input;
+        }
+        total += plain->d[first / 16] * scale * (float)product - plain->m[first / 16] * scale * (float)minus_sum;
+    }
+    return total;
 }
 
 static void multiply_row(const weight *w, const activations *acts, long row, float *out, long stride) {
@@ -72,9 +80,7 @@ static void multiply_row(const weight *w, const activations *acts, long row, flo
         const uint8_t *x = acts->tiles + tile * acts->tile_stride;
         float total = 0;
         for (long i = 0; i < acts->n_tile_blocks[tile]; i++, x += tile_block_bytes(n)) {
-            int32_t block;
-            memcpy(&block, x + 40 * n, 4);
-            plain_block plain = unpack_block(w, row, block);
+            plain_block plain = unpack_block(w, row, read_i32(number_at(x, n)));
             total += block_product(w, &plain, x, n, token % n);
         }
         out[token * stride + row] = total * w->factor;

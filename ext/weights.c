@@ -49,11 +49,14 @@ void weight_layout(weight *w, weight_type type, long n_out, long n_in) {
         return;
     }
     w->n_blocks = n_in / BLOCK, w->n_strips = (n_out + STRIP - 1) / STRIP;
-    w->m = 2 * STRIP;
-    w->fifth = w->m + (has_minimum(type) ? 2 * STRIP : 0);
-    w->q = w->fifth + (has_fifth_bits(type) ? STRIP * BLOCK / 8 : 0);
-    w->block_bytes = w->q + STRIP * (type == Q8_0 ? BLOCK : BLOCK / 2);
-    w->strip_bytes = w->n_blocks * w->block_bytes;
+    const int nibbles = type == Q2_K; /* minima lie beside scales */
+    const long scales = STRIP * (has_super_blocks(type) ? BLOCK / types[type].shared : 2);
+    if (has_super_blocks(type)) w->head_bytes = 2 * STRIP * (1 + has_minimum(type));
+    w->m = scales;
+    w->high = w->m + (has_minimum(type) && !nibbles ? scales : 0);
+    w->low = w->high + STRIP * BLOCK / 8 * high_bits(type);
+    w->block_bytes = w->low + STRIP * BLOCK / 8 * low_bits(type);
+    w->strip_bytes = w->n_blocks * w->block_bytes + w->n_blocks / SUPER * w->head_bytes;
 }
 
 size_t weight_bytes(const weight *w) {
@@ -122,21 +125,38 @@ void return_memory(slab *slab) {
 
 /* ---- back to numbers ---- */
 
+/* The scale and the minimum of each half of a row's block, whose strip begins at `strip`. */
+static void unpack_scales(const weight *w, const uint8_t *strip, long lane, long block, float *d, float *m) {
+    const uint8_t *at = strip + block_place(w->type, w, block), *head = strip + head_place(w, block);
+    const int8_t *scales = (const int8_t *)at, *minima = (const int8_t *)at + w->m;
+    const uint8_t *from = has_super_blocks(w->type) ? head : at;
+    const long m_place = has_super_blocks(w->type) ? 2 * STRIP : w->m;
+    for (int half = 0; half < 2; half++) {
+        const long i = has_halves(w->type) ? 2 * lane + half : lane;
+        d[half] = f32_from_f16(read_u16(from + 2 * lane));
+        m[half] = has_minimum(w->type) ? f32_from_f16(read_u16(from + m_place + 2 * lane)) : 0;
+        if (!has_super_blocks(w->type)) continue;
+        d[half] *= (float)(w->type == Q2_K ? scales[i] & 15 : scales[i]);
+        if (has_minimum(w->type)) m[half] *= (float)(w->type == Q2_K ? at[i] >> 4 : minima[i]);
+    }
+}
+
+/* `bits` bits of element j of the r-th four of a row. */
+static int unpack_bits(const uint8_t *from, int bits, long lane, int r, int j) {
+    const int fours = 8 / bits;
+    return from[r / fours * 4 * STRIP + lane * 4 + j] >> r % fours * bits & ((1 << bits) - 1);
+}
+
 plain_block unpack_block(const weight *w, long row, long block) {
     plain_block plain;
-    long lane = row % STRIP;
-    uint8_t *at = block_at(w, row, block), *q = at + w->q + lane * 4;
-    plain.d = f32_from_f16(read_u16(at + 2 * lane));
-    plain.m = has_minimum(w->type) ? f32_from_f16(read_u16(at + w->m + 2 * lane)) : 0;
+    const uint8_t *strip = w->data + row / STRIP * w->strip_bytes, *at = strip + block_place(w->type, w, block);
+    const int low = low_bits(w->type), high = high_bits(w->type);
+    unpack_scales(w, strip, row % STRIP, block, plain.d, plain.m);
     for (int i = 0; i < BLOCK; i++) {
-        int half = i / 16, k = i % 16 / 4, j = i % 4;
-        if (w->type == Q8_0) {
-            plain.q[i] = q[(half * 4 + k) * 4 * STRIP + j];
-            continue;
-        }
-        plain.q[i] = q[k * 4 * STRIP + j] >> half * 4 & 15;
-        if (has_fifth_bits(w->type))
-            plain.q[i] |= (*fifth_at(w, at, lane, k, half) >> (lane % 2 * 4 + j) & 1) << 4;
+        const int r = i % 16 / 4 * 2 + i / 16;
+        int q = unpack_bits(at + w->low, low, row % STRIP, r, i % 4);
+        if (high) q |= unpack_bits(at + w->high, high, row % STRIP, r, i % 4) << low;
+        plain.q[i] = (uint8_t)(has_table(w->type) ? iq4_values[q] + zero_of(w->type) : q);
     }
     return plain;
 }
@@ -161,7 +181,9 @@ void unpack_row(const weight *w, long row, float *out) {
     }
     for (long b = 0; b < w->n_blocks; b++) {
         plain_block plain = unpack_block(w, row, b);
-        float d = w->factor * plain.d, m = w->factor * plain.m;
-        for (int j = 0; j < BLOCK; j++) out[b * BLOCK + j] = (float)(plain.q[j] - zero_of(w->type)) * d + m;
+        for (int j = 0; j < BLOCK; j++) {
+            const float d = w->factor * plain.d[j / 16], m = w->factor * plain.m[j / 16];
+            out[b * BLOCK + j] = (float)(plain.q[j] - zero_of(w->type)) * d + m;
+        }
     }
 }
