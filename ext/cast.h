@@ -6,7 +6,7 @@
  * whatever instruction set the including file is for. */
 #include "kernels.h"
 
-enum { GROUP = LANES * BLOCK }; /* numbers that are cast at a time */
+enum { LARGE = 256, GROUP = LANES * LARGE }; /* numbers that are cast at a time, at most */
 
 #define FLATTEN static inline __attribute__((always_inline))
 /* Not written out before it has become a vector. */
@@ -25,10 +25,10 @@ typedef struct {
 /* ---- scales, minima and integers ---- */
 
 /* The element of largest magnitude with its sign; of two equals the first. Of zeros, +0. */
-FLATTEN void find_largest(float x[][LANES], float *largest) {
+FLATTEN void find_largest(float x[][LANES], const int n, float *largest) {
     float magnitude[LANES] = {0};
     EACH_LANE largest[lane] = 0;
-    EACH_ELEMENT EACH_LANE {
+    for (int j = 0; j < n; j++) EACH_LANE {
         float here = fabsf(x[j][lane]);
         largest[lane] = here > magnitude[lane] ? x[j][lane] : largest[lane];
         magnitude[lane] = here > magnitude[lane] ? here : magnitude[lane];
@@ -36,13 +36,16 @@ FLATTEN void find_largest(float x[][LANES], float *largest) {
 }
 
 /* The smallest and the largest element; of +0 and -0 the first. */
-FLATTEN void find_range(float x[][LANES], float *low, float *high) {
+FLATTEN void find_range(float x[][LANES], const int n, float *low, float *high) {
     EACH_LANE low[lane] = high[lane] = x[0][lane];
-    EACH_ELEMENT EACH_LANE {
+    for (int j = 0; j < n; j++) EACH_LANE {
         low[lane] = x[j][lane] < low[lane] ? x[j][lane] : low[lane];
         high[lane] = x[j][lane] > high[lane] ? x[j][lane] : high[lane];
     }
 }
+
+#include "search.h"
+#include "superblocks.h"
 
 /* x = (x - m) / d + offset by a product with 1 / d; of a block of zeros, offset; 0 where d or 1 / d is infinite. */
 FLATTEN void to_steps(float x[][LANES], const float *m, const float *d, float offset) {
@@ -76,7 +79,7 @@ FLATTEN void round_steps(float x[][LANES], int zero, block_group *b) {
 }
 
 FLATTEN void quantize_symmetric(float x[][LANES], int zero, block_group *b) {
-    find_largest(x, b->d);
+    find_largest(x, BLOCK, b->d);
     EACH_LANE b->d[lane] /= (float)-zero, b->m[lane] = 0;
     to_steps(x, b->m, b->d, (float)zero + 0.5f);
     truncate_steps(x, 2 * zero - 1, b);
@@ -84,14 +87,14 @@ FLATTEN void quantize_symmetric(float x[][LANES], int zero, block_group *b) {
 
 FLATTEN void quantize_affine(float x[][LANES], int top, block_group *b) {
     float high[LANES];
-    find_range(x, b->m, high);
+    find_range(x, BLOCK, b->m, high);
     EACH_LANE b->d[lane] = (high[lane] - b->m[lane]) / (float)top;
     to_steps(x, b->m, b->d, 0.5f);
     truncate_steps(x, top, b);
 }
 
 FLATTEN void quantize_nearest(float x[][LANES], int top, int zero, block_group *b) {
-    find_largest(x, b->d);
+    find_largest(x, BLOCK, b->d);
     EACH_LANE b->d[lane] = fabsf(b->d[lane]) / (float)top, b->m[lane] = 0;
     to_steps(x, b->m, b->d, 0);
     round_steps(x, zero, b);
@@ -100,10 +103,17 @@ FLATTEN void quantize_nearest(float x[][LANES], int top, int zero, block_group *
 /* Its search for the maximum started at FLT_MIN, the smallest positive float, not at -FLT_MAX. */
 FLATTEN void quantize_q4_1_2023(float x[][LANES], block_group *b) {
     float high[LANES];
-    find_range(x, b->m, high);
+    find_range(x, BLOCK, b->m, high);
     EACH_LANE b->d[lane] = ((high[lane] > FLT_MIN ? high[lane] : FLT_MIN) - b->m[lane]) / 15;
     to_steps(x, b->m, b->d, 0);
     round_steps(x, 0, b);
+}
+
+FLATTEN void quantize_iq4_nl(float x[][LANES], block_group *b) {
+    float best[LANES];
+    search_ratio(IQ4_NL, BLOCK, x, b->d, best);
+    EACH_LANE b->m[lane] = b->d[lane] != 0 ? 1 / b->d[lane] : 0;
+    EACH_ELEMENT EACH_LANE b->q[j][lane] = value_index(x[j][lane] * b->m[lane]);
 }
 
 FLATTEN void quantize_group(const weight_type to, float x[][LANES], block_group *b) {
@@ -113,6 +123,7 @@ FLATTEN void quantize_group(const weight_type to, float x[][LANES], block_group 
     case Q4_1: quantize_affine(x, 15, b); break;
     case Q5_1: quantize_affine(x, 31, b); break;
     case Q8_0: quantize_nearest(x, 127, 0, b); break;
+    case IQ4_NL: quantize_iq4_nl(x, b); break;
     case Q4_1_2023: quantize_q4_1_2023(x, b); break;
     default: quantize_nearest(x, 7, 8, b); /* q4_0 of 2023, either layout */
     }
@@ -164,16 +175,16 @@ FLATTEN void put_group(const weight_type to, const block_group *b, uint8_t *out,
 
 /* ---- numbers ---- */
 
-/* n <= GROUP numbers from `first` on as float32, zeros behind them. */
-FLATTEN void load_numbers(const file_blocks *from, long first, long n, float *x) {
+/* n <= room numbers from `first` on as float32, zeros behind them. */
+FLATTEN void load_numbers(const file_blocks *from, long first, long n, const long room, float *x) {
     const long bytes = from->type == F32 ? 4 : 2;
     const uint8_t *at = from->data + first * bytes;
     _Alignas(float) uint8_t padded[GROUP * sizeof(float)];
-    if (n < GROUP) {
+    if (n < room) {
         memset(padded, 0, sizeof padded);
         at = memcpy(padded, at, (size_t)(n * bytes));
     }
-    for (int i = 0; i < GROUP; i += LANES) {
+    for (int i = 0; i < room; i += LANES) {
         if (from->type == F32)
             v_store(x + i, v_load((const float *)at + i));
         else if (from->type == F16)
@@ -184,9 +195,9 @@ FLATTEN void load_numbers(const file_blocks *from, long first, long n, float *x)
 }
 
 /* Whether all magnitudes are at most `limit`. Bits have the order of the numbers, and NaN comes last. */
-FLATTEN int all_within(const float *x, float limit) {
+FLATTEN int all_within(const float *x, const long n, float limit) {
     int32_t largest = 0, highest;
-    for (int i = 0; i < GROUP; i++) {
+    for (int i = 0; i < n; i++) {
         int32_t bits;
         memcpy(&bits, &x[i], 4);
         bits &= 0x7fffffff;
@@ -196,24 +207,41 @@ FLATTEN int all_within(const float *x, float limit) {
     return largest <= highest;
 }
 
+/* The same LANES blocks, one a lane. */
+FLATTEN void to_lanes(const float *x, const int block, float lanes[][LANES]) {
+    for (int j = 0; j < block; j += LANES) v_transpose(x + j, block, lanes[j], LANES);
+}
+
+FLATTEN void cast_group(const weight_type to, const float *x, uint8_t *out, long n_blocks, long block, int n) {
+    if (types[to].block == LARGE) {
+        large_group b;
+        to_lanes(x, LARGE, b.x);
+        quantize_large(to, &b);
+        put_large(to, &b, out + block * types[to].bytes, n);
+    } else {
+        float lanes[BLOCK][LANES];
+        block_group b;
+        to_lanes(x, BLOCK, lanes);
+        quantize_group(to, lanes, &b);
+        put_group(to, &b, out, n_blocks, block, n);
+    }
+}
+
 FLATTEN int cast_to(const file_blocks *from, const weight_type to, uint8_t *out) {
     const float limit = to == F32 || types[to].scale_bytes == 4 ? FLT_MAX : 65504;
+    const long block = types[to].block, group = LANES * (block == 1 ? BLOCK : block);
     long n = from->n_rows * from->n_cols;
-    for (long i = 0; i < n; i += GROUP) {
-        long left = n - i < GROUP ? n - i : GROUP;
-        float x[GROUP], columns[BLOCK][LANES];
-        block_group b;
-        load_numbers(from, i, left, x);
-        if (!all_within(x, limit)) return -1;
-        if (to == F32) {
+    for (long i = 0; i < n; i += group) {
+        long left = n - i < group ? n - i : group;
+        float x[GROUP];
+        load_numbers(from, i, left, group, x);
+        if (!all_within(x, group, limit)) return -1;
+        if (to == F32)
             memcpy(out + 4 * i, x, (size_t)left * 4);
-        } else if (to == F16) {
+        else if (to == F16)
             to_f16(x, left, (uint16_t *)(out + 2 * i));
-        } else {
-            for (int j = 0; j < BLOCK; j += LANES) v_transpose(x + j, BLOCK, columns[j], LANES);
-            quantize_group(to, columns, &b);
-            put_group(to, &b, out, from->n_cols / BLOCK, i / BLOCK, (int)(left / BLOCK));
-        }
+        else
+            cast_group(to, x, out, from->n_cols / block, i / block, (int)(left / block));
     }
     return 0;
 }
@@ -221,11 +249,7 @@ FLATTEN int cast_to(const file_blocks *from, const weight_type to, uint8_t *out)
 static int cast(const file_blocks *from, weight_type to, uint8_t *out) {
 #define CAST_CASE(id, ...) case id: return cast_to(from, id, out);
     switch (to) { /* each with its type known to the compiler */
-        PLAIN_TYPES(CAST_CASE)
-    case F32: return cast_to(from, F32, out);
-    case F16: return cast_to(from, F16, out);
-    case Q4_0_2023: return cast_to(from, Q4_0_2023, out);
-    case Q4_0_2023_PLANAR: return cast_to(from, Q4_0_2023_PLANAR, out);
-    default: return cast_to(from, Q4_1_2023, out);
+        TYPES(CAST_CASE)
+    default: return -1;
     }
 }

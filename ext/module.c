@@ -479,7 +479,7 @@ static PyObject *py_attention(PyObject *module, PyObject *args) {
 /* from: [n_rows, n_cols] of numbers; out: as many bytes as they have in the other type. */
 static int check_cast(const array *from, weight_type to, const array *out) {
     Py_ssize_t n_cols = from->view.shape[1], n_bytes = file_row_bytes(to, count(from));
-    if (to == BF16 || (to >= Q2_K && to <= IQ4_XS)) return fail(PyExc_ValueError, "nothing is cast to %s", types[to].name);
+    if (to == BF16) return fail(PyExc_ValueError, "nothing is cast to %s", types[to].name);
     if (n_cols % types[to].block)
         return fail(PyExc_ValueError, "rows of blocks hold a multiple of %d weights, not %zd", BLOCK, n_cols);
     if (out->view.len != n_bytes || (uintptr_t)out->view.buf % sizeof(float))
