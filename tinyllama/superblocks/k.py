@@ -184,7 +184,7 @@ class Q6_K(_Symmetric):
     """q are 0 to 63, s are -128 to 127."""
 
     fields = (("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2"))
-    gguf_id, file_type, planes, zero, prepared = 14, 18, (("ql", 4, 64), ("qh", 2, 32)), 32, "q8_0"
+    gguf_id, file_type, planes, zero = 14, 18, (("ql", 4, 64), ("qh", 2, 32)), 32
     codes = -128, 127
 
     def _search(self, x):
