@@ -6,21 +6,21 @@
  *
  * Products are left to right, since each rounds: w * x * l is (w * x) * l. */
 
-/* The nearest integer, of two the even one, if |x| < 2^22: then x + 1.5 * 2^23 has no bits for a fraction. */
-static const float ROUNDER = 12582912;
-FLATTEN float nearest(float x) { return x + ROUNDER - ROUNDER; }
-
-/* The same as ggml's nearest_int, for any x: the low bits of that sum. */
+/* The nearest integer, of two the even one, if |x| < 2^22, where x + 1.5 * 2^23 has no bits for a fraction; of any x
+ * what ggml's nearest_int makes of it. */
 FLATTEN int32_t nearest_int(float x) {
     int32_t bits;
-    x += ROUNDER;
+    x += 12582912;
     memcpy(&bits, &x, 4);
     return (bits & 0x7fffff) - 0x400000;
 }
 
-FLATTEN float clamp(float x, float low, float high) {
-    x = x < high ? x : high;
-    return x > low ? x : low;
+/* That, within bounds, as a number. In two statements: GCC would make two conversions of one, and a branch. */
+FLATTEN float nearest_within(float x, int32_t low, int32_t high) {
+    int32_t step = nearest_int(x);
+    step = step > low ? step : low;
+    step = step < high ? step : high;
+    return (float)step;
 }
 
 /* yes (0 or 1) ? a : b, of which no compiler makes a branch: loops with branches don't become vectors. */
@@ -58,7 +58,7 @@ FLATTEN void weigh(const affine_search how, const int n, float x[][LANES], float
 }
 
 FLATTEN float step_of(float x, float origin, float inverse, int top) {
-    return clamp((float)nearest_int(inverse * (x - origin)), 0, (float)top);
+    return nearest_within(inverse * (x - origin), 0, top);
 }
 
 FLATTEN void affine_errors(const affine_search how, const int n, float x[][LANES], float w[][LANES], float q[][LANES],
@@ -87,10 +87,10 @@ FLATTEN void fit(const int n, float x[][LANES], float w[][LANES], float q[][LANE
         float whole = sum_w[lane] * sum_q2[lane] - sum_q[lane] * sum_q[lane];
         float slope = (sum_w[lane] * sum_qx[lane] - sum_x[lane] * sum_q[lane]) / whole;
         float lowest = (sum_q2[lane] * sum_x[lane] - sum_q[lane] * sum_qx[lane]) / whole;
-        float through_zero = sum_qx[lane] / sum_q2[lane];
-        slope = lowest > 0 ? through_zero : slope;
-        d[lane] = whole > 0 ? slope : NAN;
-        m[lane] = lowest > 0 ? 0 : lowest;
+        int32_t above = lowest > 0;
+        slope = choose(above, sum_qx[lane] / sum_q2[lane], slope);
+        d[lane] = choose(whole > 0, slope, NAN);
+        m[lane] = choose(above, 0, lowest);
     }
 }
 
@@ -164,7 +164,7 @@ FLATTEN void ratio_sums(const weight_type to, const int n, float x[][LANES], con
     for (int j = 0; j < n; j++)
         EACH_LANE {
             float here = x[j][lane], w = here * here, step = inverse[lane] * here;
-            float q = to == Q6_K ? clamp(nearest(step), -32, 31) : nearest_value(step);
+            float q = to == Q6_K ? nearest_within(step, -32, 31) : nearest_value(step);
             qx[lane] += to == Q6_K ? w * here * q : w * q * here;
             q2[lane] += w * q * q;
         }
@@ -192,40 +192,53 @@ FLATTEN void search_ratio(const weight_type to, const int n, float x[][LANES], f
     EACH_LANE best[lane] = fabsf(largest[lane]) < NOTHING ? 0 : best[lane];
 }
 
-/* q3_k's: from q at the inverse scale of the largest element, up to 5 rounds in which each q in turn becomes the
- * best for the d of all others, if that is better. */
-FLATTEN void search_in_turn(const int n, float x[][LANES], float *d, uint32_t found[][LANES]) {
-    float q[BLOCK][LANES], largest[LANES], inverse[LANES], qx[LANES], q2[LANES];
-    int32_t nothing[LANES];
-    find_largest(x, n, largest);
-    EACH_LANE inverse[lane] = -4 / largest[lane], qx[lane] = q2[lane] = 0;
-    for (int j = 0; j < n; j++)
-        EACH_LANE {
-            float here = x[j][lane], w = here * here;
-            q[j][lane] = clamp(nearest(inverse[lane] * here), -4, 3);
-            qx[lane] += w * here * q[j][lane];
-            q2[lane] += w * q[j][lane] * q[j][lane];
-        }
-    for (int round = 0, changed = 1; round < 5 && changed; round++) {
-        int32_t any[LANES] = {0};
-        for (int j = 0; j < n; j++)
+/* ---- q3_k: x = d q, each q in turn ---- */
+
+enum { PAIR = 2 }; /* parts that are searched at once: each step waits for the one before, and so there are two of it */
+
+/* Each q in turn becomes the best for the d of all others, if that is better. Returns whether any did. */
+FLATTEN int improve_in_turn(const int n, float x[][LANES], float q[][LANES], float qx[][LANES], float q2[][LANES]) {
+    int32_t changed[LANES] = {0}, any = 0;
+    for (int j = 0; j < n; j++) {
+        UNROLL
+        for (int k = 0; k < PAIR; k++)
             EACH_LANE {
-                float here = x[j][lane], w = here * here, old = q[j][lane];
-                float others_qx = qx[lane] - w * here * old, others_q2 = q2[lane] - w * old * old;
-                float new = clamp((float)nearest_int(here * others_q2 / others_qx), -4, 3);
+                float here = x[k * n + j][lane], w = here * here, old = q[k * n + j][lane];
+                float sum_qx = qx[k][lane], sum_q2 = q2[k][lane];
+                float others_qx = sum_qx - w * here * old, others_q2 = sum_q2 - w * old * old;
+                float new = nearest_within(here * others_q2 / others_qx, -4, 3);
                 float new_qx = others_qx + w * here * new, new_q2 = others_q2 + w * new * new;
                 int32_t better = (others_qx > 0) & (new != old) & (new_q2 > 0) &
-                                 (new_qx * new_qx * q2[lane] > qx[lane] * qx[lane] * new_q2);
-                q[j][lane] = choose(better, new, old);
-                qx[lane] = choose(better, new_qx, qx[lane]);
-                q2[lane] = choose(better, new_q2, q2[lane]);
-                any[lane] |= better;
+                                 (new_qx * new_qx * sum_q2 > sum_qx * sum_qx * new_q2);
+                q[k * n + j][lane] = choose(better, new, old);
+                qx[k][lane] = choose(better, new_qx, sum_qx);
+                q2[k][lane] = choose(better, new_q2, sum_q2);
+                changed[lane] |= better;
             }
-        changed = 0;
-        EACH_LANE changed |= any[lane];
     }
-    EACH_LANE nothing[lane] = fabsf(largest[lane]) < NOTHING;
-    EACH_LANE d[lane] = choose((q2[lane] > 0) & !nothing[lane], qx[lane] / q2[lane], 0);
-    for (int j = 0; j < n; j++)
-        EACH_LANE found[j][lane] = choose_bits(nothing[lane], 0, (uint32_t)((int32_t)q[j][lane] + 4));
+    EACH_LANE any |= changed[lane];
+    return any;
+}
+
+/* From q at the inverse scale of the largest element, up to 5 rounds. x and found are those of PAIR parts. */
+FLATTEN void search_in_turn(const int n, float x[][LANES], float d[][LANES], uint32_t found[][LANES]) {
+    float q[PAIR * BLOCK][LANES], largest[PAIR][LANES], qx[PAIR][LANES] = {{0}}, q2[PAIR][LANES] = {{0}};
+    for (int k = 0; k < PAIR; k++) {
+        find_largest(x + k * n, n, largest[k]);
+        for (int j = k * n; j < k * n + n; j++)
+            EACH_LANE {
+                float here = x[j][lane], w = here * here;
+                q[j][lane] = nearest_within(-4 / largest[k][lane] * here, -4, 3);
+                qx[k][lane] += w * here * q[j][lane];
+                q2[k][lane] += w * q[j][lane] * q[j][lane];
+            }
+    }
+    for (int round = 0; round < 5; round++)
+        if (!improve_in_turn(n, x, q, qx, q2)) break;
+    for (int k = 0; k < PAIR; k++) {
+        EACH_LANE largest[k][lane] = choose(fabsf(largest[k][lane]) < NOTHING, 0, largest[k][lane]);
+        EACH_LANE d[k][lane] = choose((largest[k][lane] != 0) & (q2[k][lane] > 0), qx[k][lane] / q2[k][lane], 0);
+        for (int j = k * n; j < k * n + n; j++)
+            EACH_LANE found[j][lane] = choose_bits(largest[k][lane] != 0, (uint32_t)((int32_t)q[j][lane] + 4), 0);
+    }
 }

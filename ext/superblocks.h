@@ -19,19 +19,19 @@ INLINE int part_of(const weight_type to) { return to == Q4_K || to == Q5_K || to
 FLATTEN void search_parts(const weight_type to, large_group *b) {
     float best[LANES];
     const int n = part_of(to);
-    for (int p = 0; p < LARGE / n; p++) {
+    for (int p = 0; p < LARGE / n; p += to == Q3_K ? PAIR : 1) {
         float (*x)[LANES] = b->x + p * n;
         uint32_t (*q)[LANES] = b->q + p * n;
         if (has_lows(to))
             search_affine(affine_search_of(to), n, x, b->scale[p], b->low[p], q);
         else if (to == Q3_K)
-            search_in_turn(n, x, b->scale[p], q);
+            search_in_turn(n, x, b->scale + p, q);
         else
             search_ratio(to, n, x, b->scale[p], best);
         if (to == Q6_K)
             for (int j = 0; j < n; j++)
                 EACH_LANE {
-                    int32_t whole = (int32_t)clamp(nearest(best[lane] * x[j][lane]), -32, 31);
+                    int32_t whole = (int32_t)nearest_within(best[lane] * x[j][lane], -32, 31);
                     q[j][lane] = choose_bits(best[lane] != 0, (uint32_t)(whole + 32), 0);
                 }
     }
@@ -101,7 +101,7 @@ FLATTEN void round_part(const weight_type to, large_group *b, int p) {
     for (int j = p * n; j < p * n + n; j++)
         EACH_LANE {
             float x = b->x[j][lane];
-            float q = clamp((float)nearest_int((x + m[lane]) / d[lane]), (float)-zero, (float)(top - zero));
+            float q = nearest_within((x + m[lane]) / d[lane], -zero, top - zero);
             b->q[j][lane] = choose_bits(d[lane] != 0, (uint32_t)((int32_t)q + zero), b->q[j][lane]);
             if (to == Q6_K) b->q[j][lane] = choose_bits(b->none[lane], 0, b->q[j][lane]);
         }
