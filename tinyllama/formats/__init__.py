@@ -59,8 +59,8 @@ def stamp(model: str | Path) -> tuple:
     """Changes when a file that `open_checkpoint` would look at does."""
     path = find(model).absolute()  # a link keeps its name: others may lie beside it
     with naming(path):
-        files = [(file, file.stat()) for file in _format_of(path)[0].stamp(path)]
-        return str(path), *((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in files)
+        files = [(file.resolve(), file.stat()) for file in _format_of(path)[0].stamp(path)]
+        return str(path.resolve()), *((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in files)
 
 
 def _format_of(path: Path) -> tuple[ModuleType, Path | MappedFile]:

@@ -15,105 +15,42 @@ Little-endian. A **string** is a u64 length and that many bytes of UTF-8. In ord
 5. **Data**: the blocks of each tensor at its offset, each padded to the alignment in turn.
 
 Without a tensor `output.weight` the output matrix is `token_embd.weight`. wq and wk lie as Meta's do, in
-interleaved RoPE pairs. Source: docs/gguf.md of the ggml repository.
+interleaved RoPE pairs; of qwen2 and qwen3 as Hugging Face's, in halves. A model may be split into files
+`NAME-00001-of-0000N.gguf`: the first has the key-values, each some of the tensors, and `split.no`,
+`split.count` and `split.tensors.count` say which. Source: docs/gguf.md of the ggml repository; what a missing
+or a strange value means is what llama.cpp makes of it.
 """
 
-import math
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 from ..config import FAMILIES, STEPS, Config, tensor_names
 from ..errors import naming, require
 from ..machine.files import MappedFile
 from ..quant import TYPES
-from ..tensor import Piece, Tensor
-from ..tokenizer import CONTROL, Vocabulary
+from ..tensor import Piece, Tensor, halves_order
 from . import Checkpoint
-from .cursor import ARRAY, F32, I32, STRING, Cursor
+from .cursor import ARRAY, Cursor
+from .key_values import Metadata, config_of, shown
+from .others import refusal, type_refusal
+from .vocabulary import from_gguf, padded
 
 MAGIC = b"GGUF"
 
 TYPE_OF_ID = {kind.gguf_id: kind for kind in TYPES.values() if kind.gguf_id is not None}
-OTHER_TYPES = {16: "iq2_xxs", 17: "iq2_xs", 18: "iq3_xxs", 19: "iq1_s", 21: "iq3_s", 22: "iq2_s"}
 
-#: The architecture's keys (behind "llama.") and the fields of Config that they give.
-FIELDS = {
-    "block_count": "n_layers",
-    "context_length": "max_seq_len",
-    "embedding_length": "dim",
-    "feed_forward_length": "hidden_dim",
-    "attention.head_count": "n_heads",
-    "attention.head_count_kv": "n_kv_heads",
-    "attention.layer_norm_rms_epsilon": "norm_eps",
-    "rope.freq_base": "rope_theta",
-}
-#: Keys that say again what follows from others or the vocabulary. The first two are written.
-IMPLIED = {"rope.dimension_count": "head_dim", "vocab_size": "vocab_size"}
-IMPLIED |= {"attention.key_length": "head_dim", "attention.value_length": "head_dim"}
-#: Keys that change nothing, whatever they say, and those that change nothing with these values.
-IGNORED = {"tensor_data_layout", "expert_used_count", "attention.layer_norm_epsilon"}
-IGNORED |= {"rope.scaling.finetuned", "rope.scaling.original_context_length"}
-WITHOUT_EFFECT = {
-    "attention.causal": (True,),
-    "use_parallel_residual": (False,),
-    "expert_count": (0,),
-    "rope.scaling.type": ("none",),
-    "rope.scaling.factor": (0.0, 1.0),
-    "rope.scaling.attn_factor": (0.0, 1.0),
-}
-
-#: Arrays that become a Vocabulary: its field, and the type of the elements.
-ARRAYS = {
-    "tokenizer.ggml.tokens": ("pieces", STRING),
-    "tokenizer.ggml.scores": ("scores", F32),
-    "tokenizer.ggml.token_type": ("types", I32),
-    "tokenizer.ggml.merges": ("merges", STRING),
-}
-#: Control pieces that end a text whether or not a key says so; llama.cpp goes by such a list, too.
-END_PIECES = {"<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>"}
-
+TEMPLATE = "tokenizer.chat_template"
 ROPE_FREQS = "rope_freqs.weight"  # of Llama 3.1: a divisor for each RoPE frequency, [head_dim / 2]
+FREQUENCIES = (
+    "attn_rot_embd"  # in the names of tensors that older converters copied: they follow from rope_theta
+)
+TURNED = {"wq", "wk", "q_norm", "k_norm"}  # what these make is turned by RoPE
+
+SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # the name of a part
 
 # Several times what any model has; a file that claims more is damaged.
-LARGEST_ALIGNMENT = 1 << 16  # bytes; so many are written between header and data
 MOST = 1 << 14  # tensors, or key-values
-
-WANTED = {int: "a positive whole number", float: "a positive number", bool: "true or false", str: "a string"}
-
-
-class Metadata(dict):
-    """Key-values as plain Python values that remember their GGUF types, so that writing them loses nothing.
-
-    `types[key]` is the number of a value's type, or of its elements' type where the value is a list.
-    """
-
-    def __init__(self, values=(), types: dict[str, int] | None = None):
-        super().__init__(values)
-        self.types = dict(types or {})
-
-    def set(self, key: str, value, kind: int) -> None:
-        """Give a key a value of a type (a list: of elements of this type)."""
-        self[key], self.types[key] = value, kind
-
-    def value(self, key: str, kind: type, default=None):
-        """A string, a bool, or a positive int or float; raises TinyllamaError where it isn't one."""
-        value = self.get(key, default)
-        require(value is not None, f"the key {key} is missing")
-        right = type(value) is kind and (kind in (bool, str) or 0 < value < math.inf)
-        require(right, f"the key {key} must be {WANTED[kind]}, not {shown(value)}")
-        return value
-
-    def alignment(self) -> int:
-        """What the offsets of tensors are multiples of, in bytes."""
-        alignment = self.value("general.alignment", int, 32)
-        fine = alignment <= LARGEST_ALIGNMENT and alignment & (alignment - 1) == 0
-        require(fine, f"general.alignment is {alignment}, not a power of two up to {LARGEST_ALIGNMENT}")
-        return alignment
-
-
-def shown(value: object) -> str:
-    """A value for an error message."""
-    return f"an array of {len(value)}" if isinstance(value, list) else repr(value)[:40]
-
 
 # --- reading --------------------------------------------------------------------------------------
 
@@ -125,26 +62,91 @@ def recognizes(file: MappedFile) -> bool:
 
 def stamp(path: Path) -> list[Path]:
     """The files that `read` looks at."""
-    return [path]
+    return [part for part in _part_names(path) if part.exists()]
+
+
+def _part_names(path: Path) -> list[Path]:
+    """What the parts of a model are called if this is one of them; else the file itself."""
+    found = SPLIT.fullmatch(path.name)
+    if not found:
+        return [path]
+    name, n_parts = found.groups()
+    return [path.with_name(f"{name}-{number:05}-of-{n_parts}.gguf") for number in range(1, int(n_parts) + 1)]
+
+
+class Info(NamedTuple):
+    """What a file says of a tensor."""
+
+    shape: tuple[int, ...]  # outermost axis first
+    type_id: int
+    offset: int  # into the data
+
+
+class Part(NamedTuple):
+    """What stands before the data of one file."""
+
+    file: MappedFile
+    metadata: Metadata
+    infos: dict[str, Info]  # by GGUF's names
+    start: int  # of the data
 
 
 def read(source: str | Path | MappedFile) -> Checkpoint:
-    """Open a GGUF file of a known architecture; its weights stay on disk, mapped into memory.
+    """Open a GGUF file of a known architecture, or any part of one that was split; its weights stay on disk,
+    mapped into memory. Warns of what is ignored.
 
     Raises TinyllamaError, naming the file, where it isn't one, where a count, length, offset or shape in it
-    can't be true, and where it holds something that isn't supported.
+    can't be true, where a part is missing, and where it holds something that isn't supported.
     """
-    file = MappedFile(source)
+    opened = _read_part(MappedFile(source))
+    with naming(opened.file.path):
+        parts = _all_parts(opened)
+        metadata, infos = parts[0].metadata, dict(pair for part in parts for pair in part.infos.items())
+        family, template = metadata.value("general.architecture", str, ""), metadata.get(TEMPLATE)
+        require(family in FAMILIES, refusal(family))
+        for key in [key for key in metadata if key.startswith("split.")]:
+            del metadata[key]  # what is made of this model is whole
+        vocabulary = from_gguf(metadata)
+        shapes = {name: info.shape for name, info in infos.items()}
+        config = config_of(metadata, shapes, len(vocabulary.pieces))
+        names = _names(config, shapes)
+        tensors = {}
+        for part in parts:
+            tensors |= _tensors(part, names, config)
+        vocabulary = padded(vocabulary, config.vocab_size)
+    path, files = parts[0].file.path, [part.file for part in parts]
+    template = template if isinstance(template, str) else ""
+    return Checkpoint(path, "gguf", config, tensors, vocabulary, files, metadata, template)
+
+
+def _all_parts(opened: Part) -> list[Part]:
+    """The parts of a split model in their order, whichever was opened; of another, the one."""
+    n_parts = opened.metadata.get("split.count", 1)
+    if n_parts in (0, 1):
+        return [opened]
+    paths, which = _part_names(opened.file.path), f"one of {shown(n_parts)} parts of a model"
+    named = "the names of all must end in -00001-of-00002.gguf or the like, or they can't be found"
+    require(len(paths) == n_parts, f"{which}: {named}")
+    missing = [path for path in paths if not path.exists()]
+    require(not missing, f"{which}, and {', '.join(map(str, missing[:3]))} is missing")
+    parts = [opened if path == opened.file.path else _read_part(MappedFile(path)) for path in paths]
+    for number, part in enumerate(parts):
+        told = [part.metadata.get(key) for key in ("split.no", "split.count")]
+        require(
+            told == [number, n_parts], f"{part.file.path.name} says that it is another part than its name"
+        )
+    n_tensors, names = sum(len(part.infos) for part in parts), {name for part in parts for name in part.infos}
+    expected = parts[0].metadata.get("split.tensors.count", n_tensors)
+    require(n_tensors == len(names) == expected, f"its parts hold {n_tensors} tensors, not {shown(expected)}")
+    return parts
+
+
+def _read_part(file: MappedFile) -> Part:
     with naming(file.path):
         cursor = Cursor(file)
         n_tensors, n_keys = _read_header(cursor)
-        metadata = _read_metadata(cursor, n_keys)
-        infos = _read_infos(cursor, n_tensors)
-        _check_keys(metadata)
-        vocabulary = _vocabulary(metadata)
-        config = _config(metadata, len(vocabulary.pieces))
-        tensors = _tensors(cursor, infos, config, metadata.alignment())
-    return Checkpoint(file.path, "gguf", config, tensors, vocabulary, [file], metadata)
+        metadata, infos = _read_metadata(cursor, n_keys), _read_infos(cursor, n_tensors)
+        return Part(file, metadata, infos, align(cursor.offset, metadata.alignment()))
 
 
 def _read_header(cursor: Cursor) -> tuple[int, int]:
@@ -159,8 +161,7 @@ def _read_header(cursor: Cursor) -> tuple[int, int]:
     return n_tensors, n_keys
 
 
-def _read_infos(cursor: Cursor, n_tensors: int) -> dict[str, tuple[tuple[int, ...], int, int]]:
-    """GGUF's name of each tensor -> (shape outermost first, type id, offset into the data)."""
+def _read_infos(cursor: Cursor, n_tensors: int) -> dict[str, Info]:
     infos = {}
     for index in range(n_tensors):
         name = cursor.name(f"the name of tensor {index} of {n_tensors}")
@@ -169,7 +170,7 @@ def _read_infos(cursor: Cursor, n_tensors: int) -> dict[str, tuple[tuple[int, ..
         (n_axes,) = cursor.numbers("I", what)
         require(1 <= n_axes <= 4, f"{what} has {n_axes} axes: 1 to 4 are possible")
         *axes, type_id, offset = cursor.numbers(f"{n_axes}QIQ", what)
-        infos[name] = tuple(reversed(axes)), type_id, offset
+        infos[name] = Info(tuple(reversed(axes)), type_id, offset)
     return infos
 
 
@@ -189,99 +190,42 @@ def _read_metadata(cursor: Cursor, n_keys: int) -> Metadata:
     return metadata
 
 
-# --- what the key-values mean ---------------------------------------------------------------------
-
-
-def _check_keys(metadata: Metadata) -> None:
-    """Refuse what would have to be computed in another way."""
-    family, known = metadata.value("general.architecture", str, ""), ", ".join(map(repr, FAMILIES))
-    require(family in FAMILIES, f"a model of the architecture {family!r}: only {known} is supported")
-    parts = metadata.get("split.count", 1)
-    require(parts in (0, 1), "one part of a split model: join them with llama.cpp's llama-gguf-split --merge")
-    known = FIELDS | IMPLIED | dict.fromkeys(IGNORED)
-    for key, value in metadata.items():
-        prefix, _, name = key.partition(".")
-        if prefix == family:
-            allowed = WITHOUT_EFFECT.get(name, [value] if name in known else [])
-            why = "this may change what a model computes, and isn't supported"
-            require(value in allowed, f"the key {key} is {shown(value)}: {why}")
-
-
-def _config(metadata: Metadata, vocab_size: int) -> Config:
-    family = metadata["general.architecture"]
-    defaults = {"n_kv_heads": metadata.get(f"{family}.attention.head_count"), "rope_theta": 10000.0}
-    found = {
-        field: metadata.value(f"{family}.{key}", Config.__annotations__[field], defaults.get(field))
-        for key, field in FIELDS.items()
-    }
-    config = Config(**found, vocab_size=vocab_size, family=family)
-    for key, field in IMPLIED.items():
-        number, implied = metadata.get(f"{family}.{key}"), getattr(config, field)
-        require(number in (None, implied), f"{family}.{key} is {number}, but {field} is {implied}")
-    return config
-
-
-def _vocabulary(metadata: Metadata) -> Vocabulary:
-    """Take the vocabulary's arrays out of the metadata. Missing ids and flags are as llama.cpp has them."""
-    model, arrays, ids = metadata.value("tokenizer.ggml.model", str, ""), {}, {}
-    known = model in ("llama", "gpt2")
-    require(known, f"a tokenizer of the kind {model!r}: only 'llama' and 'gpt2' are supported")
-    is_spm = model == "llama"
-    for key, (field, kind) in ARRAYS.items():
-        arrays[field] = metadata.pop(key, [])
-        right = isinstance(arrays[field], list) and metadata.types.pop(key, kind) == kind
-        require(right, f"the key {key} isn't an array of values of type {kind}")
-    require(arrays["pieces"], "there is no vocabulary in it (tokenizer.ggml.tokens)")
-    for name, default in {"bos": 1, "eos": 2, "unknown": 0, "eot": None, "eom": None}.items():
-        key = f"tokenizer.ggml.{name}_token_id"
-        ids[name] = found = metadata.get(key, default if is_spm else None)
-        require(type(found) in (int, type(None)), f"the key {key} must be a whole number, not {shown(found)}")
-    ends = [ids["eot"], ids["eom"]]  # then those known by their spelling
-    rows = enumerate(zip(arrays["pieces"], arrays["types"], strict=False))
-    ends += [token_id for token_id, (piece, kind) in rows if kind == CONTROL and piece in END_PIECES]
-    pre = "" if is_spm else metadata.value("tokenizer.ggml.pre", str, "")
-    return Vocabulary(
-        kind="sentencepiece" if is_spm else "bpe",
-        **{field: tuple(array) for field, array in arrays.items()},
-        pre=pre,
-        bos_id=ids["bos"],
-        eos_id=ids["eos"],
-        unk_id=ids["unknown"],
-        stop_ids=tuple(dict.fromkeys(end for end in ends if end not in (None, ids["eos"]))),
-        add_bos=metadata.value("tokenizer.ggml.add_bos_token", bool, is_spm or pre == "llama-bpe"),
-        add_space_prefix=metadata.value("tokenizer.ggml.add_space_prefix", bool, is_spm),
-    )
-
-
 # --- tensors --------------------------------------------------------------------------------------
 
 
-def _tensors(cursor: Cursor, infos: dict, config: Config, alignment: int) -> dict[str, Tensor]:
-    """Every tensor by Meta's name."""
-    shapes = config.tensor_shapes()
-    names = {name: meta_name for meta_name, name, _ in tensor_names(config.n_layers, STEPS)}
-    names = {name: meta_name for name, meta_name in names.items() if meta_name in shapes}
-    missing = names.keys() - infos.keys() - {"output.weight"}  # which tied embeddings don't have
+def _names(config: Config, found: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """GGUF's name of each tensor -> Meta's; all of them are there and have the right shapes."""
+    shapes = config.tensor_shapes() | {ROPE_FREQS: (config.head_dim // 2,)}
+    names = {name: meta for meta, name, _ in tensor_names(config.n_layers, STEPS) if meta in shapes}
+    missing = names.keys() - found.keys() - {"output.weight"}  # which tied embeddings don't have
     require(not missing, f"{len(missing)} tensors are missing, {min(missing, default='')} among them")
-    names[ROPE_FREQS], shapes[ROPE_FREQS] = ROPE_FREQS, (config.head_dim // 2,)
-    start, pieces = align(cursor.offset, alignment), {}
-    known = ", ".join(kind.name for kind in TYPE_OF_ID.values())
-    for name, (shape, type_id, offset) in infos.items():
-        require(name in names, f"the tensor {name} is none of a LLaMA's")
-        expected = shapes[names[name]]
+    names[ROPE_FREQS] = ROPE_FREQS
+    for name, shape in found.items():
+        require(name in names or FREQUENCIES in name, f"the tensor {name} is none of a LLaMA's")
+        expected = shapes[names[name]] if name in names else shape
         require(shape == expected, f"the tensor {name} is {list(shape)}, it should be {list(expected)}")
-        other = OTHER_TYPES.get(type_id, f"number {type_id}")
-        require(type_id in TYPE_OF_ID, f"the tensor {name} is of type {other}: supported are {known}")
-        kind = TYPE_OF_ID[type_id]
+    return names
+
+
+def _tensors(part: Part, names: dict[str, str], config: Config) -> dict[str, Tensor]:
+    """The tensors of a file, by Meta's names."""
+    pieces, in_halves = {}, FAMILIES[config.family].halves
+    for name, (shape, type_id, offset) in part.infos.items():
+        require(type_id in TYPE_OF_ID, f"the tensor {name} is {type_refusal(type_id)}")
+        kind, order = TYPE_OF_ID[type_id], None
         fits = shape[-1] % kind.block == 0 and (len(shape) == 2 or kind.block == 1)
         require(fits, f"the tensor {name} is {list(shape)}, which can't be of type {kind.name}")
-        pieces[name] = Piece(cursor.data, start + offset, kind.name, shape)
-    _check_layout(pieces, start, alignment, cursor.size)
-    return {names[name]: Tensor(names[name], piece.shape, (piece,)) for name, piece in pieces.items()}
+        if in_halves and TURNED.intersection(names.get(name, "").split(".")):
+            order = halves_order(shape[0] // config.head_dim, config.head_dim)
+        pieces[name] = Piece(part.file, part.start + offset, kind.name, shape, order)
+    _check_layout(pieces, part)
+    kept = {names[name]: piece for name, piece in pieces.items() if name in names}
+    return {name: Tensor(name, piece.shape, (piece,)) for name, piece in kept.items()}
 
 
-def _check_layout(pieces: dict[str, Piece], end: int, alignment: int, size: int) -> None:
+def _check_layout(pieces: dict[str, Piece], part: Part) -> None:
     """Tensors lie aligned, one right behind the other, and up to the end of the file."""
+    size, end, alignment = len(part.file), part.start, part.metadata.alignment()
     for name, piece in sorted(pieces.items(), key=lambda item: item[1].offset):
         start, n_bytes = piece.offset, piece.nbytes
         it, whole = f"the tensor {name} at offset {start}", start + n_bytes <= size

@@ -5,18 +5,20 @@ read them, describe their layout byte by byte.
 import struct
 from dataclasses import replace
 
-from ..config import Config, hidden_dim_of, tensor_names
+from ..config import STEPS, Config, hidden_dim_of, tensor_names
 from ..errors import require
 from ..quant import TYPES
 from ..tokenizer import Vocabulary
 from . import ggml
 from .cursor import ARRAY, BOOL, F32, NUMBERS, STRING, U32
-from .gguf import ARRAYS, FIELDS, IMPLIED, MAGIC, ROPE_FREQS, Metadata, align
+from .gguf import MAGIC, ROPE_FREQS, align
+from .key_values import FIELDS, IMPLIED, Metadata
+from .vocabulary import ARRAYS
 
 
 def gguf_names(config: Config) -> dict[str, str]:
     """GGUF's name of each tensor, by Meta's."""
-    names = {name: gguf_name for name, gguf_name, _ in tensor_names(config.n_layers)}
+    names = {name: gguf_name for name, gguf_name, _ in tensor_names(config.n_layers, STEPS)}
     return names | {ROPE_FREQS: ROPE_FREQS}
 
 
@@ -73,10 +75,11 @@ def _derived(config: Config, vocabulary: Vocabulary, name: str, template: str) -
 def _hyper_parameters(config: Config) -> dict[str, int | float | str]:
     """Values of the architecture's keys. What a file without a key means anyway isn't written."""
     values = {key: getattr(config, field) for key, field in [*FIELDS.items(), *IMPLIED.items()]}
-    if config.head_dim * config.n_heads == config.dim:
+    values["vocab_size"] = config.vocab_size
+    if config.q_dim == config.dim:
         del values["attention.key_length"], values["attention.value_length"]
-    if config.sliding_window:
-        values["attention.sliding_window"] = config.sliding_window
+    if not config.sliding_window:
+        del values["attention.sliding_window"]
     scaling = config.rope_scaling
     if scaling and scaling.kind != "llama3":  # of which the tensor rope_freqs.weight tells
         values |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": float(scaling.factor)}

@@ -16,7 +16,7 @@ GRANITE = "scales of the embeddings, the residual stream, the attention and the 
 #: What architectures would need: GGUF's names of them and Hugging Face's model_types, in small letters and
 #: digits alone. A name is of the kind that it begins with; of several, the longest.
 NEEDS = {
-    EXPERTS: "mixtral grok dbrx arctic olmoe phimoe qwen2moe qwen3moe glm4moe ernie45moe bailing dots1 minimax",
+    EXPERTS: "mixtral grok dbrx arctic olmoe phimoe qwen2moe qwen3moe glm4moe ernie45moe bailing dots1",
     COMPRESSED: "deepseek2 deepseekv2 deepseek3 deepseekv3 mistral4 kimi",
     f"{EXPERTS}; layers without RoPE, and attention in chunks": "llama4",
     f"{EXPERTS}; attention sinks, and windows in every other layer": "gptoss openaimoe",
@@ -62,7 +62,6 @@ TYPES_NEED = {
     "blocks in the order of one kind of processor: take a file in Q4_0": (
         {31: "q4_0_4_4", 32: "q4_0_4_8", 33: "q4_0_8_8"}
     ),
-    "numbers that weights don't come in": {9: "q8_1", 15: "q8_k", 24: "i8", 25: "i16", 26: "i32", 28: "f64"},
 }
 OTHER_TYPES = {number: (name, need) for need, names in TYPES_NEED.items() for number, name in names.items()}
 
@@ -78,5 +77,5 @@ def refusal(name: str) -> str:
 
 def type_refusal(number: int) -> str:
     """What to say of weights in a type of block that can't be read."""
-    name, need = OTHER_TYPES.get(number, (f"number {number}", "a newer tinyllama"))
+    name, need = OTHER_TYPES.get(number, (f"number {number}", "a newer tinyllama, or the file is damaged"))
     return f"of type {name}, which isn't supported: it would need {need}"
