@@ -41,7 +41,7 @@ def inspect(model: str | Path, ctx_size: int | None = None, check: bool = False)
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "files": [{"path": str(file.path), "n_bytes": len(file)} for file in checkpoint.files],
-        "config": asdict(config) | {"head_dim": config.head_dim},
+        "config": asdict(config),
         "tokenizer": _describe_tokenizer(make_tokenizer(checkpoint.vocabulary, checkpoint.path)),
         "tensors": [_describe_tensor(tensor) for tensor in tensors],
         "n_params": n_params,
@@ -102,7 +102,8 @@ def report(model: dict) -> str:
     lines = [f"{model['path']}: {model['format']}, {size}" + (f", {str(name)[:80]}" if name else "")]
     if len(files) > 1:
         lines += [f"  part {Path(file['path']).name}: {human(file['n_bytes'])}" for file in files]
-    config = [(name, value if isinstance(value, str) else f"{value:.6g}") for name, value in config]
+    present = ((name, value) for name, value in config if value)  # many have no window, no biases, ...
+    config = [(name, f"{n:.6g}" if type(n) in (int, float) else str(n)) for name, n in present]
     needs = [(name.replace("_", " "), human(n)) for name, n in memory.items() if name != "ctx_size"]
     lines += ["", "hyper-parameters", *columns(config, "<<")]
     lines += ["", "tokenizer", *columns(_tokenizer_rows(model["tokenizer"]), "<<")]
