@@ -92,11 +92,12 @@ class RopeScaling:
 
     def __post_init__(self):
         require(self.kind in ("linear", "yarn", "llama3"), f"RoPE scaling of the kind {self.kind!r}")
-        numbers = {name: number for name, number in vars(self).items() if type(number) in (int, float)}
-        for name, number in numbers.items():
-            optional = name == "original_context" and self.kind == "linear"
-            fits = optional or 0 < number < math.inf
-            require(fits, f"{name} of RoPE's scaling must be a positive number, not {number}")
+        for name, number in vars(self).items():
+            if type(number) in (int, float) and (name != "original_context" or self.kind != "linear"):
+                right = 0 < number < math.inf
+                require(right, f"{name} of RoPE's scaling must be a positive number, not {number}")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        require(low < high, f"low_freq_factor {low} of RoPE's scaling isn't below high_freq_factor {high}")
 
     @property
     def magnitude(self) -> float:
@@ -132,9 +133,9 @@ class Config:
 
     def __post_init__(self):
         family, own = FAMILIES[self.family], self.head_dim
-        self._set("head_dim", own or self.dim // max(self.n_heads, 1))
-        self._set("biases", self.biases or family.biases)
-        self._set("qk_norms", self.qk_norms or family.qk_norms)
+        steps = {"biases": self.biases or family.biases, "qk_norms": self.qk_norms or family.qk_norms}
+        for name, value in {"head_dim": own or self.dim // max(self.n_heads, 1), **steps}.items():
+            object.__setattr__(self, name, value)
         for field in fields(self):
             value, largest = getattr(self, field.name), LARGEST.get(field.name, math.inf)
             if field.type in (int, float) and field.name not in ("sliding_window", "head_dim"):
@@ -142,15 +143,13 @@ class Config:
                 require(value <= largest, f"{field.name} is {value}: more than {largest} can't be right")
         require(self.norm_eps < 1, f"norm_eps is {self.norm_eps:g}: it must be far below 1")
         require(self.sliding_window >= 0, f"sliding_window is {self.sliding_window}: 0 stands for none")
-        divides = f"dim {self.dim} doesn't divide into {self.n_heads} heads of an even width"
-        require(own or self.dim % self.n_heads == 0 == self.head_dim % 2, divides)
-        fits = 0 < self.head_dim <= WIDEST_HEAD and self.head_dim % 2 == 0
+        even = self.head_dim % 2 == 0 < self.head_dim
+        fits = own or (even and self.dim % self.n_heads == 0)
+        require(fits, f"dim {self.dim} doesn't divide into {self.n_heads} heads of an even width")
+        fits = even and self.head_dim <= WIDEST_HEAD
         require(fits, f"head_dim is {self.head_dim}: it must be even and at most {WIDEST_HEAD}")
         shares = f"{self.n_heads} heads can't share {self.n_kv_heads} key/value heads evenly"
         require(self.n_heads % self.n_kv_heads == 0, shares)
-
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
 
     @property
     def q_dim(self) -> int:

@@ -45,9 +45,6 @@ class Llama(AbstractContextManager):
         started, sizes = time.perf_counter(), [math.prod(t.shape) for t in checkpoint.tensors.values()]
         self.name, self.checkpoint, self.config, self.backend = name, checkpoint, checkpoint.config, backend
         self.tokenizer, self.n_params = make_tokenizer(checkpoint.vocabulary, checkpoint.path), sum(sizes)
-        n_ids, embedded = self.tokenizer.vocab_size, self.config.vocab_size
-        fits = f"its tokenizer has {n_ids} tokens, the model {embedded}"
-        require(n_ids <= embedded, f"{checkpoint.path}: {fits}")
         self.mapped = mmap or backend.keeps_in_file(checkpoint.tensors)
         prepare = partial(backend.prepare, copy=not self.mapped)
         progress = progress or (_bar if self.n_params > LARGE else iter)
@@ -131,9 +128,8 @@ class Llama(AbstractContextManager):
     def score(self, prompt: str | list[int], *, batch_size: int = 512, cancel=None) -> list[Token]:
         """How likely each token of a prompt is, given those before it; see `score.score`."""
         ids = self.tokens(prompt)
-        at_once = min(batch_size, len(ids))
-        kept = {"n_logits": 2 * at_once, "n_bytes": SCORED * len(ids)}  # logits of two batches
-        cache = self.new_cache(len(ids), at_once=at_once, **kept)
+        n = min(batch_size, len(ids))  # at once; of two batches there are logits
+        cache = self.new_cache(len(ids), at_once=n, n_logits=2 * n, n_bytes=SCORED * len(ids))
         return score(partial(self.forward, cancel=cancel), self.tokenizer, cache, ids, batch_size)
 
     def trace(self, prompt: str | list[int], *patterns: str, cancel=None) -> dict[str, np.ndarray]:
@@ -149,9 +145,8 @@ class Llama(AbstractContextManager):
             matching = {name for name in shapes if fnmatchcase(name, pattern)}
             require(matching, f"nothing is named {pattern!r}: there are {', '.join(list(shapes)[:9])}, ...")
             names |= matching
-        n_bytes = 4 * sum(math.prod(shapes[name]) for name in names)
-        run = {"at_once": len(ids), "n_logits": len(ids), "n_bytes": n_bytes, "tapped": True}
-        cache = self.new_cache(len(ids), **run)
+        n, n_bytes = len(ids), 4 * sum(math.prod(shapes[name]) for name in names)
+        cache = self.new_cache(n, at_once=n, n_logits=n, n_bytes=n_bytes, tapped=True)
 
         def tap(name, array):
             if name in names:
@@ -181,8 +176,6 @@ class Llama(AbstractContextManager):
 
     def check(self, logits: np.ndarray, ids: list[int]) -> None:
         """Raises TinyllamaError where logits of the last of these ids are NaN or infinite."""
-        if np.isfinite(logits).all():
-            return
         for row in np.flatnonzero(~np.isfinite(logits).all(axis=-1)):
             at = len(ids) - len(logits) + int(row)
             piece = f"token {at + 1} of the text, {self.tokenizer.piece(int(ids[at]))!r:.40}"
@@ -209,8 +202,7 @@ class Llama(AbstractContextManager):
         self._open()
         tensors = {key.removesuffix(".weight"): tensor for key, tensor in self.checkpoint.tensors.items()}
         tensors.setdefault("output", tensors["tok_embeddings"])
-        known = ", ".join(tensors)[:150]
-        require(name in tensors, f"{self.name} has no weight {name!r}: there are {known}, ...")
+        require(name in tensors, f"no weight is named {name!r}: there are {', '.join(tensors)[:150]}, ...")
         numbers = np.array(tensors[name].dequantize())
         self.checkpoint.check_unchanged()
         return numbers

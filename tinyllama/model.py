@@ -45,7 +45,8 @@ def build(config: Config, tensors: dict[str, Tensor], prepare: Callable, progres
             _, number, *words = short.split(".")
             layers[int(number)][_key(words)] = ready[short]
     output = ready.get("output", ready["tok_embeddings"])
-    factors = ready.get("rope_freqs", rope_factors(config))  # a file's own go first
+    own, scaled = ready.get("rope_freqs"), rope_factors(config)  # of a file that has both, both count
+    factors = own if scaled is None else scaled if own is None else own * scaled
     return Model(config, ready["tok_embeddings"], layers, ready["norm"], output, factors)
 
 

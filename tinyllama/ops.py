@@ -84,18 +84,16 @@ def rope_factors(config: Config) -> np.ndarray | None:
     if scaling is None:
         return None
     theta, width = config.rope_theta, config.head_dim
-    turns = scaling.original_context * theta ** (-2 * pairs / width) / (2 * np.pi)
+    most = scaling.original_context / (2 * np.pi)  # turns, of the first pair
     if scaling.kind == "linear":
-        kept = np.zeros(width // 2)  # the share of each pair that is left alone
+        kept = 0 * pairs  # the share of each pair's turns that is left alone
     elif scaling.kind == "llama3":
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        kept = np.clip((turns - low) / (high - low), 0, 1)
+        kept = np.clip((most * theta ** (-2 * pairs / width) - low) / (high - low), 0, 1)
     else:
-        at = [  # the pair that turns so often, counted in pairs from the fastest
-            width / 2 * np.log(scaling.original_context / (2 * np.pi * turns)) / np.log(theta)
-            for turns in (scaling.beta_fast, scaling.beta_slow)
-        ]
-        first, last = max(np.floor(at[0]), 0), min(np.ceil(at[1]), width - 1)
+        betas = np.array([scaling.beta_fast, scaling.beta_slow])
+        first, last = np.log(most / betas) / np.log(theta) * width / 2  # the pairs that turn so often
+        first, last = max(np.floor(first), 0), min(np.ceil(last), width - 1)
         kept = 1 - np.clip((pairs - first) / max(last - first, 0.001), 0, 1)
     return 1 / (kept + (1 - kept) / scaling.factor)
 
