@@ -19,10 +19,10 @@ from tinyllama.config import PRESETS, Config
 from tinyllama.errors import TinyllamaError
 from tinyllama.formats import ggml, headers, open_checkpoint
 from tinyllama.formats.parts import share
+from tinyllama.formats.pre_tokenizers import words_of
 from tinyllama.machine import limits
 from tinyllama.model import tap_shapes
 from tinyllama.quant import TYPES
-from tinyllama.formats.pre_tokenizers import words_of
 from tinyllama.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary, token_texts
 
 long = pytest.mark.long

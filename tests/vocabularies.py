@@ -8,8 +8,10 @@ import unicodedata
 from collections import Counter
 
 import pytest
+import tokenizers
+from tokenizers import pre_tokenizers
 
-from tinyllama.formats.pre_tokenizers import words_of
+from tinyllama.formats.pre_tokenizers import RULES, words_of
 from tinyllama.tokenizer import Vocabulary
 
 TEXT = """\
@@ -144,3 +146,83 @@ def _class(text: str, category: str) -> str:
     """A regular expression for those characters of a text that are of a Unicode category."""
     chars = sorted(char for char in set(text) if unicodedata.category(char)[0] == category)
     return f"(?:[{''.join(map(re.escape, chars))}])" if chars else "(?:(?!))"
+
+
+# --- tokenizers, from end to end ------------------------------------------------------------------
+
+#: What tokenizer.json files of models have as their pre_tokenizer, by the names that llama.cpp gives them:
+#: "digits" by themselves, a regular expression, or "gpt-2", the one that is built into ByteLevel.
+_LLAMA = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
+    r"|%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PUBLISHED = {
+    "gpt-2": ["gpt-2"],
+    "smollm": ["digits", "gpt-2"],
+    "llama-bpe": [_LLAMA % r"\p{N}{1,3}"],
+    "smaug-bpe": [_LLAMA % r"\p{N}{1,3}"],
+    "glm4": [_LLAMA % r"\p{N}{1,3}"],
+    "minicpm5": [r"\p{N}{1,3}", _LLAMA % r"\p{N}+"],
+    "qwen2": [_LLAMA % r"\p{N}"],
+    "tekken": [_TEKKEN % ("", "", r"\p{N}")],
+    "gpt-4o": [_TEKKEN % (*["(?i:'s|'t|'re|'ve|'m|'ll|'d)?"] * 2, r"\p{N}{1,3}")],
+    "deepseek-llm": [
+        "[\r\n]",
+        RULES["deepseek-llm"].words[1],  # its letters are 200 ranges
+        "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+        r"\s+$",
+        "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+        "digits",
+    ],
+    "deepseek-coder": [
+        "[\r\n]",
+        r"\s?\p{L}+",
+        r"\s?\p{P}+",
+        "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+        "digits",
+    ],
+    "deepseek-v3": [
+        r"\p{N}{1,3}",
+        "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+        "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+        "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+    ],
+    "seed-coder": [
+        "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1}"
+        "| ?[^\\s\\p{L}\\p{N}\r\n]+|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+    ],
+}
+
+
+def published_rule(pre: str) -> pre_tokenizers.PreTokenizer:
+    """A rule as tokenizer.json files have it."""
+    steps = []
+    for words in PUBLISHED[pre]:
+        if words == "digits":
+            steps.append(pre_tokenizers.Digits(individual_digits=True))
+        elif words != "gpt-2":
+            steps.append(pre_tokenizers.Split(tokenizers.Regex(_onigurumas(words)), "isolated"))
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=PUBLISHED[pre][-1] == "gpt-2")
+    return pre_tokenizers.Sequence([*steps, last])
+
+
+def _onigurumas(words: str) -> str:
+    r"""With characters in place of Python's \u1234 and \U00012345."""
+    escaped = r"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})"
+    return re.sub(escaped, lambda match: chr(int(match[1] or match[2], 16)), words)
+
+
+def hugging_faces(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    """The package tokenizers, made from a vocabulary: it cuts text into words by the published rules."""
+    pieces = list(zip(vocabulary.pieces, vocabulary.types, strict=True))
+    ids = {piece: token_id for token_id, (piece, kind) in enumerate(pieces) if kind == 1}
+    merges = [tuple(merge.split(" ")) for merge in vocabulary.merges]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges, ignore_merges=vocabulary.ignore_merges))
+    made.pre_tokenizer = published_rule(vocabulary.pre)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    return made

@@ -14,25 +14,21 @@ for long words (backends/libraries.py).
 import codecs
 import re
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from heapq import heappop, heappush
 from itertools import chain
-from math import isfinite
 from pathlib import Path
 from unicodedata import normalize
 
 import regex
 
 from .backends import libraries
-from .config import LARGEST
 from .errors import TinyllamaError, check_cancelled, naming, require
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]  # as SentencePiece spells them
-LARGEST_SPECIAL = 1 << 17  # characters of all pieces that are looked for; Llama 3's have 7,000
 SHORT, REMEMBERED = 64, 1 << 16  # characters of a word whose ids are kept, and how many such words
 ENOUGH = 20_000  # characters of longer words from which on building a library pays
 LARGEST_WORD = 500_000  # characters that a library cuts in half a second, and nothing can stop it
@@ -58,8 +54,10 @@ class Vocabulary:
     stop_ids: tuple[int, ...] = ()  # tokens that end a text beside eos, "<|eot_id|>" say
     add_bos: bool = True  # put bos before every prompt
     add_space_prefix: bool = True  # put a space before the text
-    prefixed: str = "text"  # what gets that space: a text with its user-defined pieces (SentencePiece); each
-    # "part" between special pieces; each "bare" part, without a space of its own; the "first" part, if it's bare
+    prefixed: str = (
+        "text"  # before what: all "text" (SentencePiece), each "part" of it between special pieces,
+    )
+    # each "bare" part that doesn't begin with a space, or the "first" part alone, if it is bare
     normal_form: str = ""  # of Unicode, "NFC", which text is brought into first
     path: Path | None = field(default=None, compare=False)  # the tokenizer.model that it was read from
 
@@ -182,9 +180,9 @@ class Tokenizer:
 
     def _encode_run(self, text: str, first: bool) -> list[int]:
         """Text between special pieces -> ids."""
-        ids, text = [], normalize(self.vocabulary.normal_form, text) if self.vocabulary.normal_form else text
-        always = self.vocabulary.prefixed in ("text", "part")
-        if always or not text.startswith(" ") and (first or self.vocabulary.prefixed == "bare"):
+        ids, form, prefixed = [], self.vocabulary.normal_form, self.vocabulary.prefixed
+        text = normalize(form, text) if form else text
+        if prefixed in ("text", "part") or (not text.startswith(" ") and (first or prefixed == "bare")):
             text = self.prefix.decode() + text
         for index, part in enumerate(self._verbatim.split(text)):
             if index % 2:
@@ -223,8 +221,8 @@ class SentencePiece(Tokenizer):
 
     def __init__(self, vocabulary: Vocabulary):
         super().__init__(vocabulary)
-        kinds, within = self._of_type, vocabulary.prefixed == "text"
-        self._frozen = kinds[USER_DEFINED] if within else {}  # found first, and never merged
+        kinds = self._of_type
+        self._frozen = kinds[USER_DEFINED] if vocabulary.prefixed == "text" else {}  # found, never merged
         self._ids = kinds[NORMAL] | self._frozen
         self._byte_ids = {int(piece[1:-1], 16): token_id for piece, token_id in kinds[BYTE].items()}
         self._unk_id = next(iter(kinds[UNKNOWN].values()), None)
@@ -232,8 +230,8 @@ class SentencePiece(Tokenizer):
         self._ranks = array("f", (-score for score in vocabulary.scores))  # float32: ties are as in the file
         self._pairs = {pair: number for number, pair in enumerate(vocabulary.merges)}
         across = any("▁" in piece.lstrip("▁") for piece in self._ids)  # pieces that go on into the next word
-        apart = self._byte_ids and not across
-        self._rules = [re.compile(rule) for rule in vocabulary.words or (" *[^ ]+| +" if apart else "(?s:.+)",)]
+        usual = " *[^ ]+| +" if self._byte_ids and not across else "(?s:.+)"
+        self._rules = [re.compile(rule) for rule in vocabulary.words or (usual,)]
 
     def _encode_word(self, word: str) -> list[int]:
         """What no piece goes beyond -> ids."""
@@ -245,30 +243,29 @@ class SentencePiece(Tokenizer):
             return self._pairs.get(f"{left} {right}") if self._pairs else self._ranks[token_id]
 
         runs = enumerate(self._user_defined.split(word.replace(" ", "▁")))
-        symbols, ids = [symbol for index, run in runs for symbol in ([run] if index % 2 else run)], []
+        symbols = [symbol for index, run in runs for symbol in ([run] if index % 2 else run)]
+        ids, unknown = [], [] if self._unk_id is None else [self._unk_id]
         for symbol in merge(symbols, rank):
             if symbol in self._ids:
                 ids.append(self._ids[symbol])
             elif self._byte_ids:
                 ids += [self._byte_ids[byte] for byte in symbol.encode()]
-            elif self._unk_id is not None and not (self.vocabulary.fuse_unknown and ids[-1:] == [self._unk_id]):
-                ids.append(self._unk_id)
+            elif ids[-1:] != unknown or not self.vocabulary.fuse_unknown:
+                ids += unknown
         return ids
 
     @cached_property
     def _library(self) -> libraries.Encode | None:
         if self._frozen or self._pairs:
             return None
-        rows = zip(self.vocabulary.pieces, self.vocabulary.types, strict=True)
-        types = [CONTROL if kind in (USER_DEFINED, UNUSED) or not piece else kind for piece, kind in rows]
-        return libraries.sentencepiece(self.vocabulary.pieces, self.vocabulary.scores, types)
+        return libraries.sentencepiece(self.vocabulary.pieces, self.vocabulary.scores, self.vocabulary.types)
 
     def _spell(self, piece: str, token_id: int) -> bytes:
         kind = self.vocabulary.types[token_id]
         if kind == BYTE:
             return bytes([int(piece[1:-1], 16)])
-        as_it_is = kind == USER_DEFINED and not self._frozen
-        return " ⁇ ".encode() if kind == UNKNOWN else piece.replace("▁", "▁" if as_it_is else " ").encode()
+        spelled = piece if kind == USER_DEFINED and not self._frozen else piece.replace("▁", " ")
+        return (" ⁇ " if kind == UNKNOWN else spelled).encode()
 
 
 #: Bytes as byte-level BPE shows them (GPT-2): those that print as themselves, the others from U+0100 on.
@@ -294,7 +291,7 @@ class ByteLevelBPE(Tokenizer):
             if left in ids and right in ids and left + right in ids and " " not in right:
                 self._ranks[pair] = number
             elif not {left, right, left + right} <= pieces:
-                raise TinyllamaError(f"the merge {pair[:80]!r} isn't of two pieces of the vocabulary into a third")
+                raise TinyllamaError(f"the merge {pair[:80]!r} isn't of two pieces into a third")
         self._ids = ids
         self._byte_ids = {byte: ids[char] for byte, char in _CHAR_OF.items() if char in ids}
         self.missing_bytes = frozenset(range(256)) - self._byte_ids.keys()
@@ -344,9 +341,8 @@ def _bytes(text: str | bytes) -> bytes:
 
 
 def make_tokenizer(vocabulary: Vocabulary, path: str | Path = "the vocabulary") -> Tokenizer:
-    """The tokenizer of a vocabulary. Raises TinyllamaError, naming its file, where they contradict it."""
+    """The tokenizer of a vocabulary. Raises TinyllamaError, naming its file, where parts contradict it."""
     with naming(vocabulary.path or path, regex.error):
-        _check(vocabulary)
         return (SentencePiece if vocabulary.kind == "sentencepiece" else ByteLevelBPE)(vocabulary)
 
 
@@ -354,29 +350,6 @@ def token_texts(vocabulary: Vocabulary) -> list[bytes]:
     """What each token adds to a text, as UTF-8: "�" for a part of a character, nothing for control tokens."""
     tokenizer = make_tokenizer(vocabulary)
     return [tokenizer.decode([token], strip_prefix=False).encode() for token in range(tokenizer.vocab_size)]
-
-
-def _check(vocabulary: Vocabulary) -> None:
-    """Raises TinyllamaError, or ValueError for half a character, where parts contradict each other."""
-    pieces, types, n = vocabulary.pieces, vocabulary.types, len(vocabulary.pieces)
-    is_spm, scores = vocabulary.kind == "sentencepiece", array("f", vocabulary.scores)
-    require(is_spm or vocabulary.kind == "bpe", f"a vocabulary of the unknown kind {vocabulary.kind!r}")
-    require(0 < n <= LARGEST["vocab_size"], f"a vocabulary of {n} pieces can't be right")
-    require(len(types) == n, f"a vocabulary of {n} pieces, but {len(types)} types")
-    require(not is_spm or len(scores) == n, f"a vocabulary of {n} pieces, but {len(scores)} scores")
-    require(set(types) <= set(range(NORMAL, BYTE + 1)), "the types of a vocabulary's pieces must be 1 to 6")
-    require(all(map(isfinite, scores)), "a score of the vocabulary is NaN or infinite")
-    "".join(pieces).encode()  # half a surrogate pair is a ValueError
-    if len(set(pieces)) + max(0, pieces.count("") - 1) < n:  # empty ones stand for nothing
-        named = Counter(filter(None, pieces)).most_common(1)[0][0]
-        raise TinyllamaError(f"two tokens are the same piece, {named!r}")
-    for token_id in {vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id, *vocabulary.stop_ids} - {None}:
-        require(0 <= token_id < n, f"a special token is number {token_id} of a vocabulary of {n}")
-    special = "".join(p for p, kind in zip(pieces, types, strict=True) if kind in (CONTROL, USER_DEFINED))
-    require(len(special) <= LARGEST_SPECIAL, "control and user-defined pieces that are absurdly long")
-    if is_spm:
-        found = {piece for piece, kind in zip(pieces, types, strict=True) if kind == BYTE}
-        require(found in (set(), set(BYTE_PIECES)), "byte pieces that aren't <0x00> to <0xFF>")
 
 
 # --- ids -> text, as they come --------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 
 Encode = Callable[[str], list[int] | None]  # a word -> ids; None if that failed
-CONTROL, BYTE = 3, 6  # types of pieces, as in tokenizer.py
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # types of pieces, as in tokenizer.py
 
 
 def _safe(function: Callable) -> Callable:
@@ -54,8 +54,9 @@ def _model(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int])
     """A tokenizer.model (sentencepiece_model.proto) that does nothing to the text on its way in."""
     listed = []
     for token_id, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
+        hidden = kind not in (NORMAL, UNKNOWN, BYTE) or not piece
         # SentencePiece finds a control token of one character in plain text; no word has a space in it.
-        name = f" {token_id}" if kind == CONTROL else piece
+        name, kind = (f" {token_id}", CONTROL) if hidden else (piece, kind)
         body = _field(1, name.encode()) + b"\x15" + struct.pack("<f", score) + bytes([0x18, kind])
         listed.append(_field(1, body))
     byte_fallback = b"\x98\x02\x01" if BYTE in types else b""

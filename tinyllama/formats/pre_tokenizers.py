@@ -1,11 +1,11 @@
-r"""Rules that cut text into words for byte-level BPE, by the names that llama.cpp gives them (`tokenizer.ggml.pre`).
+r"""Rules that cut text into words for byte-level BPE, by the names that llama.cpp gives them.
 
 A rule is one regular expression or several: the first one's matches, and what lies between them, are each cut
 by the next. They are those of the models' own tokenizer.json, which llama.cpp's engine can't always follow:
 its tekken keeps "Éa" and "ÉA" apart only for A to Z and leaves accents that are characters of their own to
 another word, its contractions don't know "ſ". Here such text is cut as the model was trained.
 
-In words: `\p{L}` is a letter, `\p{N}` a number, `\p{M}` an accent, `\p{P}` a punctuation mark, `\p{S}` a symbol.
+`\p{L}` is a letter, `\p{N}` a number, `\p{M}` an accent, `\p{P}` a punctuation mark, `\p{S}` a symbol.
 """
 
 import re
@@ -49,8 +49,12 @@ class Rule:
 
 
 RULES = {
-    "gpt-2": Rule((GPT2,), aliases="phi-2 gigachat mellum modern-bert exaone4 a.x-4.0 olmo mpt jais trillion"),
-    "smollm": Rule((r"\p{N}", GPT2), aliases="starcoder refact command-r codeshell exaone minerva-7b mellum2"),
+    "gpt-2": Rule(
+        (GPT2,), aliases="phi-2 gigachat mellum modern-bert exaone4 a.x-4.0 olmo mpt jais trillion"
+    ),
+    "smollm": Rule(
+        (r"\p{N}", GPT2), aliases="starcoder refact command-r codeshell exaone minerva-7b mellum2"
+    ),
     "llama-bpe": Rule(
         (_LLAMA3 % r"\p{N}{1,3}",),
         ignore_merges=True,
@@ -93,7 +97,7 @@ _NAMES = {alias: name for name, rule in RULES.items() for alias in (name, *rule.
 
 
 def rule_of(pre: str) -> Rule:
-    """The rule of a name, an alias or, llama.cpp's default, of none. Raises TinyllamaError for an unknown one."""
+    """The rule of a name or alias; of "" llama.cpp's default. Raises TinyllamaError for an unknown one."""
     require(not pre or pre in _NAMES, f"the pre-tokenizer {pre!r} isn't supported, only {', '.join(RULES)}")
     return RULES[_NAMES[pre or "default"]]
 

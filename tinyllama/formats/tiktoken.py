@@ -3,9 +3,9 @@
     IQ== 0
     Ig== 1
 
-Of two neighbours those are merged first that make the piece of the lowest id. The file names no special tokens:
-256 of them follow the pieces (llama-models, llama3/tokenizer.py). They have the names that they got with Llama
-3.1; in Llama 3.0 a few of them were still reserved.
+Of two neighbours those are merged first that make the piece of the lowest id. The file names no special
+tokens: 256 of them follow the pieces (llama-models, llama3/tokenizer.py). They have the names that they got
+with Llama 3.1; in Llama 3.0 a few of them were still reserved.
 """
 
 import base64
@@ -16,13 +16,14 @@ from ..config import LARGEST
 from ..errors import TinyllamaError, naming, require
 from ..machine.files import read_file
 from ..tokenizer import CONTROL, NORMAL, Vocabulary, printed
+from .checked import checked
 from .pre_tokenizers import words_of
 
 LARGEST_FILE = 1 << 24  # bytes; Llama 3's has two million
 LONGEST_PIECE = 256  # bytes; Llama 3's longest has 128
 N_SPECIAL = 256
-NAMED = "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id step_id"
-NAMED += " start_header_id end_header_id eom_id eot_id python_tag"
+NAMED = "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id"
+NAMED += " step_id start_header_id end_header_id eom_id eot_id python_tag"
 
 
 def recognizes(data: bytes) -> bool:
@@ -48,7 +49,7 @@ def vocabulary_from_tiktoken(path: str | Path) -> Vocabulary:
         n = len(ranks)
         merges = _merges(ranks)
         stops = [n + special.index(piece) for piece in ("<|eom_id|>", "<|eot_id|>")]
-        return Vocabulary(
+        vocabulary = Vocabulary(
             kind="bpe",
             pieces=(*map(printed, ranks), *special),
             types=(NORMAL,) * n + (CONTROL,) * len(special),
@@ -61,6 +62,7 @@ def vocabulary_from_tiktoken(path: str | Path) -> Vocabulary:
             add_space_prefix=False,
             path=path,
         )
+        return checked(vocabulary)
 
 
 def _ranks(data: bytes) -> dict[bytes, int]:
@@ -69,10 +71,11 @@ def _ranks(data: bytes) -> dict[bytes, int]:
     n, odd = len(lines) // 2, "no text of tiktoken's, or a damaged one"
     require(len(lines) % 2 == 0 and 256 <= n <= LARGEST["vocab_size"] - N_SPECIAL, odd)
     try:
-        ranks = {base64.b64decode(piece, validate=True): int(rank) for piece, rank in zip(*[iter(lines)] * 2)}
+        rows = zip(lines[::2], lines[1::2], strict=True)
+        ranks = {base64.b64decode(piece, validate=True): int(rank) for piece, rank in rows}
     except ValueError:
         raise TinyllamaError(odd) from None
-    require([*ranks.values()] == [*range(n)] and 0 < len(min(ranks, key=len)), odd)
+    require([*ranks.values()] == [*range(n)] and len(min(ranks, key=len)) > 0, odd)
     require(len(max(ranks, key=len)) <= LONGEST_PIECE, "a piece that is absurdly long")
     return ranks
 
@@ -85,6 +88,10 @@ def _merges(ranks: dict[bytes, int]) -> tuple[str, ...]:
     merges = []
     for piece in ranks:
         halves = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-        ways = [(ranks[left], ranks[right], left, right) for left, right in halves if left in ranks and right in ranks]
+        ways = [
+            (ranks[left], ranks[right], left, right)
+            for left, right in halves
+            if left in ranks and right in ranks
+        ]
         merges += [f"{printed(left)} {printed(right)}" for _, _, left, right in sorted(ways)]
     return tuple(merges)

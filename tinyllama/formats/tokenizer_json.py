@@ -2,10 +2,10 @@
 
 An object of a pipeline's parts, each an object with a "type":
 
-- `normalizer`, what is done to the text first: to bring it into a form of Unicode (NFC), or SentencePiece's ways
-  as Prepend "▁" and Replace " " by "▁".
+- `normalizer`, what is done to the text first: to bring it into a form of Unicode (NFC), or SentencePiece's
+  ways as Prepend "▁" and Replace " " by "▁".
 - `pre_tokenizer`, what cuts text into words: Split by a regular expression, Digits, ByteLevel (each byte as a
-  character that prints, the mark of byte-level BPE), Metaspace (SentencePiece's ways again); a Sequence of them.
+  character that prints, the mark of byte-level BPE), Metaspace (SentencePiece's ways), a Sequence of these.
 - `model`: `vocab` {piece: id}, `merges` ["left right", ...] or [["left", "right"], ...], `unk_token`,
   `byte_fallback` (a character without a piece becomes its bytes, "<0xF0>"), `ignore_merges`.
 - `added_tokens`: pieces that are matched whole, before all of that.
@@ -24,6 +24,7 @@ from ..config import LARGEST
 from ..errors import naming, require
 from ..machine.files import read_file
 from ..tokenizer import BYTE, BYTE_PIECES, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from .checked import checked
 from .pre_tokenizers import GPT2, name_of
 
 LARGEST_FILE = 1 << 25  # bytes; Gemma's has 33 million, Llama 3's nine
@@ -47,7 +48,7 @@ def read_json(path: str | Path, at_most: int) -> dict:
 def vocabulary_from_json(path: str | Path) -> Vocabulary:
     """The vocabulary in a tokenizer.json.
 
-    Raises TinyllamaError, naming the file, where it can't be read, is damaged, or asks for what isn't supported.
+    Raises TinyllamaError, naming the file, where it can't be read, is damaged, or wants what isn't supported.
     """
     path = Path(path)
     parts = read_json(path, LARGEST_FILE)
@@ -67,7 +68,7 @@ def vocabulary_from_json(path: str | Path) -> Vocabulary:
         ignore_merges = bool(model.get("ignore_merges"))
         bos_id = _bos(parts.get("post_processor"), ids)
         unk_id = ids.get(str(model.get("unk_token")))
-        return Vocabulary(
+        vocabulary = Vocabulary(
             kind="bpe" if is_bytes else "sentencepiece",
             pieces=pieces,
             scores=() if is_bytes else _scores(pieces, merges),
@@ -83,6 +84,7 @@ def vocabulary_from_json(path: str | Path) -> Vocabulary:
             path=path,
             **ways,
         )
+        return checked(vocabulary)
 
 
 def _object(parts: dict, name: str) -> dict:
@@ -116,7 +118,9 @@ def _byte_level(steps: list[dict]) -> dict:
     require(last, "a pre_tokenizer behind ByteLevel, which isn't supported")
     for step in steps:
         prefix = step["type"] == "ByteLevel" and step.get("add_prefix_space", True)
-        require(not prefix or not words, "a pre_tokenizer that puts a space before every word isn't supported")
+        require(
+            not prefix or not words, "a pre_tokenizer that puts a space before every word isn't supported"
+        )
         words += _words(step)
     return {"words": tuple(words), "add_space_prefix": bool(prefix), "prefixed": "bare"}
 
@@ -132,17 +136,21 @@ def _words(step: dict) -> list[str]:
         return [SIGNS if behavior == "Isolated" else f"{SIGNS}+"]
     require(kind == "Split", f"the pre_tokenizer {kind!r} ({behavior}) isn't supported")
     pattern = step.get("pattern")
-    right = isinstance(pattern, dict) and any(isinstance(pattern.get(key), str) for key in ("Regex", "String"))
+    right = isinstance(pattern, dict) and any(
+        isinstance(pattern.get(key), str) for key in ("Regex", "String")
+    )
     require(right, "a Split without a pattern")
     words = pattern["Regex"] if "Regex" in pattern else re.escape(pattern["String"])
-    whole = behavior == "Isolated" or (behavior == "Removed" and step.get("invert") and words.endswith(r"|\s+"))
+    whole = behavior == "Isolated" or (
+        behavior == "Removed" and step.get("invert") and words.endswith(r"|\s+")
+    )
     require(whole, f"a Split that is {behavior!r} isn't supported, only 'Isolated'")
     require(len(words) <= LONGEST_RULE, "a regular expression that is absurdly long")
     return [words]
 
 
 def _sentencepiece(steps: list[dict]) -> dict:
-    """The fields of a Vocabulary that say how one of SentencePiece's kind cuts text, and puts a space before it."""
+    """The fields that say how one of SentencePiece's kind cuts text, and where it puts a space."""
     if not steps:
         return {"add_space_prefix": False, "prefixed": "part"}
     step = steps[0]
@@ -167,7 +175,9 @@ def _normalizer(steps: list[dict], is_bytes: bool) -> dict:
         elif not is_bytes and kind == "Prepend" and step.get("prepend") == SPACE:
             ways |= {"add_space_prefix": True, "prefixed": "part"}
         else:
-            spaces = kind == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == SPACE
+            spaces = (
+                kind == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == SPACE
+            )
             require(spaces and not is_bytes, f"the normalizer {kind!r} isn't supported here")
     return ways
 
@@ -186,7 +196,9 @@ def _ids(model: dict, parts: dict) -> dict[str, int]:
     require(len(set(ids.values())) == len(ids), "two pieces of its vocabulary have one id")
     odd = [t["content"] for t in added if any(t.get(flag) for flag in ("lstrip", "rstrip", "single_word"))]
     if odd:
-        warnings.warn(f"that {odd[0]!r} takes the spaces around it, or is a whole word, is ignored", stacklevel=4)
+        warnings.warn(
+            f"that {odd[0]!r} takes the spaces around it, or is a whole word, is ignored", stacklevel=4
+        )
     return ids
 
 
@@ -222,12 +234,14 @@ def _merges(model: dict, ids: dict[str, int]) -> tuple[str, ...]:
     merges = model.get("merges") or []
     require(isinstance(merges, list), "its merges aren't a list")
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-    right = all(isinstance(p, list) and len(p) == 2 and all(isinstance(half, str) for half in p) for p in pairs)
+    right = all(
+        isinstance(p, list) and len(p) == 2 and all(isinstance(half, str) for half in p) for p in pairs
+    )
     require(right, "a merge that isn't two pieces")
     for left, other in pairs:
         known = left in ids and other in ids and left + other in ids
         shown = f"{left} {other}"[:80]
-        require(known, f"the merge {shown!r} isn't of two pieces of the vocabulary into a third")
+        require(known, f"the merge {shown!r} isn't of two pieces into a third")
     return tuple(f"{left} {other}" for left, other in pairs if " " not in left + other)  # no word has a space
 
 

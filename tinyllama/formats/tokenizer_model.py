@@ -13,6 +13,7 @@ from ..config import LARGEST
 from ..errors import TinyllamaError, naming, require
 from ..machine.files import read_file
 from ..tokenizer import NORMAL, Vocabulary
+from .checked import checked
 
 LARGEST_FILE = 1 << 25  # bytes; LLaMA's has half a million
 PIECE, TRAINER, NORMALIZER, SELF_TEST, DENORMALIZER = 0x0A, 0x12, 0x1A, 0x22, 0x2A  # number << 3 | wire type
@@ -44,7 +45,7 @@ def vocabulary_from_model(path: str | Path) -> Vocabulary:
             raise TinyllamaError("no SentencePiece model, or a damaged one") from None
         require(spec.get(0x18) == 2, "a SentencePiece model, but not of the BPE kind, which LLaMA's is")
         ids = {"unk_id": spec.get(0x140, 0), "bos_id": spec.get(0x148, 1), "eos_id": spec.get(0x150, 2)}
-        return Vocabulary(
+        vocabulary = Vocabulary(
             kind="sentencepiece",
             pieces=pieces,
             scores=struct.unpack(f"<{len(rows)}f", b"".join(row.get(SCORE, bytes(4)) for row in rows)),
@@ -53,6 +54,7 @@ def vocabulary_from_model(path: str | Path) -> Vocabulary:
             add_space_prefix=bool(normalizer.get(0x18, True)),
             path=path,
         )
+        return checked(vocabulary)
 
 
 def _fields(data: bytes) -> list[tuple[int, int | bytes]]:

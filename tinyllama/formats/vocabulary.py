@@ -1,4 +1,4 @@
-"""Vocabularies: of a GGUF file, of the files beside weights, and what is done to them whatever they came from."""
+"""Vocabularies: of a GGUF file, of the files beside weights, and what is done to any of them."""
 
 import os
 import warnings
@@ -9,6 +9,7 @@ from pathlib import Path
 from ..config import LARGEST
 from ..errors import naming, require
 from ..tokenizer import BYTE, BYTE_PIECES, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from .checked import checked
 from .cursor import BOOL, F32, I32, NUMBERS, STRING
 from .pre_tokenizers import rule_of, words_of
 from .tiktoken import recognizes, vocabulary_from_tiktoken
@@ -26,15 +27,15 @@ KINDS = {"llama": "sentencepiece", "gpt2": "bpe"}  # tokenizer.ggml.model
 #: The ids of special tokens: GGUF's key, and llama.cpp's default for SentencePiece.
 SPECIAL = {"bos": 1, "eos": 2, "unknown": 0, "eot": None, "eom": None}
 
-#: Pieces that end a text whatever their type and whether or not a key says so; llama.cpp has such a list, too.
+#: Pieces that end a text whatever their type and whether or not a key says so, as in llama.cpp.
 END_PIECES = {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>"}
 END_PIECES |= {"<end_of_turn>", "<end_of_utterance>", "<EOT>", "<｜end▁of▁sentence｜>"}
 
 WHOLE = {0, 1, 2, 3, 4, 5, 10, 11}  # GGUF's types of whole numbers
 BYTES = frozenset(BYTE_PIECES)
 NO_RULE = (
-    "the file doesn't say how its tokenizer cuts text into words (tokenizer.ggml.pre is missing): it is cut by "
-    "llama.cpp's default rule, which may not be the model's and then makes its texts worse; get a newer file"
+    "the file doesn't say how its tokenizer cuts text into words (tokenizer.ggml.pre is missing): it is cut "
+    "by llama.cpp's default rule, which may not be the model's and then worsens its texts; get a newer file"
 )
 USUAL = {"bos_id": "<s>", "eos_id": "</s>"}
 LARGEST_SETTINGS = 1 << 23  # bytes of a JSON file beside a vocabulary
@@ -66,9 +67,12 @@ def padded(vocabulary: Vocabulary, vocab_size: int) -> Vocabulary:
 
 
 def with_added(
-    vocabulary: Vocabulary, added: dict[str, int], special: Collection[str] = (), vocab_size: int | None = None
+    vocabulary: Vocabulary,
+    added: dict[str, int],
+    special: Collection[str] = (),
+    vocab_size: int | None = None,
 ) -> Vocabulary:
-    """With pieces that were added to it after training, {piece: id}; they are matched whole, as llama.cpp does.
+    """With pieces that were added to it after training, {piece: id}; they are matched whole.
 
     Those that the vocabulary has are left as they are; those from vocab_size on, which the model has no
     embedding of, and those with another piece's id are left out with a warning.
@@ -81,7 +85,9 @@ def with_added(
     new = {token_id: piece for piece, token_id in added.items() if piece not in known}
     fitting = {token_id: piece for token_id, piece in new.items() if n <= token_id < most}
     if odd := new.keys() - fitting.keys():
-        warnings.warn(f"the added token {new[min(odd)]!r} is left out: its id can't be {min(odd)}", stacklevel=2)
+        warnings.warn(
+            f"the added token {new[min(odd)]!r} is left out: its id can't be {min(odd)}", stacklevel=2
+        )
     if not fitting:
         return vocabulary
     pieces = [fitting.get(token_id, f"[PAD{token_id}]") for token_id in range(n, max(fitting) + 1)]
@@ -122,27 +128,26 @@ def from_gguf(metadata) -> Vocabulary:
     pre = "" if is_spm else metadata.value("tokenizer.ggml.pre", str, "")
     if not is_spm and not pre:
         warnings.warn(NO_RULE, stacklevel=2)
-    return with_ends(
-        Vocabulary(
-            kind=KINDS[model],
-            pieces=arrays["pieces"],
-            scores=(arrays["scores"] or (0.0,) * n)[:n] if is_spm else arrays["scores"],
-            types=_known_types(arrays["types"][:n]) or _usual_types(arrays["pieces"], ids, is_spm),
-            merges=() if is_spm else arrays["merges"],
-            bos_id=ids["bos"],
-            eos_id=ids["eos"],
-            unk_id=ids["unknown"],
-            stop_ids=tuple(end for end in (ids["eot"], ids["eom"]) if end is not None),
-            add_bos=metadata.value("tokenizer.ggml.add_bos_token", bool, is_spm or rule_of(pre).add_bos),
-            add_space_prefix=is_spm and metadata.value("tokenizer.ggml.add_space_prefix", bool, True),
-            prefixed="part",
-            **({} if is_spm else words_of(pre)),
-        )
+    vocabulary = Vocabulary(
+        kind=KINDS[model],
+        pieces=arrays["pieces"],
+        scores=(arrays["scores"] or (0.0,) * n)[:n] if is_spm else arrays["scores"],
+        types=_known_types(arrays["types"][:n]) or _usual_types(arrays["pieces"], ids, is_spm),
+        merges=() if is_spm else arrays["merges"],
+        bos_id=ids["bos"],
+        eos_id=ids["eos"],
+        unk_id=ids["unknown"],
+        stop_ids=tuple(end for end in (ids["eot"], ids["eom"]) if end is not None),
+        add_bos=metadata.value("tokenizer.ggml.add_bos_token", bool, is_spm or rule_of(pre).add_bos),
+        add_space_prefix=is_spm and metadata.value("tokenizer.ggml.add_space_prefix", bool, True),
+        prefixed="part",
+        **({} if is_spm else words_of(pre)),
     )
+    return with_ends(checked(vocabulary))
 
 
 def _array(metadata, key: str, kind: int) -> tuple:
-    """Take an array out; of numbers any type will do, of whole ones any whole one. Empty where it's missing."""
+    """Take an array out, empty where it is missing; any type of numbers, of whole ones any whole one, will do."""
     values, found = metadata.pop(key, []), metadata.types.pop(key, kind)
     allowed = {STRING: {STRING}, I32: WHOLE, F32: NUMBERS.keys() - {BOOL}}[kind]
     right = isinstance(values, list) and (found in allowed or not values)
@@ -181,8 +186,8 @@ def _usual_types(pieces: tuple[str, ...], ids: dict[str, int | None], is_spm: bo
 def vocabulary_files(folder: str | Path) -> list[Path]:
     """All files that `find_vocabulary` looks for, in its order, whether or not they are there.
 
-    They lie in the model's folder or beside it, where Meta puts one tokenizer for models of all sizes: beside a
-    symbolic link first, then beside what it points to.
+    They lie in the model's folder or beside it, where Meta puts one tokenizer for models of all sizes: beside
+    a symbolic link first, then beside what it points to.
     """
     folder = Path(os.path.abspath(folder))
     places = dict.fromkeys([folder, folder.parent, folder.resolve().parent])
@@ -192,8 +197,8 @@ def vocabulary_files(folder: str | Path) -> list[Path]:
 def find_vocabulary(folder: str | Path, vocab_size: int) -> tuple[Vocabulary, list[Path]]:
     """The vocabulary of the model in a folder, with as many pieces as the model has embeddings.
 
-    Returns it and all files that were looked for. Raises TinyllamaError, naming the file, where there is none,
-    where it can't be read, or where it has more tokens than the model embeds.
+    Returns it and all files that were looked for. Raises TinyllamaError, naming the file, where there is
+    none, where it can't be read, or where it has more tokens than the model embeds.
     """
     files = vocabulary_files(folder)
     path = next((path for path in files if path.name in TOKENIZERS and path.is_file()), None)
