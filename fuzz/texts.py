@@ -5,6 +5,8 @@ from pathlib import Path
 import sentencepiece  # noqa: F401 (here, as it warns when it is imported)
 import tokenizers  # noqa: F401
 
+from tinyllama.errors import naming
+from tinyllama.formats.checked import checked
 from tinyllama.tokenizer import (
     BYTE,
     NORMAL,
@@ -66,7 +68,12 @@ def parsed(lines: bytes) -> list[tuple[str, float, int]]:
 
 def keeps_texts(vocabulary: Vocabulary, path: Path | str, texts: list[bytes] = TEXTS) -> bool:
     """Whether the vocabulary makes a tokenizer, which then must do right by every text."""
-    tokenizer = contract.opened(lambda path: make_tokenizer(vocabulary, path), path)
+
+    def make(path: Path | str) -> Tokenizer:
+        with naming(path):
+            return make_tokenizer(checked(vocabulary), path)
+
+    tokenizer = contract.opened(make, path)
     if tokenizer is None:
         return False
     with contract.limits():

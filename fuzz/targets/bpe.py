@@ -23,6 +23,7 @@ WORDS = [
 ]
 
 RULES = list(NAMED)
+SEEDED = ["gpt-2", "smollm", "llama-bpe", "tekken", "deepseek-llm", "default"]
 
 
 def check(data: bytes) -> bool:
@@ -81,4 +82,4 @@ def seeds() -> dict[str, bytes]:
     )
     merges = "Ġ a\na b\nĠa b\n".encode()
     files = {"pieces": pieces, "merges": merges, "text": b"it's  ab<br>\xff 1812\r\n<|end|>"}
-    return {rule: bundle({"options": b"bytes " + rule.encode(), **files}) for rule in RULES}
+    return {rule: bundle({"options": b"bytes " + rule.encode(), **files}) for rule in SEEDED}

@@ -10,6 +10,7 @@ BPE are cut by each rule in turn, not only by their own.
 """
 
 import json
+import struct
 import subprocess
 import sys
 import tempfile
@@ -25,17 +26,17 @@ from vocabularies import PUBLISHED, hugging_faces  # noqa: E402
 from tinyllama.formats.pre_tokenizers import RULES, words_of  # noqa: E402
 from tinyllama.formats.tokenizer_json import vocabulary_from_json  # noqa: E402
 from tinyllama.formats.vocabulary import from_gguf  # noqa: E402
-from tinyllama.tokenizer import make_tokenizer  # noqa: E402
+from tinyllama.tokenizer import Vocabulary, make_tokenizer  # noqa: E402
 
 NAMES = ["llama-spm", "llama-bpe", "qwen2", "deepseek-llm", "deepseek-coder", "gpt-2", "starcoder", "refact"]
 NAMES += ["command-r", "mpt", "baichuan"]
 ORACLE = """
 import json, sys, llama_cpp
 texts, found = json.load(sys.stdin), []
-for path in sys.argv[1:]:
+for path in sys.argv[2:]:
     llama = llama_cpp.Llama(path, vocab_only=True, verbose=False)
     found.append([llama.tokenize(text.encode(), add_bos=False) for text in texts])
-json.dump(found, open(sys.argv[1] + ".ids", "w"))
+json.dump(found, open(sys.argv[1], "w"))
 """
 
 
@@ -52,36 +53,30 @@ class Metadata(dict):
 
 
 def copy(source: Path, target: Path, pre: str) -> None:
-    """A vocabulary's file with another rule."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, "llama")
-    for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
-            continue
-        value = pre if key == "tokenizer.ggml.pre" else field.contents()
-        kinds = field.types[0], field.types[-1] if len(field.types) > 1 else None
-        writer.add_key_value(key, value, kinds[0], sub_type=kinds[1])
-    if "tokenizer.ggml.pre" not in reader.fields:
-        writer.add_string("tokenizer.ggml.pre", pre)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    """A vocabulary's file, which holds nothing but key-values, with another rule."""
+    data, key = source.read_bytes(), b"tokenizer.ggml.pre" + struct.pack("<I", 8)
+    at = data.index(key) + len(key)
+    end = at + 8 + struct.unpack_from("<Q", data, at)[0]
+    target.write_bytes(data[:at] + struct.pack("<Q", len(pre)) + pre.encode() + data[end:])
 
 
-def llama_cpps(python: str, paths: list[Path], texts: list[str]) -> list[list[list[int]]]:
-    subprocess.run([python, "-c", ORACLE, *map(str, paths)], input=json.dumps(texts), text=True, check=True)
-    return json.loads(Path(f"{paths[0]}.ids").read_text())
+def llama_cpps(python: str, paths: list[Path], scratch: Path) -> list[list[list[int]]]:
+    """Each file's ids of each text."""
+    command = [python, "-c", ORACLE, scratch / "ids.json", *paths]
+    texts = json.dumps(TEXTS)
+    subprocess.run(command, input=texts, text=True, check=True, stderr=subprocess.DEVNULL)
+    return json.loads((scratch / "ids.json").read_text())
 
 
 def recorded(path: Path) -> tuple[list[str], list[list[int]]]:
     """The texts and ids beside a vocabulary."""
     texts = Path(f"{path}.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")[:-1]
     ids = [[*map(int, line.split())] for line in Path(f"{path}.out").read_text().splitlines()]
-    return texts, ids
+    return texts, ids[: len(texts)]
 
 
 def report(what: str, tokenizer, texts: list[str], expected: list[list[int]]) -> None:
-    """One line, and of the first text that differs where it does."""
+    """One line, and of the first texts that differ where they do."""
     found = [tokenizer.encode(text, bos=False) for text in texts]
     odd = [rows for rows in zip(texts, found, expected, strict=True) if rows[1] != rows[2]]
     print(f"{what:44} {len(texts) - len(odd)} of {len(texts)} texts alike", flush=True)
@@ -94,34 +89,35 @@ def report(what: str, tokenizer, texts: list[str], expected: list[list[int]]) ->
 def main() -> None:
     """Compare each vocabulary, then each rule."""
     folder, python = Path(sys.argv[1]), (sys.argv[2:] or [sys.executable])[0]
+    paths = {name: folder / f"ggml-vocab-{name}.gguf" for name in NAMES}
+    vocabularies = {name: from_gguf(Metadata(path)) for name, path in paths.items()}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        for vocabulary_name in NAMES:
-            path = folder / f"ggml-vocab-{vocabulary_name}.gguf"
-            vocabulary = from_gguf(Metadata(path))
+        for (name, vocabulary), theirs in zip(
+            vocabularies.items(), llama_cpps(python, [*paths.values()], scratch), strict=True
+        ):
             tokenizer = make_tokenizer(vocabulary)
-            if Path(f"{path}.inp").exists():
-                report(f"{vocabulary_name}, transformers recorded", tokenizer, *recorded(path))
-            linked = scratch / path.name
-            linked.symlink_to(path)
-            report(f"{vocabulary_name}, llama.cpp", tokenizer, TEXTS, llama_cpps(python, [linked], TEXTS)[0])
-        for vocabulary_name in ("llama-bpe", "qwen2"):
-            path = folder / f"ggml-vocab-{vocabulary_name}.gguf"
-            vocabulary = from_gguf(Metadata(path))
-            for pre in RULES:
-                copied = scratch / f"{vocabulary_name}-{pre}.gguf"
-                copy(path, copied, pre)
-                tokenizer = make_tokenizer(replace(vocabulary, **words_of(pre)))
-                theirs = llama_cpps(python, [copied], TEXTS)[0]
-                report(f"{vocabulary_name} by {pre}, llama.cpp", tokenizer, TEXTS, theirs)
-                if pre in PUBLISHED:
-                    made = hugging_faces(replace(vocabulary, **words_of(pre)))
-                    made.save(str(scratch / "tokenizer.json"))
-                    read = vocabulary_from_json(scratch / "tokenizer.json")
-                    ids = [made.encode(text, add_special_tokens=False).ids for text in TEXTS]
-                    report(f"{vocabulary_name} by {pre}, tokenizers", make_tokenizer(read), TEXTS, ids)
-                    named = read.pre, read.ignore_merges
-                    assert RULES[read.pre].words == RULES[pre].words, named
+            if Path(f"{paths[name]}.inp").exists():
+                report(f"{name}, transformers recorded", tokenizer, *recorded(paths[name]))
+            report(f"{name}, llama.cpp", tokenizer, TEXTS, theirs)
+        by_rule("llama-bpe", vocabularies["llama-bpe"], paths["llama-bpe"], python, scratch)
+
+
+def by_rule(name: str, vocabulary: Vocabulary, path: Path, python: str, scratch: Path) -> None:
+    """A vocabulary cut by each rule: beside llama.cpp, and from a tokenizer.json beside tokenizers."""
+    copies = [scratch / f"{number}.gguf" for number in range(len(RULES))]
+    for pre, copied in zip(RULES, copies, strict=True):
+        copy(path, copied, pre)
+    for pre, theirs in zip(RULES, llama_cpps(python, copies, scratch), strict=True):
+        cut = replace(vocabulary, **words_of(pre))
+        report(f"{name} by {pre}, llama.cpp", make_tokenizer(cut), TEXTS, theirs)
+        if pre in PUBLISHED:
+            made = hugging_faces(cut)
+            made.save(str(scratch / "tokenizer.json"))
+            read = vocabulary_from_json(scratch / "tokenizer.json")
+            ids = [made.encode(text, add_special_tokens=False).ids for text in TEXTS]
+            report(f"{name} by {pre}, tokenizers", make_tokenizer(read), TEXTS, ids)
+            assert RULES[read.pre].words == RULES[pre].words, read.pre
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def from_gguf(metadata) -> Vocabulary:
 
 
 def _array(metadata, key: str, kind: int) -> tuple:
-    """Take an array out, empty where it is missing; any type of numbers, of whole ones any whole one, will do."""
+    """Take an array out, empty where it is missing; another type of numbers will do, too."""
     values, found = metadata.pop(key, []), metadata.types.pop(key, kind)
     allowed = {STRING: {STRING}, I32: WHOLE, F32: NUMBERS.keys() - {BOOL}}[kind]
     right = isinstance(values, list) and (found in allowed or not values)
