@@ -15,6 +15,8 @@ from .gguf import MAGIC, ROPE_FREQS, align
 from .key_values import FIELDS, IMPLIED, Metadata
 from .vocabulary import ARRAYS
 
+OWN = "general.quantization_version", "general.file_type"  # of this file, whatever the one before said
+
 
 def gguf_names(config: Config) -> dict[str, str]:
     """GGUF's name of each tensor, by Meta's."""
@@ -37,13 +39,13 @@ def gguf_header(
         the bytes up to the first tensor; each tensor's offset in the file; the file's size. Gaps are zeros.
     """
     metadata = Metadata(metadata or _derived(config, vocabulary, name, template), metadata and metadata.types)
-    for key in [key for key in metadata if key.startswith("split.")]:
-        del metadata[key]
-    metadata.set("general.file_type", file_type, U32)
-    metadata.set("general.quantization_version", 2, U32)
     for key, (field, kind) in ARRAYS.items():
         if values := (_scores(vocabulary) if field == "scores" else getattr(vocabulary, field)):
             metadata.set(key, list(values), kind)
+    for key in [key for key in metadata if key in OWN or key.startswith("split.")]:
+        del metadata[key]
+    for key, value in zip(OWN, (2, file_type), strict=True):  # last, as llama-quantize has them
+        metadata.set(key, value, U32)
     names, alignment, offsets, end = gguf_names(config), metadata.alignment(), [], 0
     head = MAGIC + struct.pack("<IQQ", 3, len(infos), len(metadata)) + _pack_metadata(metadata)
     for tensor, type, shape in infos:
