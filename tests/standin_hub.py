@@ -19,6 +19,8 @@ class Hub:
         gated: repositories that take the token.
         cut: bytes after which the answer for a large file ends, once each; 0 never.
         hold: an event for which the rest of a large file waits.
+        status: what it answers to everything, unless 0.
+        sent: the bytes of files that have been sent.
         asked: (method, path, the Range header or None) of every request.
     """
 
@@ -30,13 +32,9 @@ class Hub:
     hold: threading.Event | None = None
     status: int = 0
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    sent: int = 0
     url: str = ""
 
-    def bytes_sent(self) -> int:
-        """Of all files."""
-        return self.sent
-
-    sent: int = 0
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -71,7 +69,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.refuse(404, "RevisionNotFound")
         names = self.hub.repositories[repository]
         info = {"id": repository, "modelId": repository, "sha": REVISION, "tags": ["license:mit"]}
-        info |= {"private": False, "gated": False, "downloads": 0, "siblings": [{"rfilename": n} for n in names]}
+        info["siblings"] = [{"rfilename": name} for name in names]
         return self.reply(200, {"Content-Type": "application/json"}, json.dumps(info).encode())
 
     def answer_file(self, repository: str, revision: str, name: str):
@@ -108,7 +106,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 hub.hold.wait(30)
             piece = body[at : min(end, at + (1 << 16))]
             self.wfile.write(piece)
-            hub.sent += len(piece)
+            hub.sent += len(piece) if "/resolve/" in self.path else 0
         if end < len(body):
             hub.cut = 0
             self.close_connection = True

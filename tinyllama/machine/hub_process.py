@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -31,6 +32,12 @@ CLIENTS = ("requests", "urllib3", "httpx", "httpx2", "httpcore")  # whose except
 def say(**message) -> None:
     """A line to who has started this."""
     print(json.dumps(message), flush=True)
+
+
+def end_with(stdin) -> None:
+    """End when who has started this does."""
+    stdin.read()
+    os._exit(1)
 
 
 class Fetching:
@@ -54,6 +61,7 @@ class Fetching:
         say(total=sum(file.size or 0 for file in found.values()), here=sum(self.arrived.values()))
         if not sys.stdin.readline():
             return
+        threading.Thread(target=end_with, args=(sys.stdin,), daemon=True).start()
         for name, file in found.items():
             self.fetch(name, file)
         ref = self.here / "refs" / self.revision
@@ -89,13 +97,18 @@ class Fetching:
         for folder in (blob.parent, lock.parent):
             folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
-            if not blob.exists():
-                self.append(name, found, unfinished(blob))
-                check(unfinished(blob), found.etag)
-                os.replace(unfinished(blob), blob)
+            while not blob.exists():
+                begun = self.append(name, found, unfinished(blob))
+                if is_right(unfinished(blob), found.etag):
+                    os.replace(unfinished(blob), blob)
+                else:
+                    unfinished(blob).unlink()
+                    damaged = "what arrived is damaged (its SHA-256 differs), and is removed: try again"
+                    if not begun:  # else it may have been what was there before
+                        raise ValueError(damaged)
 
-    def append(self, name: str, found, path: Path) -> None:
-        """The bytes that a file still lacks."""
+    def append(self, name: str, found, path: Path) -> int:
+        """The bytes that a file still lacks; returns how many were there before."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers
@@ -104,9 +117,15 @@ class Fetching:
             if file.tell() > found.size:
                 file.truncate(0)
                 file.seek(0)
-            if (begun := file.tell()) < found.size:
-                url, options = hf_hub_url(self.repository, name, revision=self.sha), {"resume_size": begun}
-                http_get(url, file, headers=build_hf_headers(), expected_size=found.size, **options)
+            begun, url = file.tell(), hf_hub_url(self.repository, name, revision=self.sha)
+            options = {"headers": build_hf_headers(), "expected_size": found.size}
+            while (here := file.tell()) < found.size:
+                try:
+                    http_get(url, file, resume_size=here, **options)
+                except Exception as error:  # a connection that broke is taken up while that helps
+                    if not is_of_client(error) or file.tell() == here:
+                        raise
+        return begun
 
     def report(self, name: str, n_bytes: int) -> None:
         """So many bytes of a file are here."""
@@ -143,15 +162,17 @@ def unfinished(blob: Path) -> Path:
     return blob.with_name(f"{blob.name}.incomplete")
 
 
-def check(path: Path, etag: str) -> None:
-    """Raise ValueError, and remove the file, where its SHA-256 isn't its etag."""
+def is_right(path: Path, etag: str) -> bool:
+    """Whether a file's SHA-256 is its etag, if that is one."""
     if len(etag) != SHA256:
-        return
+        return True
     with path.open("rb") as file:
-        right = hashlib.file_digest(file, "sha256").hexdigest() == etag
-    if not right:
-        path.unlink()
-        raise ValueError("what arrived was damaged (SHA-256 differs), and is removed: try again")
+        return hashlib.file_digest(file, "sha256").hexdigest() == etag
+
+
+def is_of_client(error: Exception) -> bool:
+    """Whether it tells of the network."""
+    return type(error).__module__.partition(".")[0] in CLIENTS
 
 
 def cause(error: Exception, repository: str, revision: str) -> str:
@@ -170,9 +191,9 @@ def cause(error: Exception, repository: str, revision: str) -> str:
         return f"{place} refuses this ({status}): set HF_TOKEN to {token}"
     if status:
         return f"{place} answers {status}: try again later"
-    if type(error).__module__.partition(".")[0] in CLIENTS:
+    if is_of_client(error):
         return f"{place} doesn't answer (is this machine online?): {error}"
-    return str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 if __name__ == "__main__":
