@@ -1,4 +1,10 @@
-"""Blocks of 256 weights that share a scale of scales: q2_k to q6_k (k.py), iq4_nl and iq4_xs (iq4.py)."""
+"""Block types whose scales are quantized, too: more weights share a float, and fewer an integer.
+
+planes  how small integers share bytes
+k       q2_k, q3_k, q4_k, q5_k, q6_k: layouts, and the three steps of quantizing
+search  the first of them: which scale errs least
+iq4     iq4_nl and iq4_xs, whose levels stand in a table
+"""
 
 from . import iq4, k
 
