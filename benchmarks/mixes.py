@@ -22,7 +22,7 @@ import numpy as np
 
 import tinyllama
 from tinyllama.commands.convert import convert, quantize
-from tinyllama.commands.mixes import MIXES
+from tinyllama.commands.mixes import MIXES, find_mix
 from tinyllama.machine.limits import default_threads
 from tinyllama.score import perplexity
 from tinyllama.tokenizer import Tokenizer
@@ -91,21 +91,20 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, help="a model")
-    known = [
-        mix for mix in MIXES if mix not in ("F32", "F16", "Q2_K_S")
-    ]  # the last needs an importance matrix
-    parser.add_argument("mixes", nargs="*", type=str.upper, choices=["F16", *known], default=["F16", *known])
+    known = [mix for mix in MIXES if mix not in ("F32", "Q2_K_S")]  # the latter needs an importance matrix
+    parser.add_argument("mixes", nargs="*", type=find_mix, help="such as Q4_K_M; all by default")
     parser.add_argument("--text", type=Path, default=Path("data/held_out.txt"))
     parser.add_argument("--bytes", type=int, default=40_000, help="of the text (%(default)s)")
     parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args()
     text = args.text.read_bytes()[: args.bytes].decode(errors="ignore")
-    print("| Mix | Bytes | Perplexity | in llama.cpp | Bytes as llama-quantize's |\n|---|---|---|---|---|")
+    print("| Mix | Bytes | Perplexity | in llama.cpp | Bytes as llama-quantize's |")
+    print("|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "f16.gguf"
         with contextlib.redirect_stdout(io.StringIO()):
             convert(args.file, "f16", source, "gguf")
-        for mix in args.mixes:
+        for mix in args.mixes or known:
             print(row(source, Path(folder), mix, text, args.threads), flush=True)
 
 
