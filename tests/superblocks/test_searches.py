@@ -43,7 +43,7 @@ def test_blocks_are_those_that_llama_cpp_wrote(type):
 @pytest.mark.parametrize("type", SUPERBLOCKS)
 @given(x=PLAIN | ANY)
 def test_blocks_of_any_weights_are_those_of_ggml(type, x):
-    libgguf = pytest.importorskip("libgguf", reason="it is the oracle")
+    libgguf = pytest.importorskip("libgguf", reason="libgguf, the oracle, is not installed")
     expected = libgguf.quantize_rows_raw(TYPES[type].gguf_id, x, *x.shape)
     assert quantize(x, type).tobytes() == expected
 
