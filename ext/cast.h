@@ -1,21 +1,10 @@
 /* Weights of one type as another, as tinyllama/quant.py defines it, to the byte: what `tinyllama convert` and
  * `quantize` run on.
  *
- * LANES blocks at a time, one a lane, so that nothing is ever added or compared across lanes: element j of all
- * of them lies side by side in x[j]. The loops over lanes are plain C, which a compiler turns into vectors of
- * whatever instruction set the including file is for. */
-#include "kernels.h"
+ * LANES blocks at a time, one a lane. */
+#include "superblocks.h"
 
-enum { LARGE = 256, GROUP = LANES * LARGE }; /* numbers that are cast at a time, at most */
-
-#define FLATTEN static inline __attribute__((always_inline))
-/* Not written out before it has become a vector. */
-#if defined(__clang__)
-#define EACH_LANE for (int lane = 0; lane < LANES; lane++)
-#else
-#define EACH_LANE _Pragma("GCC unroll 1") for (int lane = 0; lane < LANES; lane++)
-#endif
-#define EACH_ELEMENT for (int j = 0; j < BLOCK; j++)
+enum { GROUP = LANES * LARGE }; /* numbers that are cast at a time, at most */
 
 typedef struct {
     float d[LANES], m[LANES];
@@ -23,29 +12,6 @@ typedef struct {
 } block_group;
 
 /* ---- scales, minima and integers ---- */
-
-/* The element of largest magnitude with its sign; of two equals the first. Of zeros, +0. */
-FLATTEN void find_largest(float x[][LANES], const int n, float *largest) {
-    float magnitude[LANES] = {0};
-    EACH_LANE largest[lane] = 0;
-    for (int j = 0; j < n; j++) EACH_LANE {
-        float here = fabsf(x[j][lane]);
-        largest[lane] = here > magnitude[lane] ? x[j][lane] : largest[lane];
-        magnitude[lane] = here > magnitude[lane] ? here : magnitude[lane];
-    }
-}
-
-/* The smallest and the largest element; of +0 and -0 the first. */
-FLATTEN void find_range(float x[][LANES], const int n, float *low, float *high) {
-    EACH_LANE low[lane] = high[lane] = x[0][lane];
-    for (int j = 0; j < n; j++) EACH_LANE {
-        low[lane] = x[j][lane] < low[lane] ? x[j][lane] : low[lane];
-        high[lane] = x[j][lane] > high[lane] ? x[j][lane] : high[lane];
-    }
-}
-
-#include "search.h"
-#include "superblocks.h"
 
 /* x = (x - m) / d + offset by a product with 1 / d; of a block of zeros, offset; 0 where d or 1 / d is infinite. */
 FLATTEN void to_steps(float x[][LANES], const float *m, const float *d, float offset) {
@@ -110,10 +76,11 @@ FLATTEN void quantize_q4_1_2023(float x[][LANES], block_group *b) {
 }
 
 FLATTEN void quantize_iq4_nl(float x[][LANES], block_group *b) {
-    float best[LANES];
-    search_ratio(IQ4_NL, BLOCK, x, b->d, best);
-    EACH_LANE b->m[lane] = b->d[lane] != 0 ? 1 / b->d[lane] : 0;
-    EACH_ELEMENT EACH_LANE b->q[j][lane] = value_index(x[j][lane] * b->m[lane]);
+    float inverse[LANES];
+    search_ratio(IQ4_NL, BLOCK, x, b->d, inverse);
+    EACH_LANE inverse[lane] = choose(b->d[lane] != 0, 1 / b->d[lane], 0);
+    EACH_ELEMENT EACH_LANE b->q[j][lane] = value_index(inverse[lane] * x[j][lane]);
+    EACH_LANE b->m[lane] = 0;
 }
 
 FLATTEN void quantize_group(const weight_type to, float x[][LANES], block_group *b) {
@@ -131,36 +98,15 @@ FLATTEN void quantize_group(const weight_type to, float x[][LANES], block_group 
 
 /* ---- into the file's bytes: quant.py has the layouts ---- */
 
-/* Byte i of a block's quants: of neighbours nibbles 2i and 2i + 1, else i and i + 16. */
-FLATTEN uint32_t byte_of(const weight_type to, const block_group *b, int i, int lane) {
-    if (to == Q8_0) return b->q[i][lane] & 255;
-    const int neighbours = types[to].scale_bytes == 4; /* in files of 2023 */
-    int low = neighbours ? 2 * i : i, high = neighbours ? 2 * i + 1 : i + BLOCK / 2;
-    return (b->q[low][lane] & 15) | (b->q[high][lane] & 15) << 4;
-}
-
-/* The quants of each lane's block as words of four bytes. */
-FLATTEN void pack_words(const weight_type to, const block_group *b, int n_words, uint32_t words[][LANES]) {
-    for (int k = 0; k < n_words; k++)
-        EACH_LANE {
-            words[k][lane] = byte_of(to, b, 4 * k, lane) | byte_of(to, b, 4 * k + 1, lane) << 8 |
-                             byte_of(to, b, 4 * k + 2, lane) << 16 | byte_of(to, b, 4 * k + 3, lane) << 24;
-        }
-}
-
-FLATTEN void pack_fifth_bits(const block_group *b, uint32_t *words) {
-    EACH_LANE words[lane] = 0;
-    EACH_ELEMENT EACH_LANE words[lane] |= (b->q[j][lane] >> 4) << j;
-}
-
 /* The first n blocks of a group, of which the first is number `block` of rows of n_blocks. */
-FLATTEN void put_group(const weight_type to, const block_group *b, uint8_t *out, long n_blocks, long block, int n) {
+FLATTEN void put_group(const weight_type to, block_group *b, uint8_t *out, long n_blocks, long block, int n) {
     const int wide = types[to].scale_bytes == 4, n_words = to == Q8_0 ? 8 : 4;
     const size_t scale = wide ? 4 : 2;
+    const int bits = to == Q8_0 ? 8 : 4, apart = wide ? 1 : BLOCK / 2; /* neighbours share a byte in files of 2023 */
     uint32_t words[8][LANES], fifth[LANES];
     uint16_t d[LANES], m[LANES];
-    pack_words(to, b, n_words, words);
-    if (has_fifth_bits(to)) pack_fifth_bits(b, fifth);
+    for (int k = 0; k < n_words; k++) pack_word(b->q, bits, apart, 0, 4 * k, words[k]);
+    if (has_fifth_bits(to)) pack_word(b->q, 1, 1, 4, 0, fifth);
     to_f16(b->d, LANES, d);
     to_f16(b->m, LANES, m);
     for (int lane = 0; lane < n; lane++, block++) {
@@ -176,7 +122,7 @@ FLATTEN void put_group(const weight_type to, const block_group *b, uint8_t *out,
 /* ---- numbers ---- */
 
 /* n <= room numbers from `first` on as float32, zeros behind them. */
-FLATTEN void load_numbers(const file_blocks *from, long first, long n, const long room, float *x) {
+static void load_numbers(const file_blocks *from, long first, long n, long room, float *x) {
     const long bytes = from->type == F32 ? 4 : 2;
     const uint8_t *at = from->data + first * bytes;
     _Alignas(float) uint8_t padded[GROUP * sizeof(float)];
@@ -184,7 +130,7 @@ FLATTEN void load_numbers(const file_blocks *from, long first, long n, const lon
         memset(padded, 0, sizeof padded);
         at = memcpy(padded, at, (size_t)(n * bytes));
     }
-    for (int i = 0; i < room; i += LANES) {
+    for (long i = 0; i < room; i += LANES) {
         if (from->type == F32)
             v_store(x + i, v_load((const float *)at + i));
         else if (from->type == F16)
@@ -195,9 +141,9 @@ FLATTEN void load_numbers(const file_blocks *from, long first, long n, const lon
 }
 
 /* Whether all magnitudes are at most `limit`. Bits have the order of the numbers, and NaN comes last. */
-FLATTEN int all_within(const float *x, const long n, float limit) {
+static int all_within(const float *x, long n, float limit) {
     int32_t largest = 0, highest;
-    for (int i = 0; i < n; i++) {
+    for (long i = 0; i < n; i++) {
         int32_t bits;
         memcpy(&bits, &x[i], 4);
         bits &= 0x7fffffff;
@@ -207,41 +153,57 @@ FLATTEN int all_within(const float *x, const long n, float limit) {
     return largest <= highest;
 }
 
-/* The same LANES blocks, one a lane. */
-FLATTEN void to_lanes(const float *x, const int block, float lanes[][LANES]) {
-    for (int j = 0; j < block; j += LANES) v_transpose(x + j, block, lanes[j], LANES);
-}
-
-FLATTEN void cast_group(const weight_type to, const float *x, uint8_t *out, long n_blocks, long block, int n) {
-    if (types[to].block == LARGE) {
-        large_group b;
-        to_lanes(x, LARGE, b.x);
-        quantize_large(to, &b);
-        put_large(to, &b, out + block * types[to].bytes, n);
-    } else {
-        float lanes[BLOCK][LANES];
-        block_group b;
-        to_lanes(x, BLOCK, lanes);
-        quantize_group(to, lanes, &b);
-        put_group(to, &b, out, n_blocks, block, n);
+/* To nearest even. */
+static void to_bf16(const float *x, long n, uint8_t *out) {
+    for (long i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], 4);
+        write_u16(out + 2 * i, (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16));
     }
 }
 
+/* ---- all of it ---- */
+
+FLATTEN void cast_numbers(const weight_type to, const float *x, long n, uint8_t *out) {
+    if (to == F32)
+        memcpy(out, x, (size_t)n * 4);
+    else if (to == F16)
+        to_f16(x, n, (uint16_t *)out);
+    else
+        to_bf16(x, n, out);
+}
+
+FLATTEN void cast_super(const weight_type to, const float *x, uint8_t *out, int n) {
+    super_group b;
+    const destination each = {out, (size_t)types[to].bytes, n};
+    for (int j = 0; j < LARGE; j += LANES) v_transpose(x + j, LARGE, b.x[j], LANES);
+    quantize_super(to, &b);
+    put_super(to, &b, &each);
+}
+
+FLATTEN void cast_blocks(const weight_type to, const float *x, uint8_t *out, long n_blocks, long block, int n) {
+    float columns[BLOCK][LANES];
+    block_group b;
+    for (int j = 0; j < BLOCK; j += LANES) v_transpose(x + j, BLOCK, columns[j], LANES);
+    quantize_group(to, columns, &b);
+    put_group(to, &b, out, n_blocks, block, n);
+}
+
 FLATTEN int cast_to(const file_blocks *from, const weight_type to, uint8_t *out) {
-    const float limit = to == F32 || types[to].scale_bytes == 4 ? FLT_MAX : 65504;
-    const long block = types[to].block, group = LANES * (block == 1 ? BLOCK : block);
-    long n = from->n_rows * from->n_cols;
+    const float limit = to == F16 || types[to].scale_bytes == 2 ? 65504 : FLT_MAX;
+    const long block = types[to].block, group = LANES * (has_super_blocks(to) ? LARGE : BLOCK);
+    const long n = from->n_rows * from->n_cols;
+    float x[GROUP];
     for (long i = 0; i < n; i += group) {
-        long left = n - i < group ? n - i : group;
-        float x[GROUP];
+        const long left = n - i < group ? n - i : group;
         load_numbers(from, i, left, group, x);
         if (!all_within(x, group, limit)) return -1;
-        if (to == F32)
-            memcpy(out + 4 * i, x, (size_t)left * 4);
-        else if (to == F16)
-            to_f16(x, left, (uint16_t *)(out + 2 * i));
+        if (has_super_blocks(to))
+            cast_super(to, x, out + file_row_bytes(to, i), (int)(left / block));
+        else if (has_blocks(to))
+            cast_blocks(to, x, out, from->n_cols / block, i / block, (int)(left / block));
         else
-            cast_group(to, x, out, from->n_cols / block, i / block, (int)(left / block));
+            cast_numbers(to, x, left, out + file_row_bytes(to, i));
     }
     return 0;
 }

@@ -328,8 +328,7 @@ typedef struct {
     /* freqs: [head_dim / 2] pairs of cos and sin. */
     void (*rope)(const float *x, const float *freqs, long n_heads, long head_dim, float *out);
     void (*to_f16)(const float *x, long n, uint16_t *out);
-    /* Numbers (f32, f16 or bf16) as numbers or blocks of another type, except bf16. -1 where one is NaN or too
-     * large for it. */
+    /* Numbers (f32, f16 or bf16) as numbers or blocks of another type. -1 where one is NaN or too large for it. */
     int (*cast)(const file_blocks *from, weight_type to, uint8_t *out);
     /* One token, the query heads of one key/value head, positions first..last-1: for each query head
      * its highest score, the sum of e^(score - highest), and the values weighted by it. */

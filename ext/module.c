@@ -479,9 +479,8 @@ static PyObject *py_attention(PyObject *module, PyObject *args) {
 /* from: [n_rows, n_cols] of numbers; out: as many bytes as they have in the other type. */
 static int check_cast(const array *from, weight_type to, const array *out) {
     Py_ssize_t n_cols = from->view.shape[1], n_bytes = file_row_bytes(to, count(from));
-    if (to == BF16) return fail(PyExc_ValueError, "nothing is cast to %s", types[to].name);
     if (n_cols % types[to].block)
-        return fail(PyExc_ValueError, "rows of blocks hold a multiple of %d weights, not %zd", BLOCK, n_cols);
+        return fail(PyExc_ValueError, "rows of blocks hold a multiple of %d weights, not %zd", types[to].block, n_cols);
     if (out->view.len != n_bytes || (uintptr_t)out->view.buf % sizeof(float))
         return fail(PyExc_ValueError, "out must be aligned and have %zd bytes", n_bytes);
     return 0;

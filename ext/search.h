@@ -1,10 +1,10 @@
-/* Scales that make the error of a block small, as ggml-quants.c searches for them without an importance matrix, to
- * the bit: an element weighs more the larger it is.
+/* Scales that make the error of a block small, to the bit those that ggml-quants.c finds without an importance
+ * matrix: an element weighs more the larger it is.
  *
- * As in cast.h, x is [n][LANES], n elements of one block a lane, and sums run down the elements in their order. A
- * search tries some inverse scales 1 / d; what an element becomes follows from the one it found.
- *
- * Products are left to right, since each rounds: w * x * l is (w * x) * l. */
+ * A search rounds the elements at some inverse scales, and takes the scale that fits what they become best. x holds n
+ * elements of each lane's block. Sums run down the elements in their order, and w * q * x is (w * q) * x: each product
+ * rounds. */
+#include "lanes.h"
 
 /* The nearest integer, of two the even one, if |x| < 2^22, where x + 1.5 * 2^23 has no bits for a fraction; of any x
  * what ggml's nearest_int makes of it. */
@@ -15,7 +15,7 @@ FLATTEN int32_t nearest_int(float x) {
     return (bits & 0x7fffff) - 0x400000;
 }
 
-/* That, within bounds, as a number. In two statements: GCC would make two conversions of one, and a branch. */
+/* That, within bounds, as a number. In steps: of one expression GCC makes two conversions, and a branch. */
 FLATTEN float nearest_within(float x, int32_t low, int32_t high) {
     int32_t step = nearest_int(x);
     step = step > low ? step : low;
@@ -23,20 +23,11 @@ FLATTEN float nearest_within(float x, int32_t low, int32_t high) {
     return (float)step;
 }
 
-/* yes (0 or 1) ? a : b, of which no compiler makes a branch: loops with branches don't become vectors. */
-FLATTEN uint32_t choose_bits(int32_t yes, uint32_t a, uint32_t b) { return (a & (uint32_t)-yes) | (b & ~(uint32_t)-yes); }
-FLATTEN float choose(int32_t yes, float a, float b) {
-    uint32_t bits, others;
-    memcpy(&bits, &a, 4);
-    memcpy(&others, &b, 4);
-    bits = choose_bits(yes, bits, others);
-    memcpy(&a, &bits, 4);
-    return a;
-}
+FLATTEN uint32_t to_unsigned(float q, int zero) { return (uint32_t)((int32_t)q + zero); }
 
 /* ---- x = d q + m, q in 0..top ---- */
 
-/* Its inverse scales are (top + first + 0.1 i) / (largest - smallest), i <= last. */
+/* After top / range, the inverse scales (top + first + 0.1 i) / range, i <= last, are tried. */
 typedef struct {
     int top, last, squared;
     float first;
@@ -47,95 +38,103 @@ INLINE affine_search affine_search_of(const weight_type to) {
     return to == Q4_K ? (affine_search){15, 20, 1, -1} : (affine_search){31, 15, 1, -0.5f};
 }
 
+typedef struct {
+    float origin[LANES], inverse[LANES]; /* q is (x - origin) inverse, rounded */
+    float d[LANES], m[LANES];
+    float error[LANES];
+} affine;
+
 /* |x|, and to that, where errors are squared, the root of the mean square of all. */
 FLATTEN void weigh(const affine_search how, const int n, float x[][LANES], float w[][LANES]) {
     float mean[LANES] = {0};
     if (how.squared) {
-        for (int j = 0; j < n; j++) EACH_LANE mean[lane] += x[j][lane] * x[j][lane];
+        EACH_OF(n) EACH_LANE mean[lane] += x[j][lane] * x[j][lane];
         EACH_LANE mean[lane] = sqrtf(mean[lane] / (float)n);
     }
-    for (int j = 0; j < n; j++) EACH_LANE w[j][lane] = mean[lane] + fabsf(x[j][lane]);
+    EACH_OF(n) EACH_LANE w[j][lane] = mean[lane] + fabsf(x[j][lane]);
 }
 
-FLATTEN float step_of(float x, float origin, float inverse, int top) {
-    return nearest_within(inverse * (x - origin), 0, top);
+FLATTEN void round_affine(const int top, const int n, float x[][LANES], const affine *at, float q[][LANES]) {
+    EACH_OF(n) EACH_LANE q[j][lane] = nearest_within(at->inverse[lane] * (x[j][lane] - at->origin[lane]), 0, top);
 }
 
-FLATTEN void affine_errors(const affine_search how, const int n, float x[][LANES], float w[][LANES], float q[][LANES],
-                           const float *d, const float *m, float *errors) {
-    float sum[LANES] = {0};
-    for (int j = 0; j < n; j++)
-        EACH_LANE {
-            float error = d[lane] * q[j][lane] + m[lane] - x[j][lane];
-            sum[lane] += w[j][lane] * (how.squared ? error * error : fabsf(error));
-        }
-    EACH_LANE errors[lane] = sum[lane];
-}
-
-/* d and m of least weighed squares for some q; m is at most 0. d is NaN where the q don't tell. */
+/* d and m of least squares; m is at most 0. d is NaN where the q don't tell. */
 FLATTEN void fit(const int n, float x[][LANES], float w[][LANES], float q[][LANES], const float *sum_w,
-                 const float *sum_x, float *d, float *m) {
+                 const float *sum_x, affine *found) {
     float sum_q[LANES] = {0}, sum_q2[LANES] = {0}, sum_qx[LANES] = {0};
-    for (int j = 0; j < n; j++)
-        EACH_LANE {
-            float wq = w[j][lane] * q[j][lane];
-            sum_q[lane] += wq;
-            sum_q2[lane] += wq * q[j][lane];
-            sum_qx[lane] += wq * x[j][lane];
-        }
+    EACH_OF(n) EACH_LANE {
+        float wq = w[j][lane] * q[j][lane];
+        sum_q[lane] += wq;
+        sum_q2[lane] += wq * q[j][lane];
+        sum_qx[lane] += wq * x[j][lane];
+    }
     EACH_LANE {
         float whole = sum_w[lane] * sum_q2[lane] - sum_q[lane] * sum_q[lane];
-        float slope = (sum_w[lane] * sum_qx[lane] - sum_x[lane] * sum_q[lane]) / whole;
-        float lowest = (sum_q2[lane] * sum_x[lane] - sum_q[lane] * sum_qx[lane]) / whole;
-        int32_t above = lowest > 0;
-        slope = choose(above, sum_qx[lane] / sum_q2[lane], slope);
-        d[lane] = choose(whole > 0, slope, NAN);
-        m[lane] = choose(above, 0, lowest);
+        float d = (sum_w[lane] * sum_qx[lane] - sum_x[lane] * sum_q[lane]) / whole;
+        float m = (sum_q2[lane] * sum_x[lane] - sum_q[lane] * sum_qx[lane]) / whole;
+        int32_t above = m > 0;
+        d = choose(above, sum_qx[lane] / sum_q2[lane], d);
+        found->d[lane] = choose(whole > 0, d, NAN);
+        found->m[lane] = choose(above, 0, m);
     }
 }
 
-FLATTEN void search_affine(const affine_search how, const int n, float x[][LANES], float *d, float *m,
-                           uint32_t found[][LANES]) {
-    float w[BLOCK][LANES], q[BLOCK][LANES];
-    float high[LANES], sum_w[LANES] = {0}, sum_x[LANES] = {0};
-    float inverse[LANES], best_inverse[LANES], best_origin[LANES], least[LANES], new_d[LANES], new_m[LANES], errors[LANES];
-    weigh(how, n, x, w);
-    find_range(x, n, m, high);
-    for (int j = 0; j < n; j++) EACH_LANE sum_w[lane] += w[j][lane], sum_x[lane] += w[j][lane] * x[j][lane];
+FLATTEN void find_error(const affine_search how, const int n, float x[][LANES], float w[][LANES], float q[][LANES],
+                        affine *found) {
+    float sum[LANES] = {0};
+    EACH_OF(n) EACH_LANE {
+        float error = found->d[lane] * q[j][lane] + found->m[lane] - x[j][lane];
+        sum[lane] += w[j][lane] * (how.squared ? error * error : fabsf(error));
+    }
+    EACH_LANE found->error[lane] = sum[lane];
+}
+
+FLATTEN void keep_better(const affine *found, affine *best) {
     EACH_LANE {
-        best_origin[lane] = m[lane] = m[lane] < 0 ? m[lane] : 0;
-        best_inverse[lane] = (float)how.top / (high[lane] - m[lane]);
-        d[lane] = 1 / best_inverse[lane];
+        int32_t better = found->error[lane] < best->error[lane]; /* NaN isn't */
+        best->origin[lane] = choose(better, found->origin[lane], best->origin[lane]);
+        best->inverse[lane] = choose(better, found->inverse[lane], best->inverse[lane]);
+        best->d[lane] = choose(better, found->d[lane], best->d[lane]);
+        best->m[lane] = choose(better, found->m[lane], best->m[lane]);
+        best->error[lane] = choose(better, found->error[lane], best->error[lane]);
     }
-    for (int j = 0; j < n; j++) EACH_LANE q[j][lane] = step_of(x[j][lane], m[lane], best_inverse[lane], how.top);
-    affine_errors(how, n, x, w, q, d, m, least);
+}
+
+/* Each try starts from the best m so far. */
+FLATTEN void search_affine(const affine_search how, const int n, float x[][LANES], float *d, float *m,
+                           uint32_t steps[][LANES]) {
+    float w[BLOCK][LANES], q[BLOCK][LANES], high[LANES], sum_w[LANES] = {0}, sum_x[LANES] = {0};
+    affine best, found;
+    weigh(how, n, x, w);
+    EACH_OF(n) EACH_LANE sum_w[lane] += w[j][lane], sum_x[lane] += w[j][lane] * x[j][lane];
+    find_range(x, n, best.m, high);
+    EACH_LANE {
+        best.origin[lane] = best.m[lane] = best.m[lane] < 0 ? best.m[lane] : 0;
+        best.inverse[lane] = (float)how.top / (high[lane] - best.m[lane]);
+        best.d[lane] = 1 / best.inverse[lane]; /* 0 where all are equal */
+    }
+    round_affine(how.top, n, x, &best, q);
+    find_error(how, n, x, w, q, &best);
     for (int i = 0; i <= how.last; i++) {
-        EACH_LANE inverse[lane] = (how.first + 0.1f * (float)i + (float)how.top) / (high[lane] - m[lane]);
-        for (int j = 0; j < n; j++) EACH_LANE q[j][lane] = step_of(x[j][lane], m[lane], inverse[lane], how.top);
-        fit(n, x, w, q, sum_w, sum_x, new_d, new_m);
-        affine_errors(how, n, x, w, q, new_d, new_m, errors);
         EACH_LANE {
-            int32_t better = errors[lane] < least[lane]; /* NaN isn't */
-            best_inverse[lane] = choose(better, inverse[lane], best_inverse[lane]);
-            best_origin[lane] = choose(better, m[lane], best_origin[lane]);
-            d[lane] = choose(better, new_d[lane], d[lane]);
-            m[lane] = choose(better, new_m[lane], m[lane]);
-            least[lane] = choose(better, errors[lane], least[lane]);
+            found.origin[lane] = best.m[lane];
+            found.inverse[lane] = (how.first + 0.1f * (float)i + (float)how.top) / (high[lane] - best.m[lane]);
         }
+        round_affine(how.top, n, x, &found, q);
+        fit(n, x, w, q, sum_w, sum_x, &found);
+        find_error(how, n, x, w, q, &found);
+        keep_better(&found, &best);
     }
-    for (int j = 0; j < n; j++)
-        EACH_LANE found[j][lane] =
-            (uint32_t)(int32_t)step_of(x[j][lane], best_origin[lane], best_inverse[lane], how.top);
+    round_affine(how.top, n, x, &best, q);
+    EACH_OF(n) EACH_LANE steps[j][lane] = to_unsigned(q[j][lane], 0);
+    EACH_LANE d[lane] = best.d[lane], m[lane] = best.m[lane];
 }
 
 /* ---- x = d q, q one of some values ---- */
 
-/* Blocks whose largest element is smaller are zeros to ggml. */
-static const float NOTHING = 1e-15f;
+static const float NOTHING = 1e-15f; /* blocks whose largest element is smaller are zeros to ggml */
 
-/* The values of iq4_nl and iq4_xs, and what lies halfway between each and the next. */
-static const float VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-#define HALFWAY(i) ((VALUES[i] + VALUES[i - 1]) / 2)
+#define HALFWAY(i) ((float)(iq4_values[i] + iq4_values[i - 1]) / 2)
 
 FLATTEN uint32_t value_index(float x) {
     uint32_t index = 0;
@@ -145,41 +144,39 @@ FLATTEN uint32_t value_index(float x) {
 }
 
 FLATTEN float nearest_value(float x) {
-    float value = VALUES[0];
+    float value = iq4_values[0];
     UNROLL
-    for (int i = 1; i < 16; i++) value = x >= HALFWAY(i) ? VALUES[i] : value;
+    for (int i = 1; i < 16; i++) value = x >= HALFWAY(i) ? (float)iq4_values[i] : value;
     return value;
 }
 
-/* Number i of the inverse scales that are tried, for a block's largest element; i = 0 is the first. */
-INLINE float candidate(const weight_type to, float largest, int i) {
+/* Number i of the inverse scales that are tried. */
+FLATTEN float inverse_of(const weight_type to, float largest, int i) {
     if (to == Q6_K) return -(32 + 0.1f * (float)(i == 0 ? 0 : i < 10 ? i - 10 : i - 9)) / largest;
-    return i ? ((float)(i - 8) + VALUES[0]) / largest : 1 / (-largest / VALUES[0]);
+    return i ? (float)(i - 8 + iq4_values[0]) / largest : 1 / (-largest / (float)iq4_values[0]);
 }
 
-/* Sums w x q and w q^2 with w = x^2. */
-FLATTEN void ratio_sums(const weight_type to, const int n, float x[][LANES], const float *inverse, float *sum_qx,
-                        float *sum_q2) {
+/* The sums of w x q and w q^2, where w is x^2. */
+FLATTEN void sum_products(const weight_type to, const int n, float x[][LANES], const float *inverse, float *sum_qx,
+                          float *sum_q2) {
     float qx[LANES] = {0}, q2[LANES] = {0};
-    for (int j = 0; j < n; j++)
-        EACH_LANE {
-            float here = x[j][lane], w = here * here, step = inverse[lane] * here;
-            float q = to == Q6_K ? nearest_within(step, -32, 31) : nearest_value(step);
-            qx[lane] += to == Q6_K ? w * here * q : w * q * here;
-            q2[lane] += w * q * q;
-        }
+    EACH_OF(n) EACH_LANE {
+        float here = x[j][lane], w = here * here, step = inverse[lane] * here;
+        float q = to == Q6_K ? nearest_within(step, -32, 31) : nearest_value(step);
+        qx[lane] += to == Q6_K ? w * here * q : w * q * here;
+        q2[lane] += w * q * q;
+    }
     EACH_LANE sum_qx[lane] = qx[lane], sum_q2[lane] = q2[lane];
 }
 
-/* d, and the inverse scale it was found with. */
+/* d, and the inverse scale that it was found at. Of nothing, zeros. */
 FLATTEN void search_ratio(const weight_type to, const int n, float x[][LANES], float *d, float *best) {
-    const int last = to == Q6_K ? 18 : 15;
     float largest[LANES], inverse[LANES], sum_qx[LANES], sum_q2[LANES], gain[LANES];
     find_largest(x, n, largest);
-    EACH_LANE d[lane] = best[lane] = 0, gain[lane] = -1;
-    for (int i = 0; i <= last; i++) {
-        EACH_LANE inverse[lane] = candidate(to, largest[lane], i);
-        ratio_sums(to, n, x, inverse, sum_qx, sum_q2);
+    EACH_LANE d[lane] = best[lane] = 0, gain[lane] = -1; /* the first is better in any case */
+    for (int i = 0; i < (to == Q6_K ? 19 : 16); i++) {
+        EACH_LANE inverse[lane] = inverse_of(to, largest[lane], i);
+        sum_products(to, n, x, inverse, sum_qx, sum_q2);
         EACH_LANE {
             float qx = sum_qx[lane], q2 = sum_q2[lane], ratio = qx / q2;
             int32_t better = (q2 > 0) & (qx * qx > gain[lane] * q2);
@@ -188,18 +185,21 @@ FLATTEN void search_ratio(const weight_type to, const int n, float x[][LANES], f
             best[lane] = choose(better, inverse[lane], best[lane]);
         }
     }
-    EACH_LANE d[lane] = fabsf(largest[lane]) < NOTHING ? 0 : d[lane];
-    EACH_LANE best[lane] = fabsf(largest[lane]) < NOTHING ? 0 : best[lane];
+    EACH_LANE {
+        int32_t nothing = fabsf(largest[lane]) < NOTHING;
+        d[lane] = choose(nothing, 0, d[lane]);
+        best[lane] = choose(nothing, 0, best[lane]);
+    }
 }
 
-/* ---- q3_k: x = d q, each q in turn ---- */
+/* ---- x = d q, each q in -4..3 in turn ---- */
 
-enum { PAIR = 2 }; /* parts that are searched at once: each step waits for the one before, and so there are two of it */
+enum { PAIR = 2 }; /* blocks that a lane searches at once: steps wait for each other, so there are two at a time */
 
-/* Each q in turn becomes the best for the d of all others, if that is better. Returns whether any did. */
-FLATTEN int improve_in_turn(const int n, float x[][LANES], float q[][LANES], float qx[][LANES], float q2[][LANES]) {
+/* Each q becomes the best for the d of all others, where that is better. Returns whether any did. */
+FLATTEN int improve(const int n, float x[][LANES], float q[][LANES], float qx[][LANES], float q2[][LANES]) {
     int32_t changed[LANES] = {0}, any = 0;
-    for (int j = 0; j < n; j++) {
+    EACH_OF(n) {
         UNROLL
         for (int k = 0; k < PAIR; k++)
             EACH_LANE {
@@ -220,8 +220,8 @@ FLATTEN int improve_in_turn(const int n, float x[][LANES], float q[][LANES], flo
     return any;
 }
 
-/* From q at the inverse scale of the largest element, up to 5 rounds. x and found are those of PAIR parts. */
-FLATTEN void search_in_turn(const int n, float x[][LANES], float d[][LANES], uint32_t found[][LANES]) {
+/* From q at the inverse scale of the largest element, up to 5 times. */
+FLATTEN void search_in_turn(const int n, float x[][LANES], float d[][LANES], uint32_t steps[][LANES]) {
     float q[PAIR * BLOCK][LANES], largest[PAIR][LANES], qx[PAIR][LANES] = {{0}}, q2[PAIR][LANES] = {{0}};
     for (int k = 0; k < PAIR; k++) {
         find_largest(x + k * n, n, largest[k]);
@@ -233,12 +233,12 @@ FLATTEN void search_in_turn(const int n, float x[][LANES], float d[][LANES], uin
                 q2[k][lane] += w * q[j][lane] * q[j][lane];
             }
     }
-    for (int round = 0; round < 5; round++)
-        if (!improve_in_turn(n, x, q, qx, q2)) break;
+    for (int i = 0; i < 5 && improve(n, x, q, qx, q2); i++);
     for (int k = 0; k < PAIR; k++) {
-        EACH_LANE largest[k][lane] = choose(fabsf(largest[k][lane]) < NOTHING, 0, largest[k][lane]);
-        EACH_LANE d[k][lane] = choose((largest[k][lane] != 0) & (q2[k][lane] > 0), qx[k][lane] / q2[k][lane], 0);
+        int32_t something[LANES];
+        EACH_LANE something[lane] = fabsf(largest[k][lane]) >= NOTHING;
+        EACH_LANE d[k][lane] = choose(something[lane] & (q2[k][lane] > 0), qx[k][lane] / q2[k][lane], 0);
         for (int j = k * n; j < k * n + n; j++)
-            EACH_LANE found[j][lane] = choose_bits(largest[k][lane] != 0, (uint32_t)((int32_t)q[j][lane] + 4), 0);
+            EACH_LANE steps[j][lane] = choose_bits(something[lane], to_unsigned(q[j][lane], 4), 0);
     }
 }

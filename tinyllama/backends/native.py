@@ -104,9 +104,9 @@ class Native(Backend):
         return self._fill(np.empty_like(gate), _native.swiglu, gate, up)
 
     def cast(self, blocks: np.ndarray, type: str, to: str) -> np.ndarray:
-        """As quant.cast, in the calling thread; the definition casts blocks of integers, and to bf16."""
-        if TYPES[type].block > 1 or to == "bf16":
-            return quant.cast(blocks, type, to)
+        """As quant.cast, in the calling thread; blocks become float32 first, as there."""
+        if TYPES[type].block > 1:
+            blocks, type = quant.dequantize(blocks, type), "f32"
         out = np.empty(TYPES[to].nbytes(blocks.shape), np.uint8)
         _native.cast(type, blocks, to, out)
         return TYPES[to].view(out, blocks.shape)
