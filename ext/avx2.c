@@ -157,15 +157,12 @@ INLINE __m256i broadcast_int(const uint8_t *p) { return _mm256_set1_epi32(read_i
 
 INLINE __m256 broadcast_float(const uint8_t *p) { return _mm256_castsi256_ps(broadcast_int(p)); }
 
-/* What a block of 8 rows has of scales. Of halves the small ones are factors of words: both of a row for sums, and
- * for the two sums of inputs, first half and all, how often these are taken. */
+/* What a block of 8 rows has of scales. The small ones of halves are factors of words: of sums, and, side by side, of the
+ * sums of inputs. */
 typedef struct {
     __m256 d, m;
     __m256i half[2], zeros, minima;
 } scales;
-
-/* Of pairs of words (a, b), (a - b, b): a * first + b * (all - first) = (a - b) * first + b * all. */
-INLINE __m256i of_sums(__m256i pairs) { return _mm256_sub_epi16(pairs, _mm256_srli_epi32(pairs, 16)); }
 
 INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head, const int column) {
     scales s = {0};
@@ -177,8 +174,8 @@ INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *
         const __m256i pairs = _mm256_cvtepi8_epi16(type == Q2_K ? _mm_and_si128(small, nibble) : small);
         s.half[0] = _mm256_blend_epi16(pairs, _mm256_slli_epi32(pairs, 16), 0xaa);
         s.half[1] = _mm256_blend_epi16(pairs, _mm256_srli_epi32(pairs, 16), 0x55);
-        if (zero_of(type)) s.zeros = _mm256_mullo_epi16(of_sums(pairs), _mm256_set1_epi16((short)zero_of(type)));
-        if (has_minimum(type)) s.minima = of_sums(_mm256_cvtepi8_epi16(_mm_and_si128(_mm_srli_epi16(small, 4), nibble)));
+        if (zero_of(type)) s.zeros = _mm256_mullo_epi16(pairs, _mm256_set1_epi16((short)zero_of(type)));
+        if (has_minimum(type)) s.minima = _mm256_cvtepi8_epi16(_mm_and_si128(_mm_srli_epi16(small, 4), nibble));
     } else if (has_super_blocks(type)) {
         s.d = _mm256_mul_ps(s.d, load_small(block + column * 8));
         if (has_minimum(type)) s.m = _mm256_mul_ps(s.m, load_small(block + w->m + column * 8));
@@ -214,16 +211,17 @@ INLINE void add_block(const weight_type type, const int n, const weight *w, cons
     __m256i sums[TOKENS];
     block_products(type, n, w, block, column, x, s.half, sums);
     UNROLL
-    for (int t = 0; t < n; t++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
-        const __m256 scale = broadcast_float(scale_at(x, n, t));
-        const __m256i both = broadcast_int(minus_half_at(x, n, t)), minus_sum = broadcast_int(minus_sum_at(x, n, t));
-        const int shift = zero_left(type) ? __builtin_ctz((unsigned)zero_left(type)) : 0;
-        const __m256i zeros = has_halves(type) ? _mm256_madd_epi16(both, s.zeros) : _mm256_slli_epi32(minus_sum, shift);
-        if (zero_left(type)) sums[t] = _mm256_add_epi32(sums[t], zeros);
-        totals[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[t]), _mm256_mul_ps(s.d, scale), totals[t]);
+    for (int t = 0; t < n; t++) { /* sum of (q - zero) x = sum of q x - zero * sum of x, in whole numbers below 2^24 */
+        const __m256 scale = broadcast_float(scale_at(x, n, t)), zero = _mm256_set1_ps((float)zero_left(type));
+        const __m256i halves = broadcast_int(minus_halves_at(x, n, t));
+        __m256 minus_sum = broadcast_float(minus_sum_at(x, n, t));
+        if (has_halves(type) && zero_left(type)) sums[t] = _mm256_add_epi32(sums[t], _mm256_madd_epi16(halves, s.zeros));
+        __m256 sum = _mm256_cvtepi32_ps(sums[t]);
+        if (!has_halves(type) && zero_left(type)) sum = _mm256_fmadd_ps(minus_sum, zero, sum);
+        totals[t] = _mm256_fmadd_ps(sum, _mm256_mul_ps(s.d, scale), totals[t]);
         if (!has_minimum(type)) continue;
-        const __m256i minima = has_halves(type) ? _mm256_madd_epi16(both, s.minima) : minus_sum;
-        totals[t] = _mm256_fnmadd_ps(s.m, _mm256_mul_ps(_mm256_cvtepi32_ps(minima), scale), totals[t]);
+        if (has_halves(type)) minus_sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(halves, s.minima));
+        totals[t] = _mm256_fnmadd_ps(s.m, _mm256_mul_ps(minus_sum, scale), totals[t]);
     }
 }
 

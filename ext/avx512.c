@@ -22,14 +22,14 @@ INLINE __m512 broadcast_float(const uint8_t *p) { return _mm512_castsi512_ps(bro
 /* Adds a block of a strip's 32 rows times a tile_block x of n tokens to left (rows 0-15) and right. */
 INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
                       const uint8_t *x, __m512 *left, __m512 *right) {
-    const int shift = zero_of(type) ? __builtin_ctz((unsigned)zero_of(type)) : 0;
+    const __m512i zero = _mm512_set1_epi16((short)zero_of(type));
     /* A single token's two sums would wait for each other: it gets two more, for the other elements. */
     const int more = n == 1;
     __m512i a[2][TILE_TOKENS], b[2][TILE_TOKENS];
     UNROLL
     for (int t = 0; t < n; t++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
         a[more][t] = _mm512_setzero_si512(), b[more][t] = a[more][t], a[0][t] = a[more][t];
-        if (zero_of(type)) a[0][t] = _mm512_slli_epi32(broadcast_int(minus_sum_at(x, n, t)), (unsigned)shift);
+        if (zero_of(type)) a[0][t] = _mm512_madd_epi16(broadcast_int(minus_halves_at(x, n, t)), zero);
         b[0][t] = a[0][t];
     }
     UNROLL
@@ -61,7 +61,7 @@ INLINE void add_block(const weight_type type, const int n, const weight *w, cons
     UNROLL
     for (int t = 0; t < n; t++) {
         const __m512 scale = broadcast_float(scale_at(x, n, t));
-        const __m512 minus_sum = _mm512_mul_ps(_mm512_cvtepi32_ps(broadcast_int(minus_sum_at(x, n, t))), scale);
+        const __m512 minus_sum = _mm512_mul_ps(broadcast_float(minus_sum_at(x, n, t)), scale);
         left[t] = _mm512_fnmadd_ps(s.m[0], minus_sum, left[t]);
         right[t] = _mm512_fnmadd_ps(z.m[0], minus_sum, right[t]);
     }
@@ -71,15 +71,13 @@ INLINE void add_block(const weight_type type, const int n, const weight *w, cons
  * are as independent as those of two sides. */
 INLINE void add_halves(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
                        const int side, const uint8_t *x, __m512 *totals) {
-    const short zero = (short)zero_of(type);
-    /* of the words (first, all): zero * first, zero * (all - first) */
-    const __m512i once[2] = {_mm512_set1_epi32((uint16_t)zero), _mm512_set1_epi32(zero * 0x10000 + (uint16_t)-zero)};
+    const __m512i zeros[2] = {_mm512_set1_epi32(zero_of(type)), _mm512_set1_epi32(zero_of(type) << 16)};
     __m512i sums[2][TILE_TOKENS];
     UNROLL
     for (int half = 0; half < 2; half++)
         UNROLL
         for (int t = 0; t < n; t++)
-            sums[half][t] = zero ? _mm512_madd_epi16(broadcast_int(minus_half_at(x, n, t)), once[half]) : _mm512_setzero_si512();
+            sums[half][t] = _mm512_madd_epi16(broadcast_int(minus_halves_at(x, n, t)), zeros[half]); /* or 0 */
     UNROLL
     for (int r = 0; r < 8; r++) {
         const __m512i q = unpack(type, w, block, r, side);
@@ -94,10 +92,10 @@ INLINE void add_halves(const weight_type type, const int n, const weight *w, con
         __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[0][t]), s.d[0]);
         sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[1][t]), s.d[1], sum);
         if (has_minimum(type)) {
-            const __m512i both = broadcast_int(minus_half_at(x, n, t));
-            const __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(both, 16), 16), all = _mm512_srai_epi32(both, 16);
+            const __m512i halves = broadcast_int(minus_halves_at(x, n, t));
+            const __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(halves, 16), 16), last = _mm512_srai_epi32(halves, 16);
             sum = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(first), s.m[0], sum);
-            sum = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(all, first)), s.m[1], sum);
+            sum = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(last), s.m[1], sum);
         }
         totals[t] = _mm512_fmadd_ps(sum, scale, totals[t]);
     }

@@ -24,19 +24,16 @@ INLINE int32x4_t dot(int32x4_t sums, int8x16_t q, const uint8_t *x, int i) {
 }
 
 INLINE void block_products(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
-                           int column, const uint8_t *x, sums_of_tokens *sums) {
+                           const int half, const int column, const uint8_t *x, sums_of_tokens *sums) {
     UNROLL
-    for (int k = 0; k < 4; k++) {
-        int8x16_t low, high;
-        unpack(type, w, block, k, column, &low, &high);
+    for (int i = 0; i < n_fours(type); i++) {
+        const int r = four_of(type, half, i);
+        const int8x16_t q = unpack(type, w, block, r, column);
         UNROLL
-        for (int part = 0; part < parts; part++) {
-            const uint8_t *of_part = x + part * tile_block_bytes(n);
+        for (int part = 0; part < parts; part++)
             UNROLL
-            for (int t = 0; t < n; t++) sums[part][t] = dot(sums[part][t], low, of_part, k * n + t);
-            UNROLL
-            for (int t = 0; t < n; t++) sums[part][t] = dot(sums[part][t], high, of_part, (4 + k) * n + t);
-        }
+            for (int t = 0; t < n; t++)
+                sums[part][t] = dot(sums[part][t], q, x + part * tile_block_bytes(n), (r % 2 * 4 + r / 2) * n + t);
     }
 }
 

@@ -29,15 +29,14 @@ INLINE void add_products(const int n, int8x16x2_t rows, const int8_t *x, int32x4
 }
 
 INLINE void block_products(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
-                           int column, const uint8_t *x, sums_of_tokens *sums) {
+                           const int half, const int column, const uint8_t *x, sums_of_tokens *sums) {
     (void)parts; /* always 1 for many tokens */
     UNROLL
-    for (int k = 0; k < 4; k += 2) {
-        int8x16_t low[2], high[2];
-        unpack(type, w, block, k, column, &low[0], &high[0]);
-        unpack(type, w, block, k + 1, column, &low[1], &high[1]);
-        add_products(n, zip(low[0], low[1]), inputs(x, k * n * 4), *sums);
-        add_products(n, zip(high[0], high[1]), inputs(x, (4 + k) * n * 4), *sums);
+    for (int i = 0; i < n_fours(type); i++) {
+        const int r = four_of(type, half, i), k = r / 2;
+        if (k % 2) continue; /* has been its neighbour */
+        const int8x16x2_t rows = zip(unpack(type, w, block, r, column), unpack(type, w, block, r + 2, column));
+        add_products(n, rows, inputs(x, (r % 2 * 4 + k) * n * 4), *sums);
     }
 }
 

@@ -237,10 +237,9 @@ static inline void write_u16(uint8_t *p, uint16_t x) { memcpy(p, &x, 2); }
  *
  *     q          [32 / run][tile_tokens][run] int8    `run` neighbouring elements of each token (4 or 8)
  *     scale      [tile_tokens] float                  x = scale * q
- *     block      int32                                which block of the weights
- *     sums       [tile_tokens] {int16; int32}         minus the sum of the first 16 q, and of all 32
- *
- * Both sums of a token are below 2^15: they are two int16 side by side, too.
+ *     minus_sum  [tile_tokens] float                  of the 32 q
+ *     halves     [tile_tokens][2] int16               minus the sum of the first 16 q, and of the last
+ *     number     int32                                which block of the weights
  *
  * Tokens that aren't there, in the last tile, are zeros.
  *
@@ -254,11 +253,11 @@ typedef struct {
     int32_t *n_tile_blocks;        /* of each tile */
 } activations;
 
-INLINE size_t tile_block_bytes(long n) { return (size_t)(42 * n + 4 + 63) / 64 * 64; }
+INLINE size_t tile_block_bytes(long n) { return (size_t)(44 * n + 4 + 15) / 16 * 16; }
 INLINE uint8_t *scale_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 32 * n + 4 * t; }
-INLINE uint8_t *number_at(const uint8_t *x, long n) { return (uint8_t *)x + 36 * n; }
-INLINE uint8_t *minus_half_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 36 * n + 4 + 6 * t; }
-INLINE uint8_t *minus_sum_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 36 * n + 6 + 6 * t; }
+INLINE uint8_t *minus_sum_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 36 * n + 4 * t; }
+INLINE uint8_t *minus_halves_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 40 * n + 4 * t; }
+INLINE uint8_t *number_at(const uint8_t *x, long n) { return (uint8_t *)x + 44 * n; }
 
 /* One token's blocks on their way into a tile. */
 typedef struct {

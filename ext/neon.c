@@ -6,10 +6,10 @@
 enum { PAIRS = 0, COLUMNS_AT_ONCE = 1 };
 #include "neon_blocks.h"
 
-/* How many products of bytes 16 bits can sum up: 8 of 15 * 127 or of 16 * 127, 2 of 128 * 127. */
-INLINE int together(const weight_type type) { return type == Q8_0 ? 2 : 8; }
+/* How many products of bytes 16 bits can sum up: 8 of 31 * 127 or of 32 * 127, 2 of 128 * 127. Half a block has 4. */
+INLINE int together(const weight_type type) { return type == Q8_0 || has_table(type) ? 2 : n_fours(type); }
 
-/* Adds the products of 4 rows and a token in step 0..7 of a block to words, full words to sums. */
+/* Adds the products of 4 rows and a token in a step of a block to words, full words to sums. */
 INLINE void add_products(const weight_type type, int step, int8x16_t q, const int32_t *four, int16x8_t *upper,
                          int16x8_t *lower, int32x4_t *sums) {
     const int in_words = step % together(type);
@@ -21,23 +21,20 @@ INLINE void add_products(const weight_type type, int step, int8x16_t q, const in
 }
 
 INLINE void block_products(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
-                           int column, const uint8_t *x, sums_of_tokens *sums) {
+                           const int half, const int column, const uint8_t *x, sums_of_tokens *sums) {
     int16x8_t upper[2][TILE_TOKENS], lower[2][TILE_TOKENS]; /* of rows 0, 1 and of rows 2, 3 */
     UNROLL
-    for (int k = 0; k < 4; k++) {
-        int8x16_t halves[2];
-        unpack(type, w, block, k, column, &halves[0], &halves[1]);
+    for (int i = 0; i < n_fours(type); i++) {
+        const int r = four_of(type, half, i);
+        const int8x16_t q = unpack(type, w, block, r, column);
         UNROLL
-        for (int half = 0; half < 2; half++)
+        for (int part = 0; part < parts; part++)
             UNROLL
-            for (int part = 0; part < parts; part++)
-                UNROLL
-                for (int t = 0; t < n; t++) {
-                    const uint8_t *of_part = x + part * tile_block_bytes(n);
-                    add_products(type, 2 * k + half, halves[half],
-                                 (const int32_t *)inputs(of_part, ((4 * half + k) * n + t) * 4), &upper[part][t],
-                                 &lower[part][t], &sums[part][t]);
-                }
+            for (int t = 0; t < n; t++) {
+                const uint8_t *of_part = x + part * tile_block_bytes(n);
+                add_products(type, i, q, (const int32_t *)inputs(of_part, ((r % 2 * 4 + r / 2) * n + t) * 4),
+                             &upper[part][t], &lower[part][t], &sums[part][t]);
+            }
     }
 }
 

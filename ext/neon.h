@@ -64,48 +64,111 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
             top = vmaxq_f32(top, vabsq_f32(v[i]));
         }
         float largest = vmaxvq_f32(top), inverse = finite_inverse(127, largest); /* NaN is the largest, and becomes 0 */
-        int16x8_t words[4], sum = vdupq_n_s16(0);
+        int16x8_t words[4];
         for (int i = 0; i < 4; i++) { /* rounds ties to even */
             int32x4_t even = vcvtnq_s32_f32(vmulq_n_f32(v[2 * i], inverse));
             int32x4_t odd = vcvtnq_s32_f32(vmulq_n_f32(v[2 * i + 1], inverse));
             words[i] = vcombine_s16(vqmovn_s32(even), vqmovn_s32(odd));
-            sum = vaddq_s16(sum, words[i]);
         }
         vst1q_s8(out->q, vcombine_s8(vqmovn_s16(words[0]), vqmovn_s16(words[1])));
         vst1q_s8(out->q + 16, vcombine_s8(vqmovn_s16(words[2]), vqmovn_s16(words[3])));
         out->scale = largest / 127;
-        out->sum = vaddvq_s16(sum); /* at most 32 * 127 */
+        out->half = vaddvq_s16(vaddq_s16(words[0], words[1])); /* at most 16 * 127 */
+        out->sum = out->half + vaddvq_s16(vaddq_s16(words[2], words[3]));
     }
 }
 
 /* ---- blocks ---- */
 
-/* All ones in each byte whose bit is not set, from the 16 bytes of bits of 16 rows. */
-INLINE uint8x16_t missing(uint8x16_t bits, int column, int half) {
-    static const uint8_t two[16] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
-    static const uint8_t one[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    uint8x16_t which = vaddq_u8(vld1q_u8(two), vdupq_n_u8((uint8_t)(column % 4 * 2 + half * 8)));
-    return vtstq_u8(vqtbl1q_u8(vmvnq_u8(bits), which), vld1q_u8(one));
+/* 16 bytes shifted by a constant, which may be none. */
+INLINE uint8x16_t shift_right(uint8x16_t x, const int n) {
+    switch (n) {
+    case 1: return vshrq_n_u8(x, 1);
+    case 2: return vshrq_n_u8(x, 2);
+    case 3: return vshrq_n_u8(x, 3);
+    case 4: return vshrq_n_u8(x, 4);
+    case 5: return vshrq_n_u8(x, 5);
+    case 6: return vshrq_n_u8(x, 6);
+    case 7: return vshrq_n_u8(x, 7);
+    default: return x;
+    }
 }
-
-/* Quarter k of 4 rows (column 0..7 of the strip): elements 4k..4k+3, and 16 + those, as signed bytes. A fifth bit that
- * is missing becomes the sign: 16 bit + nibble - 16 = nibble - 16 (1 - bit). */
-INLINE void unpack(const weight_type type, const weight *w, const uint8_t *block, int k, int column, int8x16_t *low,
-                   int8x16_t *high) {
-    const uint8_t *q = block + w->q + k * 128 + column * 16;
-    const uint8x16_t both = vld1q_u8(q), upper = vshrq_n_u8(both, 4);
-    if (type == Q8_0) {
-        *low = vreinterpretq_s8_u8(veorq_u8(both, vdupq_n_u8(0x80)));
-        *high = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(q + 512), vdupq_n_u8(0x80)));
-    } else if (has_fifth_bits(type)) {
-        const uint8x16_t bits = vld1q_u8(block + w->fifth + k * 32 + column / 4 * 16);
-        *low = vreinterpretq_s8_u8(vsliq_n_u8(both, missing(bits, column, 0), 4));
-        *high = vreinterpretq_s8_u8(vsliq_n_u8(upper, missing(bits, column, 1), 4));
-    } else {
-        *low = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
-        *high = vreinterpretq_s8_u8(upper);
+INLINE uint8x16_t shift_left(uint8x16_t x, const int n) {
+    switch (n) {
+    case 1: return vshlq_n_u8(x, 1);
+    case 2: return vshlq_n_u8(x, 2);
+    case 3: return vshlq_n_u8(x, 3);
+    case 4: return vshlq_n_u8(x, 4);
+    case 5: return vshlq_n_u8(x, 5);
+    case 6: return vshlq_n_u8(x, 6);
+    case 7: return vshlq_n_u8(x, 7);
+    default: return x;
     }
 }
 
+/* Four r of 4 rows (column 0..7 of the strip), from bit 0 on, with others above them. */
+INLINE uint8x16_t bits_of(const int bits, const uint8_t *from, const int r, const int column) {
+    const int fours = 8 / bits;
+    return shift_right(vld1q_u8(from + r / fours * 128 + column * 16), r % fours * bits);
+}
+
+/* The upper bits of four r of 4 rows: of quants with a zero as signed bytes, in which the highest bit is the sign, if
+ * it is missing. `sli` puts them in front of the lower ones. */
+INLINE uint8x16_t upper_bits(const weight_type type, const uint8_t *from, const int r, const int column) {
+    const int bits = high_bits(type), fours = 8 / bits;
+    if (!zero_of(type)) return vandq_u8(bits_of(bits, from, r, column), vdupq_n_u8((uint8_t)((1 << bits) - 1)));
+    const uint8x16_t signs = vdupq_n_u8(bits == 1 ? 0xff : 0xaa);
+    const uint8x16_t all = veorq_u8(vld1q_u8(from + r / fours * 128 + column * 16), signs);
+    const int8x16_t top = vreinterpretq_s8_u8(shift_left(all, 8 - (r % fours + 1) * bits));
+    return vreinterpretq_u8_s8(bits == 1 ? vshrq_n_s8(top, 7) : vshrq_n_s8(top, 6));
+}
+
+/* Four r of 4 rows as signed bytes: less their zero, unless that is left. */
+INLINE int8x16_t unpack(const weight_type type, const weight *w, const uint8_t *block, const int r, const int column) {
+    const int low = low_bits(type);
+    uint8x16_t q = bits_of(low, block + w->low, r, column);
+    if (type == Q8_0) return vreinterpretq_s8_u8(veorq_u8(q, vdupq_n_u8(0x80)));
+    if (high_bits(type)) {
+        const uint8x16_t upper = upper_bits(type, block + w->high, r, column);
+        return vreinterpretq_s8_u8(low == 2 ? vsliq_n_u8(q, upper, 2) : vsliq_n_u8(q, upper, 4));
+    }
+    if (r % (8 / low) < 8 / low - 1) q = vandq_u8(q, vdupq_n_u8((uint8_t)((1 << low) - 1)));
+    return has_table(type) ? vqtbl1q_s8(vld1q_s8(iq4_values), q) : vreinterpretq_s8_u8(q);
+}
+
 /* What is still to be subtracted from unpacked quants. */
-INLINE int zero_left(const weight_type type) { return type == Q4_0 ? 8 : type == Q5_1 ? -16 : 0; }
+INLINE int zero_left(const weight_type type) { return type == Q4_0 ? 8 : 0; }
+
+/* Scales and minima of 4 rows; of a block's halves, if each has its own. */
+typedef struct {
+    float32x4_t d[2], m[2];
+} scales;
+
+INLINE float32x4_t numbers_of(int16x4_t words) { return vcvtq_f32_s32(vmovl_s16(words)); }
+
+/* Those of 4 rows that are bytes. */
+INLINE float32x4_t load_small(const uint8_t *from) {
+    return numbers_of(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)from)))));
+}
+
+INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head, const int column) {
+    const uint8_t *from = has_super_blocks(type) ? head : block;
+    const float32x4_t d = v_load_f16((const uint16_t *)from + 4 * column);
+    float32x4_t m = d;
+    if (has_minimum(type)) m = v_load_f16((const uint16_t *)(from + (has_super_blocks(type) ? 2 * STRIP : w->m)) + 4 * column);
+    scales s = {{d, d}, {m, m}};
+    if (has_halves(type)) { /* in pairs */
+        const int8x8_t pairs = vld1_s8((const int8_t *)block + 8 * column);
+        const int16x8_t words = vmovl_s8(type == Q2_K ? vand_s8(pairs, vdup_n_s8(15)) : pairs);
+        s.d[0] = vmulq_f32(d, numbers_of(vget_low_s16(vuzp1q_s16(words, words))));
+        s.d[1] = vmulq_f32(d, numbers_of(vget_low_s16(vuzp2q_s16(words, words))));
+        if (!has_minimum(type)) return s;
+        const int16x8_t minima = vreinterpretq_s16_u16(vmovl_u8(vshr_n_u8(vreinterpret_u8_s8(pairs), 4)));
+        s.m[0] = vmulq_f32(m, numbers_of(vget_low_s16(vuzp1q_s16(minima, minima))));
+        s.m[1] = vmulq_f32(m, numbers_of(vget_low_s16(vuzp2q_s16(minima, minima))));
+    } else if (has_super_blocks(type)) {
+        s.d[0] = vmulq_f32(d, load_small(block + 4 * column));
+        if (has_minimum(type)) s.m[0] = vmulq_f32(m, load_small(block + w->m + 4 * column));
+    }
+    return s;
+}

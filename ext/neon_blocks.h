@@ -16,9 +16,14 @@ enum { AHEAD = 8192 };
 /* Sums of products over the elements of a block. */
 typedef int32x4_t sums_of_tokens[TILE_TOKENS];
 
-/* Adds those of 4 rows (column 0..7 of the strip) with the n tokens of each of `parts` tile_blocks to sums[part]. */
+/* Adds those of 4 rows (column 0..7 of the strip) with the n tokens of each of `parts` tile_blocks to sums[part]: of the
+ * first half of the block or the last, or, if halves have no scales of their own, of all of it. */
 INLINE void block_products(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
-                           int column, const uint8_t *x, sums_of_tokens *sums);
+                           const int half, const int column, const uint8_t *x, sums_of_tokens *sums);
+
+/* Which four is the i-th of those. */
+INLINE int four_of(const weight_type type, const int half, const int i) { return has_halves(type) ? 2 * i + half : i; }
+INLINE int n_fours(const weight_type type) { return has_halves(type) ? 4 : 8; }
 
 /* sums[part][i] are those of token i and 4 rows. Where tokens come in PAIRS they are, for an even i, those of tokens i
  * and i + 1 with row 0 and then with row 1, and sums[part][i + 1] those with rows 2 and 3. What each of 4 rows has, or
@@ -26,9 +31,17 @@ INLINE void block_products(const weight_type type, const int n, const int parts,
 INLINE float32x4_t by_row(float32x4_t rows, int i) {
     return !PAIRS ? rows : i % 2 ? vzip2q_f32(rows, rows) : vzip1q_f32(rows, rows);
 }
-INLINE int32x4_t by_token(const int32_t *tokens, int i) {
+INLINE float32x4_t by_token(const float *tokens, int i) {
+    const float32x2_t pair = vld1_f32(tokens + i / 2 * 2);
+    return PAIRS ? vcombine_f32(pair, pair) : vdupq_n_f32(tokens[i]);
+}
+
+/* Minus the sum of a token's inputs in one half of the block, out of both. */
+INLINE float32x4_t by_half(const uint8_t *halves, const int half, const int i) {
+    const int32_t *tokens = (const int32_t *)halves;
     const int32x2_t pair = vld1_s32(tokens + i / 2 * 2);
-    return PAIRS ? vcombine_s32(pair, pair) : vdupq_n_s32(tokens[i]);
+    const int32x4_t both = PAIRS ? vcombine_s32(pair, pair) : vdupq_n_s32(tokens[i]);
+    return vcvtq_f32_s32(vshrq_n_s32(half ? both : vshlq_n_s32(both, 16), 16));
 }
 
 /* From pairs of tokens to one token with 4 rows. */
@@ -42,38 +55,40 @@ INLINE void part_tokens(const int n, float32x4_t *totals) {
 
 INLINE const int8_t *inputs(const uint8_t *x, int at) { return (const int8_t *)x + at; }
 
-/* Adds a block of 4 rows times tile_blocks of n tokens, a refined one's two parts at once, to totals. Sums start at
- * what is still to be subtracted from quants: sum of (q - zero) x = -zero * sum of x + sum of q x. */
+/* Adds a block of 4 rows times tile_blocks of n tokens, a refined one's two parts at once, to totals. */
 INLINE void add_block(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
-                      int column, const uint8_t *x, float32x4_t *totals) {
-    sums_of_tokens sums[2], minus[2];
+                      const uint8_t *head, const int column, const uint8_t *x, float32x4_t *totals) {
+    sums_of_tokens sums[2][2]; /* of a half, a part */
+    UNROLL
+    for (int half = 0; half < 1 + has_halves(type); half++) {
+        UNROLL
+        for (int part = 0; part < parts; part++)
+            UNROLL
+            for (int i = 0; i < n; i++) sums[half][part][i] = vdupq_n_s32(0);
+        block_products(type, n, parts, w, block, half, column, x, sums[half]);
+    }
+    const scales s = scales_of(type, w, block, head, column);
     UNROLL
     for (int part = 0; part < parts; part++)
         UNROLL
-        for (int i = 0; i < n; i++) {
-            minus[part][i] = by_token((const int32_t *)(x + part * tile_block_bytes(n) + 36 * n), i);
-            sums[part][i] = vmulq_n_s32(minus[part][i], zero_left(type));
+        for (int i = 0; i < n; i++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
+            const uint8_t *of_part = x + part * tile_block_bytes(n);
+            const float32x4_t scale = by_token((const float *)scale_at(of_part, n, 0), i);
+            const float32x4_t minus_sum = by_token((const float *)minus_sum_at(of_part, n, 0), i);
+            float32x4_t sum = vcvtq_f32_s32(sums[0][part][i]);
+            if (zero_left(type)) sum = vfmaq_n_f32(sum, minus_sum, (float)zero_left(type));
+            if (has_halves(type)) {
+                sum = vmulq_f32(sum, by_row(s.d[0], i));
+                sum = vfmaq_f32(sum, vcvtq_f32_s32(sums[1][part][i]), by_row(s.d[1], i));
+                UNROLL
+                for (int half = 0; half < 2 * has_minimum(type); half++)
+                    sum = vfmsq_f32(sum, by_half(minus_halves_at(of_part, n, 0), half, i), by_row(s.m[half], i));
+                totals[i] = vfmaq_f32(totals[i], sum, scale);
+                continue;
+            }
+            totals[i] = vfmaq_f32(totals[i], sum, vmulq_f32(by_row(s.d[0], i), scale));
+            if (has_minimum(type)) totals[i] = vfmsq_f32(totals[i], by_row(s.m[0], i), vmulq_f32(minus_sum, scale));
         }
-    block_products(type, n, parts, w, block, column, x, sums);
-    const float32x4_t d = v_load_f16((const uint16_t *)block + 4 * column);
-    const float32x4_t m = has_minimum(type) ? v_load_f16((const uint16_t *)(block + w->m) + 4 * column) : d;
-    UNROLL
-    for (int part = 0; part < parts; part++)
-        UNROLL
-        for (int i = 0; i < n; i++) {
-            const int32_t *scales = (const int32_t *)(x + part * tile_block_bytes(n) + 32 * n);
-            const float32x4_t scale = vreinterpretq_f32_s32(by_token(scales, i));
-            totals[i] = vfmaq_f32(totals[i], vcvtq_f32_s32(sums[part][i]), vmulq_f32(by_row(d, i), scale));
-            if (!has_minimum(type)) continue;
-            totals[i] = vfmsq_f32(totals[i], by_row(m, i), vmulq_f32(vcvtq_f32_s32(minus[part][i]), scale));
-        }
-}
-
-/* Which block of the weights a tile_block of n tokens meets. */
-INLINE int32_t number_of(const int n, const uint8_t *x) {
-    int32_t number;
-    memcpy(&number, x + 40 * n, 4);
-    return number;
 }
 
 /* All tokens, n at a time, with `columns` vectors of 4 rows from column `first` on. */
@@ -90,24 +105,24 @@ INLINE void multiply_columns(const weight_type type, const int n, const int colu
             for (int t = 0; t < n; t++) totals[c][t] = vdupq_n_f32(0);
         const uint8_t *last = x + (acts->n_tile_blocks[token / n] - 1) * (long)tile_block_bytes(n);
         for (; x <= last; x += tile_block_bytes(n)) {
-            const int32_t number = number_of(n, x);
-            const uint8_t *block = data + number * w->block_bytes;
+            const int32_t number = read_i32(number_at(x, n));
+            const uint8_t *block = data + block_place(type, w, number), *head = data + head_place(w, number);
             if (n > 1) {
                 UNROLL
                 for (int c = 0; c < columns; c++) {
-                    add_block(type, n, 1, w, block, first + c, x, totals[c]);
+                    add_block(type, n, 1, w, block, head, first + c, x, totals[c]);
                     IN_ORDER;
                 }
                 continue;
             }
             for (long at = 0; at < w->block_bytes; at += 64) __builtin_prefetch(block + AHEAD + at);
-            if (x < last && number_of(n, x + tile_block_bytes(n)) == number) {
+            if (x < last && read_i32(number_at(x + tile_block_bytes(n), n)) == number) {
                 UNROLL
-                for (int c = 0; c < columns; c++) add_block(type, n, 2, w, block, first + c, x, totals[c]);
+                for (int c = 0; c < columns; c++) add_block(type, n, 2, w, block, head, first + c, x, totals[c]);
                 x += tile_block_bytes(n);
             } else {
                 UNROLL
-                for (int c = 0; c < columns; c++) add_block(type, n, 1, w, block, first + c, x, totals[c]);
+                for (int c = 0; c < columns; c++) add_block(type, n, 1, w, block, head, first + c, x, totals[c]);
             }
         }
         float results[TILE_TOKENS][STRIP];

@@ -81,12 +81,12 @@ static void choose_blocks(const input_block *blocks, long n_blocks, long n, uint
 
 static void put_block(uint8_t *to, long n, long run, long t, int32_t block, const input_block *from) {
     for (long k = 0; k < BLOCK; k += run) memcpy(to + k * n + t * run, from->q + k, (size_t)run);
-    int32_t minus_sum = -from->sum;
-    int16_t minus_half = (int16_t)-from->half;
+    float minus_sum = (float)-from->sum;
+    int16_t minus_halves[2] = {(int16_t)-from->half, (int16_t)(from->half - from->sum)};
     memcpy(scale_at(to, n, t), &from->scale, 4);
-    memcpy(number_at(to, n), &block, 4);
-    memcpy(minus_half_at(to, n, t), &minus_half, 2);
     memcpy(minus_sum_at(to, n, t), &minus_sum, 4);
+    memcpy(minus_halves_at(to, n, t), minus_halves, 4);
+    memcpy(number_at(to, n), &block, 4);
 }
 
 /* One tile of tokens first..last-1; blocks are theirs, x their inputs. */
