@@ -24,8 +24,8 @@ FIELDS = {
     "attention.key_length": "head_dim",
     "attention.sliding_window": "sliding_window",
 }
-#: Of these a missing value, or 0, means Config's own.
-OPTIONAL = ("n_kv_heads", "rope_theta", "head_dim", "sliding_window")
+#: Fields whose keys may be missing, and a value that says no more.
+OPTIONAL = {"n_kv_heads": None, "rope_theta": None, "head_dim": 0, "sliding_window": 0}
 #: Keys that say again what follows from others.
 IMPLIED = {"rope.dimension_count": "head_dim", "attention.value_length": "head_dim"}
 #: Keys that would change what is computed, and the values with which they don't.
@@ -118,7 +118,7 @@ def config_of(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], n_token
     """
     family, found = metadata["general.architecture"], {}
     for key, field in FIELDS.items():
-        if field not in OPTIONAL or metadata.get(f"{family}.{key}"):
+        if field not in OPTIONAL or metadata.get(f"{family}.{key}") not in (None, OPTIONAL[field]):
             found[field] = metadata.value(f"{family}.{key}", Config.__annotations__[field])
     n_rows, *_ = shapes.get("token_embd.weight", (0,))
     steps = steps_of({meta for meta, name, _ in tensor_names(1, STEPS) if name in shapes})
