@@ -149,16 +149,12 @@ for number, words in {
     spm(f"alignment {number}", with_key("general.alignment", 10, struct.pack("<Q", number)), words)
 spm("alignment as text", with_key("general.alignment", 8, text("32")), "positive whole number, not '32'")
 spm("add_bos as text", with_key("tokenizer.ggml.add_eos", 9, struct.pack("<IQ", 9, 1)), "type 9")
-spm(
-    "a hyper-parameter that nobody knows",
-    with_key("llama.rope.freq_bale", 6, bytes(4)),
-    "llama.rope.freq_bale",
-)
 for key, kind, packed in (
     ("llama.attention.causal", 7, b"\0"),
     ("llama.use_parallel_residual", 7, b"\1"),
-    ("llama.rope.scaling.factor", 6, struct.pack("<f", 4)),
-    ("llama.rope.scaling.attn_factor", 6, struct.pack("<f", 0.5)),
+    ("llama.logit_scale", 6, struct.pack("<f", 4)),
+    ("llama.attention.scale", 6, struct.pack("<f", 0.5)),
+    ("llama.rope.scaling.type", 8, text("longrope")),
 ):
     spm(f"{key}, which changes what is computed", with_key(key, kind, packed), key, "isn't supported")
 nested = struct.pack("<IQ", 9, 1) * 100_000
@@ -327,7 +323,7 @@ ggml("a name of 2^31 - 1 bytes", first_tensor(4, "i", 2**31 - 1), "a name of 214
 
 @case("131,072 parts", "f16.bin", "would be one of 131072 parts")
 def many_parts(path: Path) -> None:
-    head = ggml_head(1, 2**17, 1, 1, 1, 2**17) + struct.pack("<i", 0)
+    head = ggml_head(1, 2**17, 1, 2**10, 1, 2**7) + struct.pack("<i", 0)
     tensors = [("tok_embeddings.weight", (1, 1)), ("norm.weight", (2**17,)), ("output.weight", (1, 2**17))]
     layer = {"attention_norm": (2**17,), "ffn_norm": (2**17,), "attention.wo": (2**17, 1)}
     layer |= {f"attention.{w}": (1, 2**17) for w in ("wq", "wk", "wv")}

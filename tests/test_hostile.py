@@ -162,7 +162,7 @@ def test_every_command_refuses_a_hostile_file_in_one_line(good, tmp_path, capsys
     path.write_bytes((good / "spm.gguf").read_bytes().replace(text("llama"), text("\x1b[2J\n"), 1))
     status, out, line = run(capsys, *command.split(), str(path))
     assert (status, out) == (1, "")
-    assert line == f"tinyllama: {path}: a model of the architecture '\\x1b[2J\\n': only 'llama' is supported"
+    assert line.startswith(f"tinyllama: {path}: a model of the architecture '\\x1b[2J\\n' isn't supported")
 
 
 def test_quantize_and_convert_refuse_a_hostile_file_and_write_nothing(good, tmp_path, capsys):
