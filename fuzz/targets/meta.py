@@ -12,7 +12,7 @@ from tinyllama.quant import TYPES
 from .. import contract
 from ..bundle import bundle, unbundle
 from ..damage import damaged, pack
-from . import pth
+from . import pth, safetensors
 
 READS = ("tinyllama.formats.meta", "tinyllama.formats.parts", "tinyllama.config")
 WORDS = [b"=== params.json ===\n", b"=== consolidated.00.pth ===\n", b"=== consolidated.01.pth ===\n"]
@@ -44,6 +44,10 @@ def inputs(draw) -> bytes:
     """Checkpoints of one to four parts, with one file damaged, lost or of another checkpoint."""
     n_parts = draw(st.sampled_from([1, 1, 2, 4]))
     files = checkpoint(n_parts, draw(st.sampled_from(list(pth.STORAGES))))
+    if n_parts == 1 and draw(st.integers(0, 3)) == 0:
+        shapes = CONFIG.tensor_shapes().items()
+        files["consolidated.safetensors"] = safetensors.file(shapes, draw(st.sampled_from(["f16", "bf16"])))
+        del files["consolidated.00.pth"]
     params = PARAMS | draw(st.dictionaries(st.sampled_from([*PARAMS, *MORE]), VALUES, max_size=2))
     files["params.json"] = json.dumps(params).encode()
     name = draw(st.sampled_from([*files, "nothing"]))
@@ -57,11 +61,12 @@ def inputs(draw) -> bytes:
     elif name in files and what == "other":
         files[name] = checkpoint(draw(st.sampled_from([1, 2, 4])), "f32").get(name, b"")
     elif what == "again":
-        files[f"consolidated.{draw(st.integers(0, 5)):02d}.pth"] = files["consolidated.00.pth"]
+        files[f"consolidated.{draw(st.integers(0, 5)):02d}.pth"] = files.get("consolidated.00.pth", b"")
     return bundle(files)
 
 
-MORE = ["n_kv_heads", "rope_theta", "ffn_dim_multiplier", "other"]
+MORE = ["n_kv_heads", "rope_theta", "ffn_dim_multiplier", "other", "hidden_dim", "head_dim", "sliding_window"]
+MORE += ["use_scaled_rope", "rope_scaling_factor", "max_seq_len", "max_position_embeddings", "moe"]
 ODD = [0, -1, 1, 2, 3, 8, 10**6, 2**31, 2**63, 10**400, 1e-6, 1e308, float("nan"), float("inf"), None, True]
 VALUES = st.sampled_from([*ODD, "8", "x" * 3000, [], [8], {}, {"dim": 8}, 7.5]) | st.integers()
 
@@ -85,5 +90,9 @@ def checkpoint(n_parts: int, type: str) -> dict[str, bytes]:
 
 
 def seeds() -> dict[str, bytes]:
-    """One part, and two."""
-    return {"one_part": bundle(checkpoint(1, "f16")), "two_parts": bundle(checkpoint(2, "bf16"))}
+    """One part, two, and Mistral's one file of safetensors."""
+    mistral = {"consolidated.safetensors": safetensors.file(CONFIG.tensor_shapes().items(), "bf16")}
+    numbers = {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 24, "head_dim": 4, "sliding_window": 3}
+    mistral |= {"params.json": json.dumps(numbers).encode(), "tokenizer.model": TOKENIZER}
+    parts = {"one_part": checkpoint(1, "f16"), "two_parts": checkpoint(2, "bf16"), "mistral": mistral}
+    return {name: bundle(files) for name, files in parts.items()}

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face: what transformers saves is read as it computes it, all else refused in one line."""
+"""Folders of Hugging Face: what transformers saves is read as it computes it, or is refused in one line."""
 
 import json
 import shutil

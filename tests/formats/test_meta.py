@@ -1,9 +1,11 @@
+import argparse
 import json
 import os
 import pickle
 import shutil
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import checkpoints
 import numpy as np
@@ -11,8 +13,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from tinyllama.config import PRESETS, Config
+from tinyllama.config import PRESETS, Config, RopeScaling
 from tinyllama.errors import TinyllamaError
 from tinyllama.formats import meta, open_checkpoint, stamp
 
@@ -73,6 +76,129 @@ def test_params_json_of_llama_2_70b_and_llama_3_8b_are_understood():
     assert config.n_params() == 8_030_261_248
 
 
+LLAMA1 = {"dim": 4096, "n_layers": 32, "n_heads": 32, "multiple_of": 256, "norm_eps": 1e-6, "vocab_size": -1}
+LLAMA2 = LLAMA1 | {"norm_eps": 1e-5}
+LLAMA3 = LLAMA2 | {"n_kv_heads": 8, "multiple_of": 1024, "ffn_dim_multiplier": 1.3, "rope_theta": 5e5}
+LLAMA31 = LLAMA3 | {"use_scaled_rope": True}
+LLAMA32 = LLAMA31 | {"dim": 2048, "n_layers": 16, "multiple_of": 256, "ffn_dim_multiplier": 1.5}
+MISTRAL = {"dim": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 8, "hidden_dim": 14336, "head_dim": 128}
+MISTRAL |= {"norm_eps": 1e-5, "sliding_window": 4096, "vocab_size": 32000}
+NEMO = MISTRAL | {
+    "dim": 5120,
+    "n_layers": 40,
+    "rope_theta": 1e6,
+    "vocab_size": 131072,
+    "sliding_window": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("params", "context"),
+    [
+        (LLAMA1, 2048),
+        (LLAMA1 | {"dim": 8192, "n_layers": 80, "n_heads": 64, "norm_eps": 1e-5}, 2048),
+        (LLAMA2, 4096),
+        (LLAMA2 | {"dim": 8192, "n_layers": 80, "n_heads": 64, "n_kv_heads": 8, "multiple_of": 4096}, 4096),
+        (LLAMA2 | {"rope_theta": 1e6}, 16384),
+        (LLAMA3, 8192),
+        (LLAMA31, 131072),
+        (MISTRAL, 32768),
+        (NEMO, 131072),
+        (LLAMA1 | {"max_seq_len": 512}, 512),
+        (MISTRAL | {"max_position_embeddings": 8192}, 8192),
+    ],
+)
+def test_the_context_is_what_such_models_were_trained_on_or_what_the_file_says(params, context):
+    assert meta.config_of(params, 32000).max_seq_len == context
+
+
+def test_rope_is_scaled_as_llama_3_1_and_3_2_have_it():
+    assert meta.config_of(LLAMA3, 128256).rope_scaling is None
+    assert meta.config_of(LLAMA31, 128256).rope_scaling == RopeScaling("llama3", 8.0, 8192)
+    assert meta.config_of(LLAMA32, 128256).rope_scaling == RopeScaling("llama3", 32.0, 8192)
+    own = {"rope_scaling_factor": 16, "rope_high_freq_factor": 2}
+    expected = RopeScaling("llama3", 16.0, 8192, high_freq_factor=2.0)
+    assert meta.config_of(LLAMA32 | own, 128256).rope_scaling == expected
+    assert (meta.config_of(LLAMA32, 128256).hidden_dim, meta.config_of(LLAMA32, 128256).head_dim) == (
+        8192,
+        64,
+    )
+
+
+def test_params_json_of_mistral_is_understood():
+    config = meta.config_of(MISTRAL, 32000)
+    assert (config.hidden_dim, config.head_dim, config.sliding_window, config.rope_theta) == (
+        14336,
+        128,
+        4096,
+        1e4,
+    )
+    config = meta.config_of(NEMO, 131072)
+    assert (config.q_dim, config.dim, config.sliding_window) == (4096, 5120, 0)
+
+
+@pytest.mark.parametrize("key", ["moe", "vision_encoder", "quantization_args", "lora", "yarn"])
+def test_what_is_computed_in_another_way_is_refused_by_its_key(folder, key):
+    (folder / "params.json").write_text(json.dumps(checkpoints.PARAMS | {key: {"a": 1}}))
+    checkpoints.refused(lambda: meta.read(folder), f"{folder / 'params.json'}: {key} stands for")
+
+
+def wide(tmp_path, params, head_dim=16):
+    """A checkpoint with heads of their own width, hidden_dim 100, and 80 more embeddings than tokens."""
+    config = Config(64, 2, 4, vocab_size=480, hidden_dim=100, n_kv_heads=2, head_dim=head_dim)
+    state = {name: tensor for name, tensor in checkpoints.weights(config).items() if "freqs" not in name}
+    return config, state, checkpoints.write(tmp_path / "wide", [state], params)
+
+
+SHORT = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("params", "head_dim"),
+    [
+        ({"hidden_dim": 100, "head_dim": 24, "vocab_size": 480}, 24),
+        ({"hidden_dim": 100, "head_dim": 24}, 24),
+        ({"vocab_size": 480}, 24),  # the shapes say the rest
+        ({}, 16),
+    ],
+)
+def test_what_params_json_doesnt_say_is_read_from_the_shapes(tmp_path, params, head_dim):
+    config, state, folder = wide(tmp_path, SHORT | params, head_dim)
+    found = meta.read(folder)
+    assert (found.config.hidden_dim, found.config.head_dim) == (100, head_dim)
+    assert found.config.tensor_shapes() == config.tensor_shapes()
+    assert len(found.vocabulary.pieces) == 480
+    for name, tensor in found.tensors.items():
+        assert same(tensor, state[name])
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_weights_may_lie_in_safetensors(tmp_path, cut):
+    _, state, folder = wide(tmp_path, SHORT)
+    part_00(folder).unlink()
+    if cut:
+        places = {name: f"consolidated-{number % 3}.safetensors" for number, name in enumerate(state)}
+        for file in set(places.values()):
+            save_file({name: state[name] for name in state if places[name] == file}, folder / file)
+        (folder / "consolidated.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    else:
+        save_file(state, folder / "consolidated.safetensors")
+    checkpoint = open_checkpoint(folder)
+    assert (checkpoint.format, len(checkpoint.files)) == ("meta", 3 if cut else 1)
+    assert len(stamp(folder)) > len(checkpoint.files)
+    for name, tensor in checkpoint.tensors.items():
+        assert same(tensor, state[name])
+    (folder / f"consolidated{'-1' * cut}.safetensors").unlink()
+    words = "consolidated-1.safetensors: is missing" if cut else "consolidated.00.pth: is missing"
+    checkpoints.refused(lambda: open_checkpoint(folder), words)
+
+
+def test_the_output_matrix_may_be_the_embedding(tmp_path):
+    state = checkpoints.weights()
+    del state["output.weight"]
+    assert "output.weight" not in meta.read(checkpoints.write(tmp_path / "tied", [state])).tensors
+
+
 def test_hyper_parameters_come_from_params_and_the_embedding(folder):
     checkpoint = meta.read(folder)
     assert checkpoint.config == checkpoints.CONFIG
@@ -109,6 +235,28 @@ def test_the_tokenizer_may_lie_one_folder_up(folder):
     assert meta.read(folder).vocabulary == expected
 
 
+@pytest.mark.parametrize("beside", ["the link", "its target", "both"])
+def test_of_a_linked_folder_the_tokenizer_may_lie_beside_the_link_or_its_target(folder, tmp_path, beside):
+    link, target = tmp_path / "models" / "7B", tmp_path / "big" / "7B"
+    link.parent.mkdir()
+    target.parent.mkdir()
+    shutil.move(folder, target)
+    link.symlink_to(target)
+    places = [
+        path.parent
+        for path in (link, target)
+        if beside in ("both", "the link" if path == link else "its target")
+    ]
+    for place in places:
+        shutil.copy(target / "tokenizer.model", place)
+    (target / "tokenizer.model").unlink()
+    assert open_checkpoint(link).vocabulary.path == places[0] / "tokenizer.model"
+    before = stamp(link)
+    with (places[0] / "tokenizer.model").open("ab") as file:
+        file.write(b" ")
+    assert stamp(link) != before
+
+
 @pytest.mark.parametrize("n_parts", [2, 4])
 def test_parts_become_whole_tensors(tmp_path, n_parts):
     state = checkpoints.weights()
@@ -116,6 +264,58 @@ def test_parts_become_whole_tensors(tmp_path, n_parts):
     checkpoint = meta.read(folder)
     assert len(checkpoint.files) == n_parts
     for name, tensor in checkpoint.tensors.items():
+        assert same(tensor, state[name])
+
+
+@pytest.mark.parametrize("n_parts", [2, 4])
+@pytest.mark.parametrize("vocab_size", [-1, 400])
+def test_parts_cut_as_llama_3s_become_whole_tensors(tmp_path, n_parts, vocab_size):
+    state = checkpoints.weights()
+    parts = checkpoints.cut(state, n_parts)
+    for part, rows in zip(parts, state["tok_embeddings.weight"].chunk(n_parts), strict=True):
+        part["tok_embeddings.weight"] = rows.clone()
+    params = checkpoints.PARAMS | {"vocab_size": vocab_size}
+    folder = checkpoints.write(tmp_path / "cut", parts, params)
+    checkpoint = meta.read(folder)
+    assert checkpoint.config == checkpoints.CONFIG
+    for name, tensor in checkpoint.tensors.items():
+        assert same(tensor, state[name])
+    (folder / f"consolidated.0{n_parts - 1}.pth").unlink()
+    checkpoints.refused(lambda: meta.read(folder), f"consolidated.0{n_parts - 1}.pth: is missing")
+
+
+def train(state: dict) -> dict:
+    """What a training saves, as that of nanoGPT and llama2.c."""
+    moments = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(4, 4), "exp_avg_sq": torch.zeros(4, 4)}
+    group = {"lr": 5e-4, "betas": (0.9, 0.95), "amsgrad": False, "maximize": None, "params": [0, 1]}
+    config = {"out_dir": "out", "lr": 5e-4, "compile": True, "tags": ["a", ("b", None)], "path": Path("x")}
+    return {
+        "optimizer": {"state": {0: moments, 1: moments}, "param_groups": [group]},
+        "model": {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+        "model_args": argparse.Namespace(dim=64, dropout=0.0),
+        "iter_num": 1,
+        "best_val_loss": torch.tensor(1.5),
+        "numbers": {"loss": np.float64(1.5), "random": np.arange(3), "seen": {1, 2}, "dtype": torch.float16},
+        "config": config,
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"model": state, "iter_num": 1, "best_val_loss": 1.5},
+        lambda state: {"epoch": 3, "state_dict": {f"module.{name}": state[name] for name in state}},
+        train,
+    ],
+)
+def test_weights_are_found_in_what_a_training_saves_in_any_protocol(tmp_path, protocol, wrap):
+    state, folder = checkpoints.weights(), checkpoints.write(tmp_path / "tiny")
+    torch.save(wrap(state), part_00(folder), pickle_protocol=protocol)
+    tensors = meta.read(folder).tensors
+    assert tensors.keys() == {name for name in state if not name.endswith("freqs")}
+    for name, tensor in tensors.items():
         assert same(tensor, state[name])
 
 
@@ -202,6 +402,13 @@ DAMAGES = {
     "a list": lambda path: torch.save([torch.ones(3)], path),
     "a dict in a dict": lambda path: torch.save({"model": {"norm.weight": torch.ones(3)}}, path),
     "an empty dict": lambda path: torch.save({}, path),
+    "an optimizer's state": lambda path: torch.save({"state": {0: {"exp_avg": torch.ones(3)}}}, path),
+    "a model as an object": lambda path: torch.save(torch.nn.Linear(3, 3), path),
+    "shapes alone": change_state(lambda state: state.update({n: state[n].to("meta") for n in state})),
+    "float8": change_state(
+        lambda state: state.update({"output.weight": torch.ones(400, 64).to(torch.float8_e4m3fn)})
+    ),
+    "two prefixes": change_state(lambda state: state.update({"module.norm.weight": torch.ones(64)})),
     "transposed": change_state(lambda state: state.update({"output.weight": torch.ones(64, 400).half().t()})),
     "integers": change_state(lambda state: state.update({"output.weight": torch.ones(400, 64, dtype=int)})),
     "three axes": change_state(lambda state: state.update({"output.weight": torch.ones(4, 100, 64).half()})),
@@ -227,6 +434,9 @@ def test_what_is_no_checkpoint_is_refused_with_its_name(folder, damage):
         ("a web page", "a web page"),
         ("half of it", "cut short"),
         ("torch before 1.6", "torch older than 1.6"),
+        ("shapes alone", "holds no data: its tensors have shapes alone"),
+        ("a model as an object", "save the model's state_dict() alone"),
+        ("float8", "output.weight: torch float8_e4m3fn can't be read"),
         ("compressed", "compressed"),
         ("transposed", "contiguous"),
         ("lacks a tensor", "layers.1.ffn_norm.weight"),

@@ -26,7 +26,7 @@ from ..tensor import Piece, Tensor
 Part = dict[str, Piece]
 
 MOST_PARTS = 100  # consolidated.00.pth to .99; Meta cut into 8
-EMBEDDING, QUERIES = "tok_embeddings.weight", "layers.0.attention.wq.weight"
+EMBEDDING, OUTPUT, QUERIES = "tok_embeddings.weight", "output.weight", "layers.0.attention.wq.weight"
 CUT_BY_COLUMNS = (EMBEDDING, "attention.wo.weight", "feed_forward.w2.weight")
 
 
@@ -73,6 +73,8 @@ def merge(parts: list[Part], config: Config) -> dict[str, Tensor]:
     same type as the first part, and nothing else.
     """
     shapes, n_parts = config.tensor_shapes(), len(parts)
+    if OUTPUT not in parts[0]:  # it is the embedding
+        del shapes[OUTPUT]
     like_llama_3 = n_parts > 1 and parts[0][EMBEDDING].shape[1] == config.dim
     for part in parts:
         with naming(next(iter(part.values())).data.path):

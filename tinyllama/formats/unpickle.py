@@ -26,7 +26,7 @@ PLAIN = re.compile(
     r"torch[\w.]* \w*Storage|torch (device|Size|b?float\d*\w*|u?int\d+|long|half|double|bool|complex\d+)"
     r"|torch\._utils _rebuild_(tensor_v[23]|parameter(_with_state)?)|collections (OrderedDict|defaultdict)"
     r"|(builtins|__builtin__) (dict|list|(frozen)?set|int|float|bool)|argparse Namespace|pathlib \w*Path"
-    r"|_codecs encode|numpy(\._?core\.multiarray)? (dtype|scalar|ndarray|_reconstruct)"
+    r"|_codecs encode|numpy(\._?core\.(multiarray|numeric))? (dtype|scalar|ndarray|_reconstruct|_frombuffer)"
 )
 PREFIX = re.compile(r"(_orig_mod\.|module\.)+")  # of names, by torch.compile and DistributedDataParallel
 
