@@ -254,7 +254,14 @@ def million_pieces(kind):
         return Vocabulary(kind, pieces, tuple(-float(i) for i in range(MILLION)), types)
     types = tuple(CONTROL if type != NORMAL else NORMAL for type in types)
     merges = tuple(f"{piece[:-1]} {piece[-1]}" for piece in pieces[len(base) :] if len(piece) > 1)
-    return Vocabulary(kind, pieces, types=types, merges=merges, **words_of("gpt-2"))
+    return Vocabulary(
+        kind,
+        pieces,
+        types=types,
+        merges=merges,
+        add_space_prefix=kind == "sentencepiece",
+        **words_of("gpt-2"),
+    )
 
 
 def write_million(path, kind):

@@ -309,7 +309,13 @@ def sentencepiece_vocabularies(draw):
     )
     scores = [0.0] * (3 + len(bytes_too)) + [-draw(st.sampled_from([0.0, 1.0, 1 + 1e-9, 2.0])) for _ in texts]
     return Vocabulary(
-        "sentencepiece", tuple(pieces), tuple(scores), tuple(types), add_bos=False, add_space_prefix=False
+        "sentencepiece",
+        tuple(pieces),
+        tuple(scores),
+        tuple(types),
+        add_bos=False,
+        add_space_prefix=False,
+        prefixed="text",
     )
 
 

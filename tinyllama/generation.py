@@ -207,7 +207,7 @@ class Generation:
         """Sample a token and note it in `tokens`, unless it ends the text."""
         with self.timings.adding_to("sample"):
             stages: list[Stage] | None = [] if self.settings.stages else None
-            token = sample(logits, self.settings, self._cache.ids, rng, stages)
+            token = sample(logits, self.settings, self._cache.ids, rng, stages, self.tokenizer.unused_ids)
             if token not in self.tokenizer.stop_ids:
                 self.tokens.append(token_of(self.tokenizer, token, logits, stages or ()))
         return token

@@ -85,7 +85,7 @@ def draw(probs: np.ndarray, rng: np.random.Generator) -> int:
 
 
 def sample(
-    logits: np.ndarray, settings: Settings, recent: list[int], rng: np.random.Generator, stages=None
+    logits: np.ndarray, settings: Settings, recent: list[int], rng: np.random.Generator, stages=None, never=()
 ) -> int:
     """Choose the next token's id.
 
@@ -94,7 +94,11 @@ def sample(
         recent: ids so far; the last `repeat_last_n` of them are penalized.
         rng: one number is drawn from it, none if greedy (a temp below GREEDY_BELOW).
         stages: a list to which every stage appends what it did.
+        never: ids that can't be chosen.
     """
+    if len(never):
+        logits = logits.copy()
+        logits[never] = -np.inf
     _note(stages, "logits", logits)
     if settings.repeat_penalty != 1 and settings.repeat_last_n:
         logits = repetition_penalty(logits, recent[-settings.repeat_last_n :], settings.repeat_penalty)

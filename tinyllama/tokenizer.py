@@ -55,9 +55,9 @@ class Vocabulary:
     add_bos: bool = True  # put bos before every prompt
     add_space_prefix: bool = True  # put a space before the text
     prefixed: str = (
-        "text"  # before what: all "text" (SentencePiece), each "part" of it between special pieces,
+        "part"  # before what: each "part" between special pieces, each that is "bare" of a space in
     )
-    # each "bare" part that doesn't begin with a space, or the "first" part alone, if it is bare
+    # front, the "first" if it is bare, or the "text" (SentencePiece: user-defined pieces are a part of it)
     normal_form: str = ""  # of Unicode, "NFC", which text is brought into first
     path: Path | None = field(default=None, compare=False)  # the tokenizer.model that it was read from
 
@@ -99,13 +99,12 @@ class Tokenizer:
         vocabulary: what it was made from.
         vocab_size: number of tokens.
         bos_id, eos_id: the tokens that begin and end a text, or None.
-        stop_ids: all tokens that end a text.
+        stop_ids: all tokens that end a text; unused_ids: those that stand for nothing and are never drawn.
         add_bos: whether `encode` puts bos first if nobody says otherwise.
         prefix: what `encode` puts before a text.
         missing_bytes: bytes that no token stands for: `encode` can't keep them.
     """
 
-    prefix = b""
     missing_bytes: frozenset[int] = frozenset()
     _verbatim = re.compile("([\udc80-\udcff]+)")  # what becomes tokens of single bytes: it isn't UTF-8
     _unk_id: int | None = None  # of a byte without a token; None: leave it out
@@ -115,16 +114,15 @@ class Tokenizer:
         self.vocab_size = len(vocabulary.pieces)
         self.bos_id, self.eos_id, self.add_bos = vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos
         self.stop_ids = frozenset({vocabulary.eos_id, *vocabulary.stop_ids} - {None})
+        self.unused_ids = [number for number, kind in enumerate(vocabulary.types) if kind == UNUSED]
         self._of_type = {kind: {} for kind in range(NORMAL, BYTE + 1)}  # type -> piece -> id
         for token_id, (piece, kind) in enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True)):
             if piece:
                 self._of_type[kind][piece] = token_id
-        within = vocabulary.kind == "sentencepiece" and vocabulary.prefixed == "text"
-        always = {} if within else self._of_type[USER_DEFINED]  # found in every text
+        always = {} if vocabulary.prefixed == "text" else self._of_type[USER_DEFINED]  # found in every text
         self._special_ids = always | self._of_type[CONTROL]
         self._special = {False: _any_of(always), True: _any_of(self._special_ids)}
-        prefixes = vocabulary.kind == "sentencepiece" or vocabulary.prefixed == "bare"
-        self.prefix = b" " if vocabulary.add_space_prefix and prefixes else b""
+        self.prefix = b" " if vocabulary.add_space_prefix else b""
         self._encode_short, self._n_long = lru_cache(REMEMBERED)(self._encode_word), 0
 
     def encode(self, text: str | bytes, bos: bool | None = None, special: bool = False) -> list[int]:
@@ -211,10 +209,8 @@ class Tokenizer:
 
 
 class SentencePiece(Tokenizer):
-    """LLaMA's tokenizer (Kudo and Richardson, arXiv:1808.06226).
-
-    Without byte pieces in the vocabulary, unknown characters become the unknown token, which decodes to
-    " ⁇ "; without the piece "▁", a space comes back as "▁".
+    """LLaMA's tokenizer (Kudo and Richardson, arXiv:1808.06226). Where a vocabulary has no byte pieces, unknown
+    characters become the unknown token, which decodes to " ⁇ "; without the piece "▁", a space becomes "▁".
     """
 
     _verbatim = re.compile("([\u2581\udc80-\udcff]+)")  # a "▁" of the text's own would come back as a space
@@ -230,8 +226,8 @@ class SentencePiece(Tokenizer):
         self._ranks = array("f", (-score for score in vocabulary.scores))  # float32: ties are as in the file
         self._pairs = {pair: number for number, pair in enumerate(vocabulary.merges)}
         across = any("▁" in piece.lstrip("▁") for piece in self._ids)  # pieces that go on into the next word
-        usual = " *[^ ]+| +" if self._byte_ids and not across else "(?s:.+)"
-        self._rules = [re.compile(rule) for rule in vocabulary.words or (usual,)]
+        words = vocabulary.words or (" *[^ ]+| +" if self._byte_ids and not across else "(?s:.+)",)
+        self._rules = [*map(re.compile, words)]
 
     def _encode_word(self, word: str) -> list[int]:
         """What no piece goes beyond -> ids."""
@@ -243,7 +239,7 @@ class SentencePiece(Tokenizer):
             return self._pairs.get(f"{left} {right}") if self._pairs else self._ranks[token_id]
 
         runs = enumerate(self._user_defined.split(word.replace(" ", "▁")))
-        symbols = [symbol for index, run in runs for symbol in ([run] if index % 2 else run)]
+        symbols = (symbol for index, run in runs for symbol in ([run] if index % 2 else run))
         ids, unknown = [], [] if self._unk_id is None else [self._unk_id]
         for symbol in merge(symbols, rank):
             if symbol in self._ids:
@@ -308,8 +304,8 @@ class ByteLevelBPE(Tokenizer):
 
     @cached_property
     def _library(self) -> libraries.Encode | None:
-        merges = [pair for pair in self.vocabulary.merges if pair in self._ranks]
-        encode = libraries.tokenizers(self._ids, merges, self.vocabulary.ignore_merges)
+        possible = filter(self._ranks.__contains__, self.vocabulary.merges)
+        encode = libraries.tokenizers(self._ids, possible, self.vocabulary.ignore_merges)
         return encode and (lambda word: encode(printed(word.encode())))
 
     def _spell(self, piece: str, token_id: int) -> bytes:
@@ -337,9 +333,6 @@ def _bytes(text: str | bytes) -> bytes:
         raise TinyllamaError(f"the text holds half a character at position {error.start}") from None
 
 
-# --- making one -----------------------------------------------------------------------------------
-
-
 def make_tokenizer(vocabulary: Vocabulary, path: str | Path = "the vocabulary") -> Tokenizer:
     """The tokenizer of a vocabulary. Raises TinyllamaError, naming its file, where parts contradict it."""
     with naming(vocabulary.path or path, regex.error):
@@ -350,9 +343,6 @@ def token_texts(vocabulary: Vocabulary) -> list[bytes]:
     """What each token adds to a text, as UTF-8: "�" for a part of a character, nothing for control tokens."""
     tokenizer = make_tokenizer(vocabulary)
     return [tokenizer.decode([token], strip_prefix=False).encode() for token in range(tokenizer.vocab_size)]
-
-
-# --- ids -> text, as they come --------------------------------------------------------------------
 
 
 class TextStream:

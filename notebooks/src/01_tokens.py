@@ -268,6 +268,7 @@ def as_tokenizer(merges):
             types=(1,) * len(learnt),  # all normal: none is bos, none is a byte in disguise
             merges=tuple(f"{left} {right}" for left, right in merges),
             words=(GPT2,),
+            add_space_prefix=False,
             bos_id=None,
             eos_id=None,
             unk_id=None,

@@ -65,6 +65,7 @@ def vocabulary_from_json(path: str | Path) -> Vocabulary:
         ids = _ids(model, parts)
         pieces, types = _pieces(ids, model, parts, is_bytes)
         merges = _merges(model, ids)
+        require(merges or is_bytes, "a tokenizer without merges")
         ignore_merges = bool(model.get("ignore_merges"))
         bos_id = _bos(parts.get("post_processor"), ids)
         unk_id = ids.get(str(model.get("unk_token")))

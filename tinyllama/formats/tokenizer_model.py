@@ -52,6 +52,7 @@ def vocabulary_from_model(path: str | Path) -> Vocabulary:
             types=tuple(row.get(TYPE, NORMAL) for row in rows),
             **{name: found if found < 1 << 31 else None for name, found in ids.items()},  # below zero: none
             add_space_prefix=bool(normalizer.get(0x18, True)),
+            prefixed="text",
             path=path,
         )
         return checked(vocabulary)

@@ -140,7 +140,6 @@ def from_gguf(metadata) -> Vocabulary:
         stop_ids=tuple(end for end in (ids["eot"], ids["eom"]) if end is not None),
         add_bos=metadata.value("tokenizer.ggml.add_bos_token", bool, is_spm or rule_of(pre).add_bos),
         add_space_prefix=is_spm and metadata.value("tokenizer.ggml.add_space_prefix", bool, True),
-        prefixed="part",
         **({} if is_spm else words_of(pre)),
     )
     return with_ends(checked(vocabulary))
