@@ -219,8 +219,7 @@ def _onigurumas(words: str) -> str:
 
 def hugging_faces(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     """The package tokenizers, made from a vocabulary: it cuts text into words by the published rules."""
-    pieces = list(zip(vocabulary.pieces, vocabulary.types, strict=True))
-    ids = {piece: token_id for token_id, (piece, kind) in enumerate(pieces) if kind == 1}
+    ids = {piece: token_id for token_id, piece in enumerate(vocabulary.pieces)}
     merges = [tuple(merge.split(" ")) for merge in vocabulary.merges]
     made = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges, ignore_merges=vocabulary.ignore_merges))
     made.pre_tokenizer = published_rule(vocabulary.pre)

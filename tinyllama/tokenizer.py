@@ -120,7 +120,7 @@ class Tokenizer:
             if piece:
                 self._of_type[kind][piece] = token_id
         always = {} if vocabulary.prefixed == "text" else self._of_type[USER_DEFINED]  # found in every text
-        self._special_ids = always | self._of_type[CONTROL]
+        self._special_ids = always | self._of_type[CONTROL] | self._of_type[UNKNOWN]
         self._special = {False: _any_of(always), True: _any_of(self._special_ids)}
         self.prefix = b" " if vocabulary.add_space_prefix else b""
         self._encode_short, self._n_long = lru_cache(REMEMBERED)(self._encode_word), 0
@@ -209,8 +209,8 @@ class Tokenizer:
 
 
 class SentencePiece(Tokenizer):
-    """LLaMA's tokenizer (Kudo and Richardson, arXiv:1808.06226). Where a vocabulary has no byte pieces, unknown
-    characters become the unknown token, which decodes to " ⁇ "; without the piece "▁", a space becomes "▁".
+    """LLaMA's tokenizer (Kudo and Richardson, arXiv:1808.06226). Where a vocabulary has no byte pieces, an
+    unknown character becomes the unknown token, which decodes to " ⁇ "; without the piece "▁", a space "▁".
     """
 
     _verbatim = re.compile("([\u2581\udc80-\udcff]+)")  # a "▁" of the text's own would come back as a space
