@@ -86,6 +86,16 @@ def keeps_texts(vocabulary: Vocabulary, path: Path | str, texts: list[bytes] = T
     return True
 
 
+def encodes(vocabulary: Vocabulary, path: Path | str) -> bool:
+    """As `keeps_texts`, of a vocabulary that changes texts on their way in."""
+    tokenizer = contract.opened(lambda path: make_tokenizer(vocabulary, path), path)
+    if tokenizer is not None:
+        with contract.limits():
+            for text in TEXTS:
+                contract.must(tokenizer.encode(text) == tokenizer.encode(text), "other ids the second time")
+    return tokenizer is not None
+
+
 def keeps(tokenizer: Tokenizer, text: bytes) -> None:
     """Ids are in range and always the same; they decode to the text where the vocabulary has every byte."""
     ids = tokenizer.encode(text, bos=False)
@@ -106,6 +116,8 @@ def keeps(tokenizer: Tokenizer, text: bytes) -> None:
 def has_every_byte(tokenizer: Tokenizer) -> bool:
     """Whether every text can be kept. SentencePiece's user-defined pieces may hide the space in others."""
     pieces, types = tokenizer.vocabulary.pieces, tokenizer.vocabulary.types
+    if tokenizer.prefix and tokenizer.vocabulary.prefixed in ("bare", "first"):
+        return False  # a text's own space in front counts as the one that is put there
     if tokenizer.vocabulary.kind == "sentencepiece":
         has_space = ("▁", NORMAL) in zip(pieces, types, strict=True)
         return types.count(BYTE) == 256 and has_space and USER_DEFINED not in types
