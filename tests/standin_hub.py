@@ -36,7 +36,6 @@ class Hub:
     url: str = ""
 
 
-
 class Handler(http.server.BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"

@@ -78,7 +78,9 @@ def test_a_name_has_a_repository_perhaps_a_revision_and_perhaps_a_quantization()
     assert hub.parse("hf:org/name@refs/pr/1:q8_0") == hub.Repository("org/name", "refs/pr/1", "q8_0")
 
 
-@pytest.mark.parametrize("model", ["hf:", "hf:name", "hf:a/b/c", "hf:a b/c", "hf:../..//x", "hf:a/b:", "hf:a/b@"])
+@pytest.mark.parametrize(
+    "model", ["hf:", "hf:name", "hf:a/b/c", "hf:a b/c", "hf:../..//x", "hf:a/b:", "hf:a/b@"]
+)
 def test_what_is_no_name_gets_one_line_that_shows_how_one_looks(model):
     with pytest.raises(TinyllamaError, match="a model of the Hugging Face hub is hf:org/name, or"):
         hub.find(model)
@@ -130,7 +132,14 @@ MISTRAL = ["params.json", "tekken.json", "tokenizer.model.v3", "consolidated.saf
         (SPLIT[1:], "", []),
         ([*FOLDER, "model.safetensors"], "", sorted([*FOLDER, "model.safetensors"])),
         (
-            [*FOLDER, *SHARDS, "model.safetensors.index.json", *MISTRAL, "pytorch_model.bin", "onnx/model.onnx"],
+            [
+                *FOLDER,
+                *SHARDS,
+                "model.safetensors.index.json",
+                *MISTRAL,
+                "pytorch_model.bin",
+                "onnx/model.onnx",
+            ],
             "",
             sorted([*FOLDER, *SHARDS, "model.safetensors.index.json", "tokenizer.model.v3"]),
         ),
@@ -208,8 +217,8 @@ def test_a_file_arrives_where_everybody_finds_it(online, cache, capsys):
 
 
 def test_of_a_folder_only_what_is_read_is_fetched(online):
-    files = {name: b"{}" for name in [*FOLDER, "tokenizer.model", "pytorch_model.bin", "onnx/model.onnx"]}
-    online.repositories["org/folder"] = files | {name: GGUF for name in SHARDS}
+    files = dict.fromkeys([*FOLDER, "tokenizer.model", "pytorch_model.bin", "onnx/model.onnx"], b"{}")
+    online.repositories["org/folder"] = files | dict.fromkeys(SHARDS, GGUF)
     folder = hub.find("hf:org/folder")
     assert {path.name for path in folder.rglob("*")} == {*FOLDER, "tokenizer.model", *SHARDS}
     assert (folder / SHARDS[1]).read_bytes() == GGUF

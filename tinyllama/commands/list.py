@@ -7,6 +7,7 @@ look at a hundred models takes as long as to find them.
 import json
 import shutil
 import sys
+import textwrap
 import warnings
 from contextlib import suppress
 from math import prod
@@ -22,6 +23,7 @@ from ..machine.files import read_file, written
 from ..machine.limits import UNKNOWN, available_memory, human
 from ..settings import default_ctx_size
 from ..tokenizer import make_tokenizer
+from .mixes import MIXES, SUBSTITUTES
 from .printing import columns
 
 LARGEST_CACHE = 1 << 24  # bytes; a model takes about 300
@@ -118,24 +120,28 @@ def describe(checkpoint: Checkpoint, backend: Backend) -> dict:
 
 
 def type_of(checkpoint: Checkpoint) -> str:
-    """The type of most weights."""
+    """The name of its mix, "Q4_K_M", where a GGUF file says so and its weights agree, else their type."""
     sizes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         sizes[tensor.type] = sizes.get(tensor.type, 0) + prod(tensor.shape)
-    return max(sizes, key=sizes.get)
+    most, number = max(sizes, key=sizes.get), checkpoint.metadata.get("general.file_type")
+    for name, mix in MIXES.items():
+        if mix.number == number and most in (mix.type, SUBSTITUTES.get(mix.type)):
+            return name
+    return most
 
 
 def table(found: dict) -> str:
     """What `models` returns, for people: a line a model, then those that can't be run, and why."""
     lines = [*columns([HEADER.values(), *map(_row, found["models"])], "<><>><<", indent="")]
     if found["free_memory"] < UNKNOWN:
-        free = f"{human(found['free_memory'])} of it are free."
-        lines += ["", f"memory: what running takes, with 2048 tokens of context at most; {free}"]
+        free = f"{human(found['free_memory'])} are free now"
+        lines += ["", f"memory: to run it with at most 2048 tokens of context; {free}"]
     if any(row["fits"] == "--mmap" for row in found["models"]):
-        lines += ["--mmap: it fits if its weights stay in their file; that is slower."]
+        lines += ["--mmap: fits only if its weights stay in their file, which is slower"]
     others = found["unsupported"]
     lines += ["", f"can't be run ({len(others)}):"] if others else []
-    lines += [_cut(f"{row['name']}: {row['reason']}") for row in others[:SHOWN]]
+    lines += [_wrapped(f"{row['name']}: {row['reason']}") for row in others[:SHOWN]]
     lines += [f"and {len(others) - SHOWN} more, which --json lists"] if len(others) > SHOWN else []
     return "\n".join(lines)
 
@@ -147,12 +153,12 @@ def _row(model: dict) -> list[str]:
     return [(model | counts)[name] for name in HEADER]
 
 
-def _cut(line: str) -> str:
-    """A line that fits into a terminal's; into a file it goes whole."""
-    is_terminal = sys.stdout and sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if is_terminal else len(line)
-    line = printable(line)
-    return line if len(line) <= width else f"{line[: width - 1]}…"
+def _wrapped(line: str) -> str:
+    """On a terminal as many lines as it takes, indented; into a file it goes as one."""
+    if not sys.stdout or not sys.stdout.isatty():
+        return printable(line)
+    how = {"subsequent_indent": "    ", "break_on_hyphens": False}
+    return textwrap.fill(printable(line), shutil.get_terminal_size().columns, **how)
 
 
 def human_count(number: int) -> str:

@@ -43,16 +43,18 @@ def find(model: str) -> Path:
 
 def read_manifest(folder: Path, manifest: Path) -> Path:
     """The GGUF file that a manifest names."""
-    with naming(manifest, AttributeError, TypeError, KeyError, RecursionError):
-        layers = json.loads(read_file(manifest, LARGEST_MANIFEST))["layers"]
-        blobs = [layer["digest"] for layer in layers if layer["mediaType"] == MODEL]
-        require(blobs, "names no model")
-        adapted = any(layer["mediaType"] == ADAPTER for layer in layers)
-        require(not adapted, "has an adapter (LoRA) beside the model, which isn't supported")
-        fine = isinstance(blobs[0], str) and re.fullmatch("sha256:[0-9a-f]{64}", blobs[0])
-        require(fine, f"damaged: names the model {blobs[0]!r:.80}")
-        path = folder / "blobs" / blobs[0].replace(":", "-")
-        require(path.is_file(), f"names {path.name}, which isn't in {path.parent}: pull it again")
+    with naming(manifest):
+        try:
+            layers = json.loads(read_file(manifest, LARGEST_MANIFEST))["layers"]
+            digests = {layer["mediaType"]: str(layer["digest"]) for layer in reversed(layers)}
+        except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+            raise TinyllamaError("is damaged: pull the model again") from None
+        require(MODEL in digests, "names no model")
+        require(ADAPTER not in digests, "has an adapter (LoRA) beside the model, which isn't supported")
+        fine = re.fullmatch("sha256:[0-9a-f]{64}", digests[MODEL])
+        require(fine, f"is damaged: it names the model {digests[MODEL]!r:.80}; pull it again")
+        path = folder / "blobs" / digests[MODEL].replace(":", "-")
+        require(path.is_file(), f"names {path.name}, which isn't in {path.parent}: pull the model again")
         return path
 
 
@@ -63,4 +65,4 @@ def models() -> Iterator[str]:
             *words, tag = manifest.relative_to(folder / "manifests").parts
             for default in DEFAULTS:
                 words = words[1:] if words[0] == default else words
-            yield f"ollama:{'/'.join(words)}:{tag}"
+            yield f"ollama:{'/'.join(words)}" + (f":{tag}" if tag != "latest" else "")
