@@ -2,28 +2,28 @@
 
 The evening: what a learner reads, in this order.
 
-    errors      the one exception for what a user can cause, and how a computation is told to stop
-    config      hyper-parameters, the published sizes, families of models, the names of tensors
-    block_type  what a type of weights is
-    quant       how quantized weights lie in memory, byte by byte, and how they get there and back
-    tensor      where a weight lies in its file, and the numbers it stands for
-    ops         every operation of a LLaMA, in NumPy: the definition; the KV cache
-    model       the forward pass, written once
-    tokenizer   text <-> token ids
-    settings    the settings of `generate`, of which its options are made
-    sampling    logits -> the next token, stage by stage
-    generation  the loop, and what a text knows about itself
-    score       how likely a text is: token by token, and as a perplexity
-    llama       where a file, a tokenizer, a backend and the model meet
-    superblocks K-quants and IQ4: scales of scales, and the searches for them
-    formats     model files, and tokenizer.model: gguf is the one to read
-    backends    tables of operations, NumPy's and faster ones
+    errors       the one exception for what a user can cause, and how a computation is told to stop
+    config       hyper-parameters, the published sizes, families of models, the names of tensors
+    block_type   what a type of weights is
+    quant        how quantized weights lie in memory, byte by byte, and how they get there and back
+    tensor       where a weight lies in its file, and the numbers it stands for
+    ops          every operation of a LLaMA, in NumPy: the definition; the KV cache
+    model        the forward pass, written once
+    tokenizer    text <-> token ids
+    settings     the settings of `generate`, of which its options are made
+    sampling     logits -> the next token, stage by stage
+    generation   the loop, and what a text knows about itself
+    score        how likely a text is: token by token, and as a perplexity
+    llama        where a file, a tokenizer, a backend and the model meet
+    superblocks  K-quants and IQ4: scales of scales, and the searches for them
+    formats      model files, and tokenizer.model: gguf is the one to read
+    backends     tables of operations, NumPy's and faster ones
 
 The plumbing below: what it needs of a computer, and what people type and look at.
 
-    machine     files that are written whole or not at all, memory, Ctrl-C, downloads of models by name
-    commands    the command line; convert, inspect, bench, compare
-    lab         pictures, exercises, the playground and the stepper
+    machine      files that are written whole or not at all, memory, Ctrl-C, downloads of models by name
+    commands     the command line; convert, inspect, bench, compare
+    lab          pictures, exercises, the playground and the stepper
 """
 
 from .errors import Cancelled, TinyllamaError
