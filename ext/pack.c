@@ -56,15 +56,19 @@ INLINE bytes halve_nibbles(bytes q) {
     return first | last << 4;
 }
 
-/* A bit of each element. */
-INLINE bytes spread_bits(const uint8_t *from) {
-    const bytes bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    uint32_t word;
-    memcpy(&word, from, sizeof word);
-    const bytes all = (bytes)(words){word, word, word, word};
-    bytes first = SHUFFLE(all, all, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1) & bit;
-    bytes last = SHUFFLE(all, all, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3) & bit;
-    return ((bytes)(first == bit) & 1) | ((bytes)(last == bit) & 2);
+/* Bits whose places' numbers differ in bits a = 1, b = 0 change places with those that have a = 0, b = 1, which are
+ * `mask`; `by` is 2^a - 2^b. */
+INLINE words swap_bits(words x, const int by, const uint32_t mask) {
+    const words different = (x ^ x >> by) & mask;
+    return x ^ different ^ different << by;
+}
+
+/* Bit 16 half + 4k + j of each word becomes bit 8j + 2k + half. */
+INLINE words order_bits(words x) {
+    x = swap_bits(x, 15, 0x0000aaaa);
+    x = swap_bits(x, 14, 0x0000cccc);
+    x = swap_bits(x, 6, 0x00cc00cc);
+    return swap_bits(x, 2, 0x0c0c0c0c);
 }
 
 /* Those of block b of a super-block: 32 bytes have `bits` bits of 8 / bits blocks. */
@@ -86,11 +90,10 @@ INLINE bytes low_pairs(const weight_type type, const uint8_t *row, const places 
     return types[type].scale_bytes == 4 ? halve_nibbles(nibbles) : nibbles;
 }
 
-INLINE bytes high_pairs(const weight_type type, const uint8_t *row, const places at, long i) {
+INLINE bytes high_pairs(const weight_type type, const uint8_t *row, long i) {
     const int bits = high_bits(type) ? high_bits(type) : 1, blocks = 8 / bits;
-    const uint8_t *high = row + i / SUPER * types[type].bytes + types[type].high;
     const long b = i % SUPER;
-    return has_super_blocks(type) ? part_of_bytes(high, bits, b / blocks, b % blocks * bits) : spread_bits(row + at.fifth);
+    return part_of_bytes(row + i / SUPER * types[type].bytes + types[type].high, bits, b / blocks, b % blocks * bits);
 }
 
 /* Fours of n rows go where kernels.h says. */
@@ -118,10 +121,13 @@ INLINE void pack_quants(const weight_type type, const int n, const lanes *l, lon
     const places at = places_of(type, l->n_blocks, i);
     uint8_t *low = block + l->w->low + l->lane * 4, *high = block + l->w->high + l->lane * 4;
     bytes q[LANES] = {{0}}, more[LANES] = {{0}};
+    words fifth = {0};
     for (int r = 0; r < n; r++) {
-        q[r] = type == Q8_0 ? load(l->rows[r] + at.q) : low_pairs(type, l->rows[r], at, i);
-        if (type == Q8_0) more[r] = load(l->rows[r] + at.q + 16);
-        if (high_bits(type)) more[r] = high_pairs(type, l->rows[r], at, i);
+        const uint8_t *row = l->rows[r];
+        q[r] = type == Q8_0 ? load(row + at.q) : low_pairs(type, row, at, i);
+        if (type == Q8_0) more[r] = load(row + at.q + 16);
+        if (high_bits(type) && has_super_blocks(type)) more[r] = high_pairs(type, row, i);
+        if (high_bits(type) && !has_super_blocks(type)) fifth[r] = (uint32_t)read_i32(row + at.fifth);
     }
     if (type == Q8_0) {
         put_bytes(n, q, low);
@@ -129,7 +135,9 @@ INLINE void pack_quants(const weight_type type, const int n, const lanes *l, lon
         return;
     }
     put_fours(low_bits(type), n, q, low);
-    if (high_bits(type)) put_fours(high_bits(type), n, more, high);
+    if (high_bits(type) && has_super_blocks(type)) put_fours(high_bits(type), n, more, high);
+    fifth = order_bits(fifth);
+    if (high_bits(type) && !has_super_blocks(type)) memcpy(high, &fifth, (size_t)n * 4);
 }
 
 /* ---- scales ---- */
