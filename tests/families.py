@@ -7,11 +7,13 @@ ones: what is only right for powers of two, or where n_heads * head_dim is dim, 
 
 from functools import cache
 
+import gguf
 import numpy as np
 import torch
 import transformers
 
-from tinyllama.config import STEPS, Config, RopeScaling, tensor_names
+from tinyllama.config import FAMILIES, STEPS, Config, RopeScaling, tensor_names
+from tinyllama.ops import rope_factors
 from tinyllama.tensor import Tensor, halves_order
 
 VOCAB_SIZE, N_PAST = 301, 300
@@ -138,3 +140,68 @@ def tensors_of(model: transformers.PreTrainedModel) -> dict[str, Tensor]:
                 array = array[halves_order(len(array) // config.head_dim, config.head_dim)]
             tensors[meta] = Tensor.from_array(meta, array)
     return tensors
+
+
+def write_gguf(name: str, path, keys: dict | None = None, n_tokens: int = VOCAB_SIZE, split: int = 0) -> None:
+    """The model as a GGUF file, as llama.cpp's converter would write it, by the gguf package.
+
+    Args:
+        keys: behind the architecture's name, instead of or beside the usual ones; None leaves one out. A
+            value may come with its type: (value, GGUFValueType).
+        n_tokens: of the vocabulary.
+        split: how many tensors a part has; 0 for one file.
+    """
+    model = made(name)
+    config, tensors = config_of(model), tensors_of(model)
+    writer = gguf.GGUFWriter(path, config.family, split_max_tensors=split)
+    known = {
+        "block_count": config.n_layers,
+        "context_length": config.max_seq_len,
+        "embedding_length": config.dim,
+        "feed_forward_length": config.hidden_dim,
+        "attention.head_count": config.n_heads,
+        "attention.head_count_kv": config.n_kv_heads,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "rope.freq_base": config.rope_theta,
+        "rope.dimension_count": config.head_dim,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.sliding_window": config.sliding_window or None,
+    }
+    if scaling := config.rope_scaling:
+        if scaling.kind == "llama3":
+            factors = rope_factors(config).astype(np.float32)
+            tensors["rope_freqs.weight"] = Tensor.from_array("rope_freqs.weight", factors)
+        else:
+            known |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": scaling.factor}
+            known["rope.scaling.original_context_length"] = scaling.original_context or None
+    for key, value in (known | (keys or {})).items():
+        _add(writer, f"{config.family}.{key}", value)
+    _add_vocabulary(writer, n_tokens)
+    names = {meta: gguf_name for meta, gguf_name, _ in tensor_names(config.n_layers, STEPS)}
+    for meta, tensor in tensors.items():
+        array = tensor.dequantize()
+        if FAMILIES[config.family].halves and {"wq", "wk", "q_norm", "k_norm"} & set(meta.split(".")):
+            array = array[np.argsort(halves_order(len(array) // config.head_dim, config.head_dim))]
+        writer.add_tensor(names.get(meta, meta), np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add(writer, key: str, value) -> None:
+    kinds = gguf.GGUFValueType
+    usual = {bool: kinds.BOOL, int: kinds.UINT32, float: kinds.FLOAT32, str: kinds.STRING, list: kinds.ARRAY}
+    if value is not None:
+        value, kind = value if isinstance(value, tuple) else (value, usual[type(value)])
+        writer.add_key_value(key, value, kind)
+
+
+def _add_vocabulary(writer, n_tokens: int) -> None:
+    """SentencePiece's: three special pieces, the bytes, and words."""
+    words = [f"▁w{number}" for number in range(n_tokens - 259)]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words])
+    writer.add_token_scores([0.0] * n_tokens)
+    writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * len(words)])

@@ -1,7 +1,10 @@
+import os
 import random
+import re
 import struct
 from dataclasses import replace
 
+import families
 import gguf as oracle
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from vocabularies import bpe, sentencepiece_model
 
 from tinyllama.config import Config, tensor_names
 from tinyllama.errors import TinyllamaError
-from tinyllama.formats import gguf, headers, open_checkpoint
+from tinyllama.formats import gguf, headers, open_checkpoint, stamp
 from tinyllama.formats.tokenizer_model import vocabulary_from_model
 from tinyllama.formats.vocabulary import ARRAYS
 from tinyllama.quant import TYPES
@@ -567,3 +570,70 @@ def test_smollm2s_header_survives_reading_and_writing(smollm2_file, tmp_path):
     copy = gguf.read(tmp_path / "copy.gguf")
     assert copy.vocabulary == read.vocabulary
     assert (copy.metadata, copy.metadata.types) == (read.metadata, read.metadata.types)
+
+
+# --- split models ---------------------------------------------------------------------------------
+
+
+def split_model(folder, n_tensors=9):
+    """The parts of a model, and the same in one file."""
+    families.write_gguf("qwen3", folder / "whole.gguf")
+    families.write_gguf("qwen3", folder / "parts" / "model.gguf", split=n_tensors)
+    return sorted((folder / "parts").iterdir()), folder / "whole.gguf"
+
+
+@pytest.fixture
+def parts(tmp_path):
+    (tmp_path / "parts").mkdir()
+    return split_model(tmp_path)[0]
+
+
+def test_a_split_model_is_whole_whichever_part_is_opened(tmp_path):
+    (tmp_path / "parts").mkdir()
+    parts, path = split_model(tmp_path)
+    whole = gguf.read(path)
+    assert [part.name for part in parts] == [f"model-{i:05}-of-00004.gguf" for i in range(1, 5)]
+    for part in parts:
+        checkpoint = open_checkpoint(part)
+        assert (checkpoint.config, checkpoint.vocabulary) == (whole.config, whole.vocabulary)
+        assert [file.path for file in checkpoint.files] == parts and checkpoint.path == parts[0]
+        assert checkpoint.tensors.keys() == whole.tensors.keys()
+        for name, tensor in whole.tensors.items():
+            np.testing.assert_array_equal(checkpoint.tensors[name].dequantize(), tensor.dequantize())
+        assert not [key for key in checkpoint.metadata if key.startswith("split.")]
+
+
+def test_a_split_model_is_loaded_anew_when_any_part_changes(parts):
+    before = stamp(parts[1])
+    os.utime(parts[2], ns=(1, 1))
+    assert stamp(parts[1]) != before
+
+
+def test_parts_behind_links_are_found_beside_the_links(parts, tmp_path):
+    for number, part in enumerate(parts):
+        (tmp_path / part.name).symlink_to(part.rename(part.with_name(f"blob-{number}")))
+    path = tmp_path / parts[2].name
+    assert len(open_checkpoint(path).files) == 4 and len(stamp(path)) == 5
+
+
+def test_a_missing_part_is_named(parts):
+    parts[2].unlink()
+    assert_refused(parts[0], f"one of 4 parts of a model, and {re.escape(str(parts[2]))} is missing")
+    assert_refused(parts[3], f"{re.escape(str(parts[2]))} is missing")
+    parts[0].unlink()
+    assert_refused(parts[1], re.escape(f"{parts[0]}, {parts[2]} is missing"))
+
+
+def test_parts_under_other_names_are_refused(parts):
+    renamed = parts[0].rename(parts[0].with_name("first.gguf"))
+    assert_refused(renamed, "one of 4 parts of a model: the names of all must end in -00001-of-00002.gguf")
+
+
+def test_parts_that_are_swapped_or_cut_short_are_refused_with_their_names(parts):
+    second, third = parts[1].read_bytes(), parts[2].read_bytes()
+    parts[2].write_bytes(second)
+    assert_refused(parts[0], f"{parts[2].name} says that it is another part")
+    parts[2].write_bytes(third[:-5000])
+    assert_refused(parts[0], "truncated or damaged: the tensor .* at offset")
+    parts[2].write_bytes(third[:20])
+    assert_refused(parts[0], rf"{parts[2].name}: .*20")
