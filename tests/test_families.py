@@ -7,6 +7,7 @@ import families
 import numpy as np
 import pytest
 
+import tinyllama
 from tinyllama.backends import available, get_backend
 from tinyllama.config import RopeScaling
 from tinyllama.errors import TinyllamaError
@@ -90,3 +91,21 @@ def test_another_scaling_of_rope_is_refused_by_its_name(kind):
 def test_scalings_that_no_model_has_are_refused(numbers):
     with pytest.raises(TinyllamaError, match=next(iter(numbers))):
         RopeScaling(**({"kind": "yarn", "factor": 4.0, "original_context": 64} | numbers))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_rows_in_halves_are_in_pairs_whether_they_stay_in_their_file_or_not(name, backend, tmp_path):
+    families.write_gguf(name, tmp_path / "model.gguf")
+    tokens, expected = families.text(40), families.logits_of(name, 40)
+    with tinyllama.load(tmp_path / "model.gguf", backend, 2) as llama:
+        copied = llama.logits(tokens)
+        np.testing.assert_array_equal(llama.weight("layers.1.attention.wk"), weight_of(name))
+    with tinyllama.load(tmp_path / "model.gguf", backend, 2, mmap=True) as llama:
+        mapped = llama.logits(tokens)
+    np.testing.assert_allclose(copied, expected, rtol=0, atol=0.1 if backend == "c" else LOGITS)
+    np.testing.assert_allclose(mapped, copied, rtol=0, atol=0 if backend == "c" else LOGITS)
+
+
+def weight_of(name):
+    return families.tensors_of(families.made(name))["layers.1.attention.wk.weight"].dequantize()

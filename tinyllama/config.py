@@ -22,6 +22,7 @@ A weight is stored `[n_out, n_in]`, as torch.nn.Linear stores it, and computes `
 import math
 from collections.abc import Container
 from dataclasses import dataclass, fields
+from itertools import product
 
 from .errors import require
 
@@ -39,10 +40,9 @@ class Family:
     halves: bool = False  # rows of wq and wk lie in GGUF as Hugging Face's do: see `tensor.halves_order`
 
 
-#: By GGUF's name of the architecture, which begins the names of its keys. The first is also that of Mistral,
-#: Yi, Falcon3, SmolLM2, DeepSeek-LLM and others that differ from LLaMA in numbers alone.
+#: By GGUF's name of the architecture, which begins the names of its keys.
 FAMILIES = {
-    "llama": Family(),
+    "llama": Family(),  # and Mistral, Yi, Falcon3, SmolLM2, ..., which differ in numbers alone
     "qwen2": Family(biases=True, halves=True),
     "qwen3": Family(qk_norms=True, halves=True),
 }
@@ -96,8 +96,7 @@ class RopeScaling:
             if type(number) in (int, float) and (name != "original_context" or self.kind != "linear"):
                 right = 0 < number < math.inf
                 require(right, f"{name} of RoPE's scaling must be a positive number, not {number}")
-        low, high = self.low_freq_factor, self.high_freq_factor
-        require(low < high, f"low_freq_factor {low} of RoPE's scaling isn't below high_freq_factor {high}")
+        require(self.low_freq_factor < self.high_freq_factor, "low_freq_factor isn't below high_freq_factor")
 
     @property
     def magnitude(self) -> float:
@@ -169,10 +168,9 @@ class Config:
         """Meta's name and the shape of every weight, in reading order."""
         first, *last = ((_suffixed(row[0]), self._shape(row)) for row in WHOLE)
         layer = self.layer_shapes().items()
-        layers = (
-            (f"layers.{i}.{_suffixed(name)}", shape) for i in range(self.n_layers) for name, shape in layer
-        )
-        return dict([first, *layers, *last])
+        layers = range(self.n_layers)
+        every = ((f"layers.{i}.{_suffixed(name)}", shape) for i in layers for name, shape in layer)
+        return dict([first, *every, *last])
 
     def _shape(self, row: tuple) -> tuple[int, ...]:
         return tuple(getattr(self, axis) for axis in row[3])
@@ -196,9 +194,8 @@ def tensor_names(n_layers: int, steps: Container[str] = ()) -> list[tuple[str, s
     """What Meta, GGUF and Hugging Face call each tensor of a model with some of the optional STEPS."""
     names = [row[:3] for row in WHOLE]
     rows = [row for row in LAYER if row[4] is None or row[4] in steps]
-    for i in range(n_layers):
-        for meta, gguf, hf, *_ in rows:
-            names.append((f"layers.{i}.{meta}", f"blk.{i}.{gguf}", f"model.layers.{i}.{hf}"))
+    for i, (meta, gguf, hf, *_) in product(range(n_layers), rows):
+        names.append((f"layers.{i}.{meta}", f"blk.{i}.{gguf}", f"model.layers.{i}.{hf}"))
     return [tuple(map(_suffixed, row)) for row in names]
 
 

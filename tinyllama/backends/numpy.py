@@ -112,7 +112,7 @@ class Backend:
             n_logits: of how many tokens the logits are there together.
             tapped: a tap looks at the attention's scores.
         """
-        wide = 3 * config.hidden_dim + 6 * config.dim
+        wide = 3 * config.hidden_dim + 6 * max(config.dim, config.q_dim)
         scores = (3 * config.n_heads + 4) * n_past if self.makes_scores or tapped else 0
         return 4 * (at_once * (wide + scores) + n_logits * config.vocab_size)
 
