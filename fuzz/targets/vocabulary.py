@@ -102,6 +102,8 @@ def odd(draw, parts: dict) -> None:
     if where in ("pre_tokenizer", "normalizer"):
         inner = "pretokenizers" if where == "pre_tokenizer" else "normalizers"
         parts[where] = {"type": "Sequence", inner: draw(st.lists(STEPS, max_size=3))}
+    elif where in ("model", "vocab", "merges") and not isinstance(parts.get("model"), dict):
+        parts.pop("model", None)
     elif where == "model":
         parts["model"][draw(st.sampled_from([*parts["model"], "fuse_unk", "end_of_word_suffix"]))] = draw(
             VALUES
@@ -113,7 +115,8 @@ def odd(draw, parts: dict) -> None:
         parts["model"]["merges"].insert(0, merge)
     elif where == "added_tokens":
         token = {"id": draw(SIMPLE), "content": draw(SPELLING), "special": draw(st.booleans())}
-        parts["added_tokens"] = [*(parts.get("added_tokens") or []), token]
+        before = parts.get("added_tokens")
+        parts["added_tokens"] = [*(before if isinstance(before, list) else []), token]
     else:
         parts[draw(st.sampled_from([*parts, "post_processor"]))] = draw(VALUES)
 
