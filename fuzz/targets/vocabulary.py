@@ -2,6 +2,7 @@
 
 import base64
 import json
+from copy import deepcopy
 
 from hypothesis import strategies as st
 
@@ -67,10 +68,10 @@ KEYS = st.sampled_from(
 KEYS |= SPELLING
 SIMPLE = st.sampled_from(
     [None, True, -1, 0, 1, 400, 500, 1 << 40, 1.5, "<x>", "</s>", "", "▁", [], {}, [1, -1]]
-)
+).map(deepcopy)
 VALUES = SIMPLE | st.sampled_from(
     [{"content": "<s>"}, {"400": {"content": "<x>", "special": True}}, {"x": 1}]
-)
+).map(deepcopy)
 RULE = st.sampled_from(
     [words for rule in RULES.values() for words in rule.words] + ["(", "", "a|b", "(?i)x", "[a"]
 )
