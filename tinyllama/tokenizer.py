@@ -219,7 +219,7 @@ class SentencePiece(Tokenizer):
         super().__init__(vocabulary)
         kinds = self._of_type
         self._frozen = kinds[USER_DEFINED] if vocabulary.prefixed == "text" else {}  # found, never merged
-        self._ids = kinds[NORMAL] | self._frozen
+        self._ids = kinds[NORMAL] | kinds[USER_DEFINED]
         self._byte_ids = {int(piece[1:-1], 16): token_id for piece, token_id in kinds[BYTE].items()}
         self._unk_id = next(iter(kinds[UNKNOWN].values()), None)
         self._user_defined = _any_of(self._frozen)

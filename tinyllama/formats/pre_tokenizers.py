@@ -1,9 +1,9 @@
 r"""Rules that cut text into words for byte-level BPE, by the names that llama.cpp gives them.
 
 A rule is one regular expression or several: the first one's matches, and what lies between them, are each cut
-by the next. They are those of the models' own tokenizer.json. llama.cpp's engine follows them but for those of
-DeepSeek: it keeps the digits of a number together and cuts odd spaces at other places. Here text is cut as for
-the model's training.
+by the next. They are those of the models' own tokenizer.json. llama.cpp's engine follows them but for
+DeepSeek's: it keeps the digits of a number together and cuts odd spaces at other places. Here text is cut as
+for the model's training.
 
 `\p{L}` is a letter, `\p{N}` a number, `\p{M}` an accent, `\p{P}` a punctuation mark, `\p{S}` a symbol.
 """

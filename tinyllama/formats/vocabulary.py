@@ -132,7 +132,7 @@ def from_gguf(metadata) -> Vocabulary:
         kind=KINDS[model],
         pieces=arrays["pieces"],
         scores=(arrays["scores"] or (0.0,) * n)[:n] if is_spm else arrays["scores"],
-        types=_known_types(arrays["types"][:n]) or _usual_types(arrays["pieces"], ids, is_spm),
+        types=_types(arrays["types"][:n] or _usual_types(n, ids), arrays["pieces"] if is_spm else ()),
         merges=() if is_spm else arrays["merges"],
         bos_id=ids["bos"],
         eos_id=ids["eos"],
@@ -165,18 +165,19 @@ def _special_id(metadata, name: str, n: int, default: int | None) -> int | None:
     return found if found is not None and 0 <= found < n else None
 
 
-def _known_types(types: tuple[int, ...]) -> tuple[int, ...]:
-    """Types as llama.cpp takes them: one that it doesn't know is an ordinary piece."""
-    return tuple(kind if NORMAL <= kind <= BYTE else NORMAL for kind in types)
+def _types(types: tuple[int, ...], pieces: tuple[str, ...]) -> tuple[int, ...]:
+    """Types as llama.cpp takes them: an unknown one is NORMAL, SentencePiece's bytes go by spelling."""
+    known = [kind if NORMAL <= kind <= BYTE else NORMAL for kind in types]
+    spelled = [i for i, piece in enumerate(pieces[: len(types)]) if piece in BYTES]
+    for token_id in spelled if len(spelled) == len(BYTES) else ():
+        known[token_id] = BYTE
+    return tuple(known)
 
 
-def _usual_types(pieces: tuple[str, ...], ids: dict[str, int | None], is_spm: bool) -> tuple[int, ...]:
-    """The types where a file gives none: by the ids, and of SentencePiece the bytes' by their spelling."""
-    types = [BYTE if is_spm and piece in BYTES else NORMAL for piece in pieces]
-    for name, token_id in ids.items():
-        if token_id is not None:
-            types[token_id] = UNKNOWN if name == "unknown" else CONTROL
-    return tuple(types)
+def _usual_types(n: int, ids: dict[str, int | None]) -> tuple[int, ...]:
+    """The types where a file gives none: by the ids of the special tokens."""
+    found = {token_id: UNKNOWN if name == "unknown" else CONTROL for name, token_id in ids.items()}
+    return tuple(found.get(token_id, NORMAL) for token_id in range(n))
 
 
 # --- beside the weights ---------------------------------------------------------------------------
