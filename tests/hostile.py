@@ -373,7 +373,18 @@ SMUGGLED = pickle.dumps({"norm.weight": _Call(os.mkdir, ("proof",))}, protocol=2
 PICKLES = {
     "a pickle that runs mkdir": (SMUGGLED, "wants to run posix mkdir"),
     "a memo of 2^31 places": (b"\x80\x02}r\xff\xff\xff\x7f.", "no dict of tensors"),
-    "a memo of 2^31 places in a list": (b"\x80\x02]r\xff\xff\xff\x7f.", "says EMPTY_LIST"),
+    "a memo of 2^31 places in a list": (b"\x80\x02]r\xff\xff\xff\x7f.", "no dict of tensors"),
+    "a list that holds itself": (b"\x80\x02]q\x00(h\x00h\x00e.", "no dict of tensors"),
+    "numbers that hash alike": (b"\x80\x02}\x8a\x08" + struct.pack("<q", 2**61 - 1) + b"Ns.", "aren't names"),
+    "a list as a dict": (b"\x80\x02](" + b"N" * 100 + b"e(" + b"K\x00N" * 100 + b"u.", "makes no sense"),
+    "a name of a list": (b"\x80\x04]\x8c\x01a\x93.", "it names a function by no string"),
+    "a tensor of type tuples": (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v3\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQK\x00K\x01\x85K\x01\x85NN)"
+        + b"q\x00h\x00\x86" * 100
+        + b"tR.",
+        "makes no sense at byte",
+    ),
     "a dict that holds itself": (b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.", "no dict of tensors"),
     "a key that hashes for ever": (
         b"\x80\x02})" + b"q\x00h\x00\x86" * 100 + b"Ns.",
@@ -387,7 +398,7 @@ PICKLES = {
     "200,000 dicts": (b"\x80\x02" + b"}" * 200_000 + b".", "no dict of tensors"),
     "a string of 2^62 bytes": (b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"x.", "makes no sense at byte"),
     "bytes of 2^62 bytes": (b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b"x.", "makes no sense at byte"),
-    "a frame of 2^62 bytes": (b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"}.", "says FRAME"),
+    "a frame of 2^62 bytes": (b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"}.", "no dict of tensors"),
     "an integer of 100,000 digits": (b"I" + b"9" * 100_000 + b"\n.", "makes no sense at byte"),
     "megabytes": (b"\x80\x02" + b"}" * (1 << 20) + b".", "data.pkl has 1,048,579 bytes"),
     "no end": (b"\x80\x02}", "makes no sense at byte"),
@@ -551,7 +562,11 @@ params("dim 10^30", said(dim=10**30), "dim can't be 1000000000")
 params("multiple_of 10^30", said(multiple_of=10**30), "multiple_of can't be 1000000000")
 params("ffn_dim_multiplier 1e29", said(ffn_dim_multiplier=1e29), "ffn_dim_multiplier can't be 1e+29")
 params("ffn_dim_multiplier 0", said(ffn_dim_multiplier=0), "ffn_dim_multiplier can't be 0")
-params("RoPE of Llama 3.1", said(use_scaled_rope=True), "use_scaled_rope")
+params("a mixture of experts", said(moe={"num_experts": 8}), "moe stands for a mixture of experts")
+params("max_seq_len 0", said(max_seq_len=0), "max_seq_len must be a positive number, not 0")
+params("head_dim 2^40", said(head_dim=2**40), "head_dim is 1099511627776")
+params("hidden_dim -1", said(hidden_dim=-1), "hidden_dim must be a positive number, not -1")
+params("RoPE scaled by 0", said(use_scaled_rope=True, rope_scaling_factor=0), "must be a positive number")
 params("vocab_size 401", said(vocab_size=401), "vocab_size isn't the 400")
 case("20 GB", "params.json", "is too large")(lambda path: huge(path, b'{"dim": '))
 

@@ -19,8 +19,8 @@ from ..tensor import Piece
 from .folders import parse_json, read_json
 from .parts import Part, check_shape
 
-LARGEST_HEADER = 1 << 23  # bytes; a tensor takes about 120, 405B has 1138 of them
-LARGEST_INDEX = 1 << 23
+LARGEST_HEADER = 1 << 22  # bytes; a tensor takes about 120, 405B has 1138 of them
+LARGEST_INDEX = 1 << 22
 DTYPES = {"F16": "f16", "BF16": "bf16", "F32": "f32"}
 
 
