@@ -6,7 +6,7 @@ A format is a module with three functions, and is listed in FOLDERS or FILES:
     read(source)        -> Checkpoint: every count in it is checked, no weight is read
     stamp(path)         the files that `read` looks at: a model is loaded anew when one of them changes
 
-Each opens with its byte layout as prose: gguf (today's), ggml (March 2023), meta (a folder of Meta's).
+Each opens with its byte layout as prose: gguf (today's), ggml (March 2023), huggingface and meta (folders).
 """
 
 from dataclasses import dataclass, field
@@ -29,13 +29,15 @@ MEMBERS = (".pth", ".json", ".safetensors")  # of files that stand for the folde
 class Checkpoint:
     """What a model file holds, whatever its format: no weight has been read into memory yet."""
 
-    path: Path  # the file, or the folder of a Meta checkpoint
-    format: str  # "meta", "gguf" or "ggml"
+    path: Path  # the file, or the folder
+    format: str  # "huggingface", "meta", "gguf" or "ggml"
     config: Config
     tensors: dict[str, Tensor]  # by Meta's names
     vocabulary: Vocabulary
     files: list[MappedFile]  # all that hold weights, in the order of the parts
-    metadata: dict = field(default_factory=dict)  # GGUF's key-values without the vocabulary; params.json
+    metadata: dict = field(
+        default_factory=dict
+    )  # GGUF's key-values but for the vocabulary; config.json; params.json
     template: str = ""  # of a chat, in Jinja
 
     def check_unchanged(self) -> None:
@@ -71,5 +73,5 @@ def _format_of(path: Path) -> tuple[ModuleType, Path | MappedFile]:
         module = import_module(f".{name}", __name__)
         if module.recognizes(source):
             return module, source
-    require(not path.is_dir(), "no model but a folder without consolidated.00.pth")
+    require(not path.is_dir(), "no model but a folder without config.json or consolidated.00.pth")
     raise TinyllamaError(f"no model file (ggml or GGUF) but {kind_of(MappedFile(path))}")
