@@ -3,18 +3,54 @@
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import groupby
 from math import prod
 from pathlib import Path
 
 from ..backends import get_backend
 from ..errors import check_cancelled, printable
 from ..formats import Checkpoint, open_checkpoint
+from ..formats.gguf import ROPE_FREQS
 from ..machine.limits import human
 from ..settings import default_ctx_size
 from ..tensor import Tensor
 from ..tokenizer import Tokenizer, make_tokenizer
+from .mixes import MIXES
 from .printing import columns
+from .tables import ranges, type_table
+
+FAMILY = {"llama": "LLaMA", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+#: What a model of LLaMA's family resembles, as far as its vocabulary tells.
+LIKE = {
+    "Llama 3.1 to 3.3": lambda model: _pre(model) == "llama-bpe" and _is_stretched(model),
+    "Llama 3": lambda model: _pre(model) == "llama-bpe",
+    "SmolLM": lambda model: _pre(model) == "smollm",
+    "Mistral Nemo or Small": lambda model: _pre(model) == "tekken",
+    "Falcon3": lambda model: _pre(model) == "falcon3",
+    "DeepSeek": lambda model: _pre(model).startswith("deepseek"),
+    "the first Mistral 7B": lambda model: model["family"] == "llama" and model["window"],
+}
+EXTRA = {"biases": "biases of q, k and v", "output_bias": "and of wo", "qk_norms": "norms of q and k"}
+#: Chat templates by what they write around a message: the first whose signs are all there.
+TEMPLATES = {
+    "llama3": ("<|start_header_id|>",),
+    "llama2": ("[INST]", "<<SYS>>"),
+    "mistral": ("[INST]",),
+    "deepseek-r1": ("<｜User｜>",),
+    "chatml": ("<|im_start|>",),
+    "zephyr": ("<|user|>", "<|assistant|>"),
+    "openchat": ("GPT4 Correct ",),
+    "vicuna": ("USER:", "ASSISTANT:"),
+    "alpaca": ("### Instruction:",),
+    "deepseek": ("User:", "Assistant:"),
+}
+
+
+def _pre(model: dict) -> str:
+    return model["tokenizer"]["pre"] if model["family"] == "llama" else ""
+
+
+def _is_stretched(model: dict) -> bool:
+    return bool(model["rope"]["scaling"] or model["rope"]["largest_divisor"])
 
 
 def inspect(model: str | Path, ctx_size: int | None = None, check: bool = False) -> dict:
@@ -41,9 +77,15 @@ def inspect(model: str | Path, ctx_size: int | None = None, check: bool = False)
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "files": [{"path": str(file.path), "n_bytes": len(file)} for file in checkpoint.files],
+        "family": config.family,
+        "mix": _mix(checkpoint),
         "config": asdict(config),
+        "rope": {"theta": config.rope_theta, **_scaling(checkpoint)},
+        "window": config.sliding_window or None,
+        "template": {"name": template_name(checkpoint.template), "text": checkpoint.template or None},
         "tokenizer": _describe_tokenizer(make_tokenizer(checkpoint.vocabulary, checkpoint.path)),
         "tensors": [_describe_tensor(tensor) for tensor in tensors],
+        "types": _types(tensors),
         "n_params": n_params,
         "n_bytes": n_bytes,
         "bits_per_weight": 8 * n_bytes / n_params,
@@ -51,6 +93,35 @@ def inspect(model: str | Path, ctx_size: int | None = None, check: bool = False)
         "metadata": dict(checkpoint.metadata),
         "not_finite": list(_not_finite(checkpoint)) if check else None,
     }
+
+
+def _mix(checkpoint: Checkpoint) -> str | None:
+    """The name of what a file says it is mostly, "Q4_K_M" say."""
+    numbers = {mix.number: name for name, mix in MIXES.items()}
+    return numbers.get(checkpoint.metadata.get("general.file_type")) if checkpoint.format == "gguf" else None
+
+
+def _scaling(checkpoint: Checkpoint) -> dict:
+    """How RoPE is stretched: by numbers, or by a tensor of divisors as in files of Llama 3.1."""
+    scaling, divisors = checkpoint.config.rope_scaling, checkpoint.tensors.get(ROPE_FREQS)
+    numbers = (
+        {name: value for name, value in asdict(scaling).items() if value is not None} if scaling else None
+    )
+    return {"scaling": numbers, "largest_divisor": float(divisors.dequantize().max()) if divisors else None}
+
+
+def _types(tensors: list[Tensor]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        of_type = found.setdefault(tensor.type, {"n_tensors": 0, "n_bytes": 0})
+        of_type["n_tensors"] += 1
+        of_type["n_bytes"] += tensor.nbytes
+    return found
+
+
+def template_name(template: str) -> str | None:
+    """What people call a chat template, from what it writes around a message; None for one that isn't known."""
+    return next((name for name, signs in TEMPLATES.items() if all(sign in template for sign in signs)), None)
 
 
 def _describe_tensor(tensor: Tensor) -> dict:
@@ -102,12 +173,14 @@ def report(model: dict) -> str:
     lines = [f"{model['path']}: {model['format']}, {size}" + (f", {str(name)[:80]}" if name else "")]
     if len(files) > 1:
         lines += [f"  part {Path(file['path']).name}: {human(file['n_bytes'])}" for file in files]
-    present = ((name, value) for name, value in config if value)  # many have no window, no biases, ...
-    config = [(name, f"{n:.6g}" if type(n) in (int, float) else str(n)) for name, n in present]
+    config = [(name, f"{number:.6g}") for name, number in config if type(number) in (int, float) and number]
     needs = [(name.replace("_", " "), human(n)) for name, n in memory.items() if name != "ctx_size"]
+    lines += ["", "model", *columns(_summary(model), "<<")]
     lines += ["", "hyper-parameters", *columns(config, "<<")]
     lines += ["", "tokenizer", *columns(_tokenizer_rows(model["tokenizer"]), "<<")]
     lines += ["", f"memory to run it with a context of {memory['ctx_size']} tokens", *columns(needs, "<<")]
+    sizes = ((tensor["name"], tensor["type"], tensor["n_bytes"]) for tensor in model["tensors"])
+    lines += ["", "types", *type_table(sizes)]
     lines += ["", "tensors", *columns(_tensor_rows(model["tensors"]), "<>>><")]
     total = f"{len(model['tensors'])} tensors, {model['n_params']:,} weights, {human(model['n_bytes'])}"
     lines += ["", f"total: {total}, {model['bits_per_weight']:.2f} bits per weight"]
@@ -134,6 +207,37 @@ def backend_table(backends: dict[str, str | None]) -> str:
     return "\n".join(columns(rows.items(), "<<"))
 
 
+def _summary(model: dict) -> Iterator[tuple[str, str]]:
+    """What people ask first about a model."""
+    config, window, template = model["config"], model["window"], model["template"]
+    extras = [what for what in ("biases", "output_bias", "qk_norms") if config[what]]
+    like = next((what for what, holds in LIKE.items() if holds(model)), "")
+    yield (
+        "family",
+        ", ".join([FAMILY[model["family"]] + (f" (as {like})" if like else ""), *map(EXTRA.get, extras)]),
+    )
+    mix = f"{model['mix']}, " if model["mix"] else ""
+    yield "weights", f"{mix}{model['bits_per_weight']:.2f} bits each: {', '.join(model['types'])}"
+    yield "context", f"{config['max_seq_len']} tokens"
+    yield (
+        "window",
+        f"a token attends to {window} tokens" if window else "none: a token attends to all before it",
+    )
+    yield "RoPE", f"theta {model['rope']['theta']:.6g}{_stretched(model['rope'])}"
+    yield "template", template["name"] or ("one of its own" if template["text"] else "none")
+
+
+def _stretched(rope: dict) -> str:
+    scaling, divisor = rope["scaling"], rope["largest_divisor"]
+    if divisor:
+        return f", scaled as in Llama 3.1 (by up to {divisor:.6g}: rope_freqs.weight)"
+    if not scaling:
+        return ""
+    how = {"linear": "positions are divided", "llama3": "scaled as in Llama 3.1", "yarn": "scaled by yarn"}
+    trained = f", trained on {scaling['original_context']} tokens" if scaling["original_context"] else ""
+    return f", {how[scaling['kind']]} (factor {scaling['factor']:.6g}{trained})"
+
+
 def _tokenizer_rows(tokenizer: dict) -> Iterator[tuple[str, str]]:
     yield "kind", " ".join(filter(None, (tokenizer["kind"], tokenizer["pre"])))
     yield "size", tokenizer["size"]
@@ -152,15 +256,6 @@ def _tensor_rows(tensors: list[dict]) -> Iterator[tuple[str, ...]]:
         kind = (layer is not None, name, tuple(tensor["shape"]), tensor["type"], tensor["n_bytes"])
         kinds.setdefault(kind, []).append(int(layer or 0))
     for (in_layer, name, shape, type, n_bytes), layers in kinds.items():
-        name = f"layers.{_ranges(layers)}.{name}" if in_layer else name
+        name = f"layers.{ranges(layers)}.{name}" if in_layer else name
         many = f"× {len(layers)} = {human(len(layers) * n_bytes)}" if len(layers) > 1 else ""
         yield name, " × ".join(map(str, shape)), type, human(n_bytes), many
-
-
-def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2,5"."""
-    runs = []
-    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
-        first, *rest = (number for _, number in run)
-        runs.append(f"{first}-{rest[-1]}" if rest else f"{first}")
-    return ",".join(runs)
