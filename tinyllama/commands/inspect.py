@@ -120,7 +120,7 @@ def _types(tensors: list[Tensor]) -> dict[str, dict[str, int]]:
 
 
 def template_name(template: str) -> str | None:
-    """What people call a chat template, from what it writes around a message; None for one that isn't known."""
+    """What people call a chat template, from what it writes around a message; None for others."""
     return next((name for name, signs in TEMPLATES.items() if all(sign in template for sign in signs)), None)
 
 
