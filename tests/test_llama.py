@@ -1,4 +1,5 @@
 import gc
+import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -197,11 +198,26 @@ def test_a_prompt_that_is_neither_text_nor_token_ids_is_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"model": None}, {"model": ""}, {"model": 3}, {"threads": "x"}, {"threads": 0}]
+    "wrong",
+    [
+        *({"model": model} for model in (None, "", 3)),
+        *({"threads": threads} for threads in ("x", 0)),
+        *({"mmap": mmap} for mmap in ("yes", None, 1, np.array([True, False]))),
+    ],
 )
 def test_arguments_of_load_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(TinyllamaError):
+    (name,) = wrong
+    with pytest.raises(TinyllamaError, match=f"^(a )?{name} [^\n]*$"):
         tinyllama.load(**wrong)
+
+
+def test_a_relative_path_stays_right_when_the_folder_changes(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    llama = tinyllama.load("small/params.json")
+    text = llama.generate(STORY, n_predict=3)
+    monkeypatch.chdir("/")
+    assert llama.name == text.settings["model"] == str(folder / "params.json")
+    assert eval(text.call()) == text
 
 
 def test_the_last_residual_unembedded_is_the_answer_of_the_model():
@@ -230,6 +246,16 @@ def test_loading_tells_its_progress_and_ends_if_that_raises(folder):
 def test_a_prompt_may_be_an_array_of_ids():
     llama = tinyllama.load("small", "numpy", 1)
     assert llama.tokens(np.array([1, 2])) == [1, 2]
+    settings = {
+        "n_predict": np.int64(3),
+        "seed": np.uint8(1),
+        "temp": np.float32(0.5),
+        "top_p": np.float64(0.5),
+    }
+    text = llama.generate(np.array([1, 2]), **settings)
+    said = json.loads(json.dumps(text.settings))
+    assert said["prompt"] == [1, 2] and said["seed"] == 1 and said["temp"] == 0.5
+    assert eval(text.call()) == text and "array" not in text.call() and "np." not in text.call()
     for empty in ([], "", b"", np.array([], int)):
         with pytest.raises(TinyllamaError, match="the prompt is empty"):
             llama.tokens(empty)

@@ -309,11 +309,19 @@ def test_a_full_disk_gets_one_line():
     [("<&- -f -", 1, "tinyllama: stdin: there is no text in it\n"), (">&-", 0, None), ("2>&-", 0, "")],
 )
 def test_what_is_closed_is_done_without(closed, status, err):
-    line = f"{sys.executable} -m tinyllama generate -s 1 -n 0 {closed}"
-    process = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60)
-    assert process.returncode == status and "Traceback" not in process.stderr
-    assert err is None or process.stderr == err
-    assert process.stdout == ("The old king had three daughters, and\n" if closed == "2>&-" else "")
+    for n_predict in (0, 1):
+        line = f"{sys.executable} -m tinyllama generate -s 1 -n {n_predict} {closed}"
+        process = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60)
+        assert process.returncode == status and "Traceback" not in process.stderr
+        assert err is None or process.stderr == err
+        assert process.stdout.startswith("The old king had three daughters, and" if closed == "2>&-" else "")
+
+
+def test_what_is_closed_is_no_place_for_a_file(tmp_path):
+    target = tmp_path / "f16.gguf"
+    line = f"{sys.executable} -m tinyllama convert {download.small_folder()} --format gguf --outfile {target}"
+    assert subprocess.run(f"{line} <&- >&- 2>&-", shell=True, timeout=60).returncode == 0
+    assert run_process("inspect", "--check", str(target)).returncode == 0
 
 
 def test_a_terminal_without_the_characters_gets_question_marks():

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what is found in its cache, and what comes from a stand-in for it on this computer."""
+"""The Hugging Face hub: what is found in its cache, and what comes from a stand-in on this computer."""
 
 import hashlib
 import importlib.util

@@ -22,7 +22,6 @@ from ..machine.download import cache_folder
 from ..machine.files import read_file, written
 from ..machine.limits import UNKNOWN, available_memory, human
 from ..settings import default_ctx_size
-from ..tokenizer import make_tokenizer
 from .mixes import MIXES, SUBSTITUTES
 from .printing import columns
 
@@ -69,8 +68,8 @@ class Known:
         sources = Path(__file__).parents[1].rglob("*.py")  # another reader may read what this one doesn't
         self._version = f"{__version__} {max(source.stat().st_mtime_ns for source in sources)}"
         self._old = {}
-        with suppress(TinyllamaError, ValueError, TypeError, AttributeError, RecursionError):
-            self._old = json.loads(read_file(self._path, LARGEST_CACHE)).get(self._version, {})
+        with suppress(TinyllamaError, ValueError, TypeError, KeyError, RecursionError):
+            self._old = dict(json.loads(read_file(self._path, LARGEST_CACHE))[self._version])
 
     def facts(self, name: str, path: Path | None, backend: Backend) -> dict:
         """What `describe` says of a model, or {"reason"} why it can't be run, perhaps from the last time."""
@@ -102,11 +101,7 @@ class Known:
 
 
 def describe(checkpoint: Checkpoint, backend: Backend) -> dict:
-    """What a row of the list says of a model; the sizes are in bytes.
-
-    Raises TinyllamaError where its tokenizer isn't supported.
-    """
-    make_tokenizer(checkpoint.vocabulary, checkpoint.path)
+    """What a row of the list says of a model; the sizes are in bytes."""
     config, tensors = checkpoint.config, checkpoint.tensors
     memory = backend.memory(config, tensors, default_ctx_size(config))
     return {
