@@ -3,7 +3,7 @@
  *
  * A search rounds the elements at some inverse scales, and takes the scale that fits what they become best. x holds n
  * elements of each lane's block. Sums run down the elements in their order, and w * q * x is (w * q) * x: each product
- * rounds. */
+ * rounds. Long sums are written with vectors: compilers would put arrays of them back to memory at each step. */
 #include "lanes.h"
 
 /* The nearest integer, of two the even one, if |x| < 2^22, where x + 1.5 * 2^23 has no bits for a fraction; of any x
@@ -61,13 +61,15 @@ FLATTEN void round_affine(const int top, const int n, float x[][LANES], const af
 /* d and m of least squares; m is at most 0. d is NaN where the q don't tell. */
 FLATTEN void fit(const int n, float x[][LANES], float w[][LANES], float q[][LANES], const float *sum_w,
                  const float *sum_x, affine *found) {
-    float sum_q[LANES] = {0}, sum_q2[LANES] = {0}, sum_qx[LANES] = {0};
-    EACH_OF(n) EACH_LANE {
-        float wq = w[j][lane] * q[j][lane];
-        sum_q[lane] += wq;
-        sum_q2[lane] += wq * q[j][lane];
-        sum_qx[lane] += wq * x[j][lane];
+    float sum_q[LANES], sum_q2[LANES], sum_qx[LANES];
+    vec q1 = v_set1(0), q2 = q1, qx = q1;
+    EACH_OF(n) {
+        const vec here = v_load(q[j]), wq = v_mul(v_load(w[j]), here);
+        q1 = v_add(q1, wq);
+        q2 = v_add(q2, v_mul(wq, here));
+        qx = v_add(qx, v_mul(wq, v_load(x[j])));
     }
+    v_store(sum_q, q1), v_store(sum_q2, q2), v_store(sum_qx, qx);
     EACH_LANE {
         float whole = sum_w[lane] * sum_q2[lane] - sum_q[lane] * sum_q[lane];
         float d = (sum_w[lane] * sum_qx[lane] - sum_x[lane] * sum_q[lane]) / whole;
@@ -81,12 +83,14 @@ FLATTEN void fit(const int n, float x[][LANES], float w[][LANES], float q[][LANE
 
 FLATTEN void find_error(const affine_search how, const int n, float x[][LANES], float w[][LANES], float q[][LANES],
                         affine *found) {
-    float sum[LANES] = {0};
-    EACH_OF(n) EACH_LANE {
-        float error = found->d[lane] * q[j][lane] + found->m[lane] - x[j][lane];
-        sum[lane] += w[j][lane] * (how.squared ? error * error : fabsf(error));
+    const vec d = v_load(found->d), m = v_load(found->m);
+    vec sum = v_set1(0);
+    EACH_OF(n) {
+        const vec error = v_sub(v_add(v_mul(d, v_load(q[j])), m), v_load(x[j]));
+        const vec counts = how.squared ? v_mul(error, error) : v_max(error, v_sub(v_set1(0), error));
+        sum = v_add(sum, v_mul(v_load(w[j]), counts));
     }
-    EACH_LANE found->error[lane] = sum[lane];
+    v_store(found->error, sum);
 }
 
 FLATTEN void keep_better(const affine *found, affine *best) {
@@ -157,26 +161,29 @@ FLATTEN float inverse_of(const weight_type to, float largest, int i) {
 }
 
 /* The sums of w x q and w q^2, where w is x^2. */
-FLATTEN void sum_products(const weight_type to, const int n, float x[][LANES], const float *inverse, float *sum_qx,
+FLATTEN void sum_products(const weight_type to, const int n, float x[][LANES], float q[][LANES], float *sum_qx,
                           float *sum_q2) {
-    float qx[LANES] = {0}, q2[LANES] = {0};
-    EACH_OF(n) EACH_LANE {
-        float here = x[j][lane], w = here * here, step = inverse[lane] * here;
-        float q = to == Q6_K ? nearest_within(step, -32, 31) : nearest_value(step);
-        qx[lane] += to == Q6_K ? w * here * q : w * q * here;
-        q2[lane] += w * q * q;
+    vec qx = v_set1(0), q2 = qx;
+    EACH_OF(n) {
+        const vec here = v_load(x[j]), value = v_load(q[j]), w = v_mul(here, here), wq = v_mul(w, value);
+        qx = v_add(qx, to == Q6_K ? v_mul(v_mul(w, here), value) : v_mul(wq, here));
+        q2 = v_add(q2, v_mul(wq, value));
     }
-    EACH_LANE sum_qx[lane] = qx[lane], sum_q2[lane] = q2[lane];
+    v_store(sum_qx, qx), v_store(sum_q2, q2);
 }
 
 /* d, and the inverse scale that it was found at. Of nothing, zeros. */
 FLATTEN void search_ratio(const weight_type to, const int n, float x[][LANES], float *d, float *best) {
-    float largest[LANES], inverse[LANES], sum_qx[LANES], sum_q2[LANES], gain[LANES];
+    float q[BLOCK][LANES], largest[LANES], inverse[LANES], sum_qx[LANES], sum_q2[LANES], gain[LANES];
     find_largest(x, n, largest);
     EACH_LANE d[lane] = best[lane] = 0, gain[lane] = -1; /* the first is better in any case */
     for (int i = 0; i < (to == Q6_K ? 19 : 16); i++) {
         EACH_LANE inverse[lane] = inverse_of(to, largest[lane], i);
-        sum_products(to, n, x, inverse, sum_qx, sum_q2);
+        EACH_OF(n) EACH_LANE {
+            float step = inverse[lane] * x[j][lane];
+            q[j][lane] = to == Q6_K ? nearest_within(step, -32, 31) : nearest_value(step);
+        }
+        sum_products(to, n, x, q, sum_qx, sum_q2);
         EACH_LANE {
             float qx = sum_qx[lane], q2 = sum_q2[lane], ratio = qx / q2;
             int32_t better = (q2 > 0) & (qx * qx > gain[lane] * q2);
