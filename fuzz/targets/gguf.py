@@ -1,17 +1,19 @@
 """GGUF files: header, key-values, tensor infos, blocks, and the vocabulary that comes with them."""
 
+from dataclasses import replace
+
 import gguf as oracle
 import numpy as np
 from hypothesis import strategies as st
 
-from tinyllama.config import Config, tensor_names
+from tinyllama.config import STEPS, Config, tensor_names
 from tinyllama.formats import Checkpoint, gguf
 from tinyllama.quant import TYPES
 
 from .. import contract, texts
 from ..damage import Field, Number, damaged, numbers, odd_tensors, pack
 
-READS = ("tinyllama.formats.gguf",)
+READS = ("tinyllama.formats.gguf", "tinyllama.formats.key_values")
 WORDS = [b"GGUF", b"general.architecture", b"llama", b"general.alignment", b"tokenizer.ggml.tokens"]
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
@@ -38,10 +40,11 @@ def agrees(checkpoint: Checkpoint) -> None:
         theirs = {tensor.name: tensor for tensor in oracle.GGUFReader(checkpoint.path).tensors}
     except Exception:  # it is stricter here and laxer there, and not what is tested
         return
-    names = {name: gguf_name for name, gguf_name, _ in tensor_names(checkpoint.config.n_layers)}
+    names = {name: gguf_name for name, gguf_name, _ in tensor_names(checkpoint.config.n_layers, STEPS)}
     for name, tensor in checkpoint.tensors.items():
         other = theirs[names.get(name, name)]
-        same = tensor.pieces[0].blocks().tobytes() == np.asarray(other.data).tobytes()
+        in_order = replace(tensor.pieces[0], order=None).blocks()
+        same = in_order.tobytes() == np.asarray(other.data).tobytes()
         contract.must(same, "not what the gguf package reads", name)
 
 
@@ -77,6 +80,7 @@ def inputs(draw) -> bytes:
 
 ODD_KEYS = ["general.alignment", "llama.expert_count", "split.count", "llama.rope.scaling.type"]
 ODD_KEYS += ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.add_space_prefix"]
+ODD_KEYS += ["llama.attention.sliding_window", "llama.rope.scaling.factor", "llama.rope.scaling.attn_factor"]
 ODD_KEYS += ["tokenizer.ggml.pre", "tokenizer.ggml.merges", "llama.vocab_size", "llama.attention.key_length"]
 
 
@@ -148,10 +152,15 @@ def keys_of(config: Config, pieces: list[tuple[str, float, int]]) -> dict[str, l
     scores = head + [Number("f", score) for _, score, _ in pieces]
     head = [Number("I", ARRAY), Number("I", I32), Number("Q", len(pieces))]
     types = head + [Number("i", kind) for _, _, kind in pieces]
+    if config.q_dim != config.dim:
+        counts["attention.key_length"] = config.head_dim
     return {
-        "general.architecture": [Number("I", STRING), *string(b"llama")],
-        **{f"llama.{name}": [Number("I", U32), Number("I", count)] for name, count in counts.items()},
-        "llama.attention.layer_norm_rms_epsilon": [Number("I", F32), Number("f", 1e-5)],
+        "general.architecture": [Number("I", STRING), *string(config.family.encode())],
+        **{
+            f"{config.family}.{name}": [Number("I", U32), Number("I", count)]
+            for name, count in counts.items()
+        },
+        f"{config.family}.attention.layer_norm_rms_epsilon": [Number("I", F32), Number("f", 1e-5)],
         "tokenizer.ggml.model": [Number("I", STRING), *string(b"llama")],
         "tokenizer.ggml.tokens": strings(spellings),
         "tokenizer.ggml.scores": scores,
@@ -162,8 +171,9 @@ def keys_of(config: Config, pieces: list[tuple[str, float, int]]) -> dict[str, l
 
 def shapes_of(config: Config, tied: bool = False) -> dict[str, tuple[int, ...]]:
     """GGUF's name and the shape of every tensor."""
-    shapes, names = config.tensor_shapes(), tensor_names(config.n_layers)
-    return {gguf: shapes[name] for name, gguf, _ in names if not (tied and gguf == "output.weight")}
+    shapes, names = config.tensor_shapes(), tensor_names(config.n_layers, STEPS)
+    there = ((name, gguf) for name, gguf, _ in names if name in shapes)
+    return {gguf: shapes[name] for name, gguf in there if not (tied and gguf == "output.weight")}
 
 
 def fields(keys, tensors, type="f16", alignment=32, version=3, fill=b"\0", places=None) -> list[Field]:
@@ -185,7 +195,7 @@ def fields(keys, tensors, type="f16", alignment=32, version=3, fill=b"\0", place
 
 
 def seeds() -> dict[str, bytes]:
-    """A SentencePiece model of f16, one of q4_0 with tied embeddings, and a byte-level one of q8_0."""
+    """SentencePiece models of f16, of q4_0 with tied embeddings, of Qwen2 and Qwen3; a byte-level one of q8_0."""
     small, blocks = Config(8, 2, 2, 8, 12, 1), Config(32, 1, 2, 8, 32, 2)
     pieces = texts.PIECES[:8]
     bpe = keys_of(blocks, pieces) | {
@@ -195,10 +205,18 @@ def seeds() -> dict[str, bytes]:
         "tokenizer.ggml.merges": strings([b"a b", b"ab c"]),
         "general.alignment": [Number("I", U32), Number("I", 64)],
     }
+    qwen2 = Config(8, 1, 2, 8, 12, 1, family="qwen2")
+    qwen3 = Config(8, 2, 2, 8, 12, 1, family="qwen3", head_dim=6)
+    yarn = {
+        "qwen2.rope.scaling.type": [Number("I", STRING), *string(b"yarn")],
+        "qwen2.rope.scaling.factor": [Number("I", F32), Number("f", 4.0)],
+    }
     whole, tied = shapes_of(blocks).items(), shapes_of(blocks, tied=True).items()
     f16 = fields(keys_of(small, pieces), shapes_of(small).items(), fill=b"\x00\x3c\x00\x38")
     return {
         "f16": pack(f16),
         "q4_0_tied": pack(fields(keys_of(blocks, pieces), tied, "q4_0", fill=b"\x11\x22\x33")),
         "q8_0_bpe": pack(fields(bpe, whole, "q8_0", alignment=64, version=2)),
+        "qwen2_yarn": pack(fields(keys_of(qwen2, pieces) | yarn, shapes_of(qwen2).items())),
+        "qwen3": pack(fields(keys_of(qwen3, pieces), shapes_of(qwen3).items())),
     }

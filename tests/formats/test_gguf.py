@@ -213,6 +213,16 @@ def test_the_rope_factors_of_llama3_are_kept(write):
     np.testing.assert_array_equal(tensors["rope_freqs.weight"].dequantize(), factors)
 
 
+def test_axes_of_length_1_around_a_tensor_and_copies_of_frequencies_do_not_matter(write, spm):
+    plain, ones = weights(config_for(spm)), np.ones(8, np.float32)
+    odd = {"output_norm.weight": plain["output_norm.weight"][None, None]}
+    odd |= {"blk.0.attn_q.weight": plain["blk.0.attn_q.weight"][None], "blk.1.attn_rot_embd.weight": ones}
+    checkpoint = gguf.read(write(tensors=odd))
+    assert checkpoint.tensors.keys() == checkpoint.config.tensor_shapes().keys()
+    norm = checkpoint.tensors["norm.weight"]
+    np.testing.assert_array_equal(norm.dequantize(), plain["output_norm.weight"])
+
+
 def test_missing_optional_keys_have_the_defaults_of_the_format(write):
     keys = {
         "llama.attention.head_count_kv": None,

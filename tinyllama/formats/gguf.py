@@ -170,6 +170,8 @@ def _read_infos(cursor: Cursor, n_tensors: int) -> dict[str, Info]:
         (n_axes,) = cursor.numbers("I", what)
         require(1 <= n_axes <= 4, f"{what} has {n_axes} axes: 1 to 4 are possible")
         *axes, type_id, offset = cursor.numbers(f"{n_axes}QIQ", what)
+        while len(axes) > 1 and axes[-1] == 1:
+            axes.pop()
         infos[name] = Info(tuple(reversed(axes)), type_id, offset)
     return infos
 
