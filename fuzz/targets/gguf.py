@@ -195,7 +195,7 @@ def fields(keys, tensors, type="f16", alignment=32, version=3, fill=b"\0", place
 
 
 def seeds() -> dict[str, bytes]:
-    """SentencePiece models of f16, of q4_0 with tied embeddings, of Qwen2 and Qwen3; a byte-level one of q8_0."""
+    """SentencePiece models: f16, q4_0 with tied embeddings, Qwen2, Qwen3; a byte-level one of q8_0."""
     small, blocks = Config(8, 2, 2, 8, 12, 1), Config(32, 1, 2, 8, 32, 2)
     pieces = texts.PIECES[:8]
     bpe = keys_of(blocks, pieces) | {
