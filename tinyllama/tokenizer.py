@@ -292,7 +292,7 @@ class ByteLevelBPE(Tokenizer):
         self._byte_ids = {byte: ids[char] for byte, char in _CHAR_OF.items() if char in ids}
         self.missing_bytes = frozenset(range(256)) - self._byte_ids.keys()
         # A word is also what lies between those that a rule finds.
-        self._rules = [regex.compile(f"(?:{rule})|(?:(?!{rule})(?s:.))+") for rule in vocabulary.words]
+        self._rules = [regex.compile(f"(?m)(?:{rule})|(?:(?!{rule})(?s:.))+") for rule in vocabulary.words]
 
     def _encode_word(self, word: str) -> list[int]:
         """A word -> ids."""

@@ -53,7 +53,9 @@ def test_each_rule_is_recognized_and_gives_the_ids_of_tokenizers(pre, tmp_path):
     assert (vocabulary.ignore_merges, vocabulary.kind) == (RULES[pre].ignore_merges, "bpe")
 
 
-@pytest.mark.parametrize("words", [r"\w+|\W+", "[aeiou]", r"(\d)(?=\d)|.", "  +"])
+@pytest.mark.parametrize(
+    "words", [r"\w+|\W+", "[aeiou]", r"(\d)(?=\d)|.", "  +", r"^\s+|\w+$", "[[:alpha:]]+"]
+)
 def test_a_rule_without_a_name_is_used_as_it_is(words, tmp_path):
     made = hugging_faces(bpe())
     made.pre_tokenizer = pre_tokenizers.Sequence(
@@ -257,6 +259,14 @@ def setting(*path, to):
         (setting("pre_tokenizer", "pretokenizers", 0, "behavior", to="Removed"), "'Removed' isn't supported"),
         (setting("pre_tokenizer", "pretokenizers", 0, "pattern", to={"Regex": "("}), r"missing \)"),
         (setting("pre_tokenizer", "pretokenizers", 0, "pattern", to={"Regex": "x" * 5000}), "absurdly long"),
+        (
+            setting("pre_tokenizer", "pretokenizers", 0, "pattern", to={"Regex": "(?:a|aa)+$"}),
+            "takes forever",
+        ),
+        (
+            setting("pre_tokenizer", "pretokenizers", 0, "pattern", to={"Regex": "[a[b]]"}),
+            "isn't one that is",
+        ),
         (setting("pre_tokenizer", "pretokenizers", 0, "pattern", to={}), "without a pattern"),
         (setting("added_tokens", to=[{"content": "x"}]), "added_tokens aren't a list"),
     ],

@@ -38,10 +38,11 @@ json.dump(found, open(sys.argv[1], "w"))
 """
 
 
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+
 class Metadata(dict):
     """A file's key-values as `from_gguf` takes them. (The package gguf takes minutes for these.)"""
-
-    NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
     def __init__(self, path: Path):
         super().__init__()
@@ -51,9 +52,7 @@ class Metadata(dict):
             key, (kind,) = self.string(), self.take("I")
             kind, count = self.take("IQ") if kind == 9 else (kind, None)
             n = 1 if count is None else count
-            values = (
-                [self.string() for _ in range(n)] if kind == 8 else [*self.take(f"{n}{self.NUMBERS[kind]}")]
-            )
+            values = [self.string() for _ in range(n)] if kind == 8 else [*self.take(f"{n}{NUMBERS[kind]}")]
             self[key], self.types[key] = values if count is not None else values[0], kind
 
     def take(self, form: str) -> tuple:

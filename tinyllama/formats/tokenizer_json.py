@@ -15,19 +15,23 @@ Without ByteLevel the vocabulary is of SentencePiece's kind. Its merges are kept
 ranks of merges, don't tell which of two ways to the same piece comes first.
 """
 
+import itertools
 import json
 import re
 import warnings
 from pathlib import Path
 
+import regex
+
 from ..config import LARGEST
-from ..errors import naming, require
+from ..errors import TinyllamaError, naming, require
 from ..machine.files import read_file
 from ..tokenizer import BYTE, BYTE_PIECES, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from .checked import checked
 from .pre_tokenizers import GPT2, name_of
 
 LARGEST_FILE = 1 << 25  # bytes; Gemma's has 33 million, Llama 3's nine
+LONGEST_CUT = 1.0  # seconds in which a rule must have cut a line; a real one takes microseconds
 LONGEST_RULE = 4000  # characters of a regular expression; DeepSeek's has 300
 UNREACHED = -1e9  # the score of a piece that no merge leads to
 SPACE = "▁"
@@ -123,7 +127,24 @@ def _byte_level(steps: list[dict]) -> dict:
             not prefix or not words, "a pre_tokenizer that puts a space before every word isn't supported"
         )
         words += _words(step)
+    for rule in () if name_of(words, False) or name_of(words, True) else words:
+        _check_rule(rule)
     return {"words": tuple(words), "add_space_prefix": bool(prefix), "prefixed": "bare"}
+
+
+def _check_rule(rule: str) -> None:
+    """Refuse a stranger's rule that isn't one, or that takes forever on a line of like signs."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # of a set in a set, say
+            compiled = regex.compile(rule)
+        for sign, end in itertools.product("aA1 !\n我", "b2 !"):
+            for _ in compiled.finditer(sign * 100 + end, timeout=LONGEST_CUT):
+                pass
+    except (regex.error, FutureWarning) as error:
+        raise TinyllamaError(f"its rule {rule[:80]!r} isn't one that is supported: {error}") from None
+    except TimeoutError:
+        raise TinyllamaError(f"its rule {rule[:80]!r} takes forever to cut a text") from None
 
 
 def _words(step: dict) -> list[str]:
