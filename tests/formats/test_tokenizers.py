@@ -265,7 +265,7 @@ def setting(*path, to):
         ),
         (
             setting("pre_tokenizer", "pretokenizers", 0, "pattern", to={"Regex": "[a[b]]"}),
-            "isn't one that is",
+            "a set of characters in another",
         ),
         (setting("pre_tokenizer", "pretokenizers", 0, "pattern", to={}), "without a pattern"),
         (setting("added_tokens", to=[{"content": "x"}]), "added_tokens aren't a list"),
