@@ -35,7 +35,7 @@ LONGEST_CUT = 1.0  # seconds in which a rule must have cut a line; a real one ta
 LONGEST_RULE = 4000  # characters of a regular expression; DeepSeek's has 300
 UNREACHED = -1e9  # the score of a piece that no merge leads to
 #: A set in a set, or the intersection of two, which the package regex takes otherwise than tokenizers does.
-NESTED = re.compile(r"(?<!\\)\[\^?(?:\\.|\[:\^?\w+:\]|[^\]\[\\&]|&(?!&))*(?:\[|&&)")
+NESTED = re.compile(r"(?<!\\)\[\^?(?:\\.|\[:\^?\w+:\]|[^\]\[\\&]|&(?!&))*(?:\[(?!:)|&&)")
 SPACE = "▁"
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 SIGNS = r"[\p{P}!-/:-@\[-`{-~]"  # what Punctuation cuts
