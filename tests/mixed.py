@@ -18,7 +18,12 @@ CASES = {
     "qwen3, 80 layers": {"family": "qwen3", "n_layers": 80, "n_kv_heads": 2},
 }
 #: Of these the data are compared.
-WHOLE = {"grouped": {"n_layers": 2}, "rows of 288 and 512": {"n_layers": 1}, "rows of 172": {"n_layers": 1}}
+WHOLE = {
+    "grouped": {"n_layers": 2},
+    "rows of 288 and 512": {"n_layers": 1},
+    "rows of 172": {"n_layers": 1},
+    "qwen2": {"n_layers": 1},
+}
 VOCAB_SIZE = 40
 
 
