@@ -37,9 +37,15 @@ def write(
     n_kv_heads=8,
     tied=False,
     empty=False,
+    split=0,
 ):
-    """A GGUF file; `empty`: of zeros, where types alone matter."""
-    out, head_dim = gguf.GGUFWriter(path, family), dim // n_heads
+    """A GGUF file.
+
+    Args:
+        empty: of zeros, where types alone matter.
+        split: into files of so many tensors, NAME-00001-of-00003.gguf, ...
+    """
+    out, head_dim = gguf.GGUFWriter(path, family, split_max_tensors=split), dim // n_heads
     out.add_context_length(128)
     out.add_embedding_length(dim)
     out.add_block_count(n_layers)

@@ -1,25 +1,31 @@
+import copy
 import hashlib
 import itertools
 import json
 import os
 import signal
 import time
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import checkpoints
+import families
 import gguf as gguf_package
 import historical
+import mixed
 import numpy as np
 import pytest
 import torch
+import vocabularies
 
 import tinyllama
-from tinyllama import backends
+from tinyllama import backends, ops
 from tinyllama.commands.convert import convert, quantize
 from tinyllama.config import Config, hidden_dim_of
 from tinyllama.errors import TinyllamaError
-from tinyllama.formats import gguf, meta
+from tinyllama.formats import gguf, meta, open_checkpoint
 
 SMALL = Path(__file__).parents[2] / "data" / "small"
 
@@ -221,6 +227,167 @@ def test_quantizing_a_gguf_keeps_what_else_it_says(folder):
         key: value for key, value in after.metadata.items() if key not in changed
     }
     assert after.vocabulary == before.vocabulary
+
+
+# --- any model ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A function: a folder of transformers' of a family's model, in a type of torch's."""
+
+    @cache
+    def folder_of(name, dtype=torch.float32):
+        folder = tmp_path_factory.mktemp("saved") / name
+        model = (
+            families.made(name) if dtype == torch.float32 else copy.deepcopy(families.made(name)).to(dtype)
+        )
+        model.save_pretrained(folder)
+        (folder / "tokenizer.model").write_bytes(vocabularies.sentencepiece_model(byte_fallback=False))
+        (folder / "chat_template.jinja").write_text("{{ messages }}<|im_start|>")
+        return folder
+
+    return folder_of
+
+
+def same_numbers(before, after):
+    """Whether two Configs agree, as far as float32 holds their numbers; RoPE is compared by itself."""
+    pairs = zip(asdict(before).items(), asdict(after).values(), strict=True)
+    skipped = ("rope_scaling", "multiple_of")
+    return all(name in skipped or a == b or a == pytest.approx(b, rel=1e-6) for (name, a), b in pairs)
+
+
+@pytest.mark.parametrize("name", families.VARIANTS)
+def test_a_folder_of_hugging_faces_becomes_a_gguf_of_the_same_model(saved, tmp_path, name):
+    (path,) = convert(saved(name), 0, tmp_path / "x.gguf")
+    before, after = open_checkpoint(saved(name)), open_checkpoint(path)
+    assert same_numbers(before.config, after.config)
+    factors = after.tensors.pop("rope_freqs.weight", None)
+    theirs = factors.dequantize() if factors else ops.rope_factors(after.config)
+    rotations = [
+        ops.rope_freqs(config, 5, 60, some)
+        for config, some in ((before.config, ops.rope_factors(before.config)), (after.config, theirs))
+    ]
+    assert np.allclose(*rotations, atol=2e-5)
+    assert before.tensors.keys() == after.tensors.keys()
+    for tensor in before.tensors.values():
+        assert np.array_equal(tensor.dequantize(), after.tensors[tensor.name].dequantize()), tensor.name
+    assert after.vocabulary.pieces == before.vocabulary.pieces
+    assert after.vocabulary.types == before.vocabulary.types
+    assert after.template == before.template == "{{ messages }}<|im_start|>"
+
+
+@pytest.mark.parametrize("name", sorted(families.VARIANTS.keys() - {"mistral", "llama-yarn-own-numbers"}))
+def test_llama_cpp_computes_the_same_of_it(saved, tmp_path, name):
+    """It knows no window of LLaMA's family, and no other numbers of yarn."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    (path,) = convert(saved(name), 0, tmp_path / "x.gguf")
+    llama = llama_cpp.Llama(str(path), n_ctx=320, n_batch=320, logits_all=True, verbose=False)
+    llama.eval(families.text())
+    expected, found = families.logits_of(name), llama.scores[: families.N_PAST]
+    assert np.abs(found - expected).max() < 0.1, "its keys and values are halves"
+    assert (found.argmax(-1) == expected.argmax(-1)).mean() > 0.97
+
+
+def test_keys_are_those_that_other_programs_look_for(saved, tmp_path):
+    (path,) = convert(saved("llama3"), 1, tmp_path / "x.gguf")
+    reader = gguf_package.GGUFReader(path)
+    found = {name: field.contents() for name, field in reader.fields.items()}
+    assert found["general.architecture"] == "llama" and found["general.type"] == "model"
+    assert found["general.name"] == "llama3" and found["general.file_type"] == 1
+    assert found["llama.context_length"] == 512 and found["llama.rope.freq_base"] == 5e5
+    assert found["llama.attention.head_count"] == 6 and found["llama.attention.head_count_kv"] == 2
+    assert found["llama.rope.dimension_count"] == 16 and found["llama.vocab_size"] == families.VOCAB_SIZE
+    assert found["tokenizer.ggml.model"] == "llama" and found["tokenizer.ggml.pre"] == "default"
+    assert found["tokenizer.ggml.bos_token_id"] == 1 and found["tokenizer.ggml.eos_token_id"] == 2
+    assert len(found["tokenizer.ggml.tokens"]) == len(found["tokenizer.ggml.scores"]) == families.VOCAB_SIZE
+    assert found["tokenizer.chat_template"] == "{{ messages }}<|im_start|>"
+    assert not any("rope.scaling" in name for name in found)
+    assert "rope_freqs.weight" in gguf_tensors(path)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("name", ["llama2-grouped", "qwen2"])
+def test_rows_in_another_order_are_cast_like_all_others(saved, tmp_path, name, monkeypatch):
+    monkeypatch.setattr("tinyllama.commands.convert.CHUNK", 1000)  # a few rows: heads are cut through
+    folder = saved(name, torch.bfloat16)
+    (kept,), (halves,) = convert(folder, "bf16", tmp_path / "bf16"), convert(folder, outfile=tmp_path / "f16")
+    before = open_checkpoint(folder).tensors
+    assert (
+        open_checkpoint(halves)
+        .tensors["output.weight" if name == "llama2-grouped" else "tok_embeddings.weight"]
+        .type
+        == "f16"
+    )
+    for tensor in open_checkpoint(kept).tensors.values():
+        assert tensor.type == ("bf16" if len(tensor.shape) == 2 else "f32")
+        assert np.array_equal(tensor.dequantize(), before[tensor.name].dequantize())
+
+
+def test_a_folder_is_quantized_in_one_step(saved, tmp_path):
+    (whole,) = convert(saved("qwen3-tied"), 0, tmp_path / "f32.gguf")
+    (one,), (two,) = (
+        quantize(source, tmp_path / f"{number}.gguf", "Q5_0")
+        for number, source in enumerate((saved("qwen3-tied"), whole))
+    )
+    assert [*gguf_tensors(one)] == [*gguf_tensors(two)]
+    for name, tensor in gguf_tensors(one).items():
+        assert np.array_equal(tensor.data, gguf_tensors(two)[name].data)
+
+
+def test_a_split_gguf_becomes_one_file(tmp_path):
+    whole = mixed.write(tmp_path / "whole.gguf", n_layers=2)
+    mixed.write(tmp_path / "part.gguf", n_layers=2, split=9)
+    first, *others = sorted(tmp_path.glob("part-*.gguf"))
+    assert others
+    (path,) = convert(first)
+    assert path == tmp_path / "part-f16.gguf"
+    assert not any(key.startswith("split.") for key in gguf.read(path).metadata)
+    for name, tensor in gguf_tensors(whole).items():
+        assert np.array_equal(tensor.data, gguf_tensors(path)[name].data)
+    (once,), (again,) = (quantize(source, tmp_path / f"{source.stem}.q", "q4_0") for source in (whole, first))
+    assert once.read_bytes() == again.read_bytes()
+
+
+def test_blocks_of_a_gguf_stay_as_they_are_unless_a_type_is_named(folder, recwarn):
+    (f16,) = convert(folder, format="gguf")
+    (source,) = quantize(f16, folder / "q8_0.gguf", "q8_0")
+    assert not recwarn
+    (kept,), (plain,) = convert(source, None, folder / "kept"), convert(source, 1, folder / "plain")
+    assert "quantized weights become f16" in str(recwarn.pop().message)
+    assert gguf.read(kept).metadata["general.file_type"] == 7
+    assert gguf.read(plain).metadata["general.file_type"] == 1
+    before, theirs = gguf.read(source).tensors, gguf.read(plain).tensors
+    for name, tensor in gguf_tensors(source).items():
+        assert np.array_equal(tensor.data, gguf_tensors(kept)[name].data)
+    for name, tensor in before.items():
+        expected = tensor.dequantize().astype(np.float16 if len(tensor.shape) == 2 else np.float32)
+        assert np.array_equal(theirs[name].dequantize(), expected)
+
+
+def test_what_the_format_of_2023_can_hold_gets_there_from_any_other(folder, recwarn):
+    (ggml,), (path,) = convert(folder), convert(folder, format="gguf")
+    (back,) = convert(path, 1, folder / "back.bin", format="ggml")
+    assert not recwarn
+    multiple_of = slice(12, 16)  # any that gives hidden_dim
+    assert back.read_bytes()[16:] == ggml.read_bytes()[16:] and back.read_bytes()[multiple_of] == b"@\0\0\0"
+    (today,) = convert(ggml)
+    assert today == folder / "ggml-model-f16-f16.gguf"
+    for name, tensor in gguf_tensors(path).items():
+        assert np.array_equal(tensor.data, gguf_tensors(today)[name].data)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama3", "falcon3", "mistral", "llama-biases", "deepseek-coder"])
+def test_what_the_format_of_2023_cannot_hold_is_refused(saved, tmp_path, name):
+    refusal = checkpoints.refused(
+        lambda: convert(saved(name), 1, tmp_path / "x", format="ggml"), "--format gguf"
+    )
+    assert str(saved(name)) in refusal
+    assert not (tmp_path / "x").exists()
+
+
+def test_of_a_name_it_must_be_said_where_to_write():
+    checkpoints.refused(lambda: convert("small", format="gguf"), "small", "outfile")
 
 
 # --- what they refuse -----------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def ggml_files(checkpoint: Checkpoint, path: Path, type: str) -> list[Output]:
         header = headers.ggml_header(config, _texts(checkpoint), ggml.FTYPES[type])
         has_factors = gguf.ROPE_FREQS in tensors
         require(not has_factors, "a ggml file has no field for factors of RoPE: use --format gguf")
-    if config.norm_eps != (implied := ggml.published_norm_eps(config.dim)):
+    if abs(config.norm_eps / (implied := ggml.published_norm_eps(config.dim)) - 1) > 1e-6:
         lost = f"a ggml file can't hold norm_eps {config.norm_eps:g}, and {implied:g} will be taken"
         hint = "unless params.json lies beside it; a GGUF file holds it"
         warnings.warn(f"{path}: {lost} {hint}", stacklevel=3)

@@ -35,7 +35,10 @@ def type_table(tensors: Iterable[tuple[str, str, int]]) -> Iterator[str]:
     rows = []
     for type, found in types.items():
         some = by_layer(name for name, _ in found)
-        where = [role if layers == everywhere[role] else f"{role} (layers {ranges(layers)})" for role, layers in some]
+        where = [
+            role if layers == everywhere[role] else f"{role} (layers {ranges(layers)})"
+            for role, layers in some
+        ]
         many = f"{len(found)} tensor{'s' if len(found) > 1 else ''}"
         rows.append((type, many, human(sum(n_bytes for _, n_bytes in found)), ", ".join(where)))
     yield from columns(rows, "<>><")
