@@ -31,10 +31,10 @@ from tqdm.auto import tqdm
 from ..backends import get_backend
 from ..errors import TinyllamaError, cancellable, check_cancelled, naming, require
 from ..formats import Checkpoint, ggml, meta, open_checkpoint, stamp
-from ..machine.places import find
 from ..machine.files import MappedFile, reserve, written
 from ..machine.interrupts import interruptible
 from ..machine.limits import human, require_disk, require_memory
+from ..machine.places import find
 from ..quant import TYPES
 from ..tensor import Piece
 from . import plans
