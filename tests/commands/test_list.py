@@ -49,7 +49,7 @@ def test_the_model_that_ships_is_always_there(run):
     status, out, _ = run()
     header, small, _, memory = out.splitlines()
     assert status == 0 and header.split() == ["family", "type", "size", "memory", "fits", "name"]
-    assert small.split()[:3] == ["llama", "4.0M", "f16"] and small.split()[-2:] == ["yes", "small"]
+    assert small.split()[:3] == ["llama", "4.0M", "F16"] and small.split()[-2:] == ["yes", "small"]
     assert memory.startswith("memory: to run it with at most 2048 tokens of context; ")
 
 
@@ -70,7 +70,7 @@ def test_every_name_is_what_m_takes(run, gguf, computer):
         assert model["memory"] == sum(memory.values()) and model["weights"] == memory["weights"]
         assert model["n_bytes"] == sum(len(file) for file in checkpoint.files)
         assert tinyllama.generate("Once", model["name"], n_predict=1, seed=1)
-    assert [model["type"] for model in found["models"]] == ["f16", "Q4_0", "Q4_0"]
+    assert [model["type"] for model in found["models"]] == ["F16", "Q4_0", "Q4_0"]
 
 
 def test_what_cannot_be_run_is_listed_with_its_reason_in_one_line(run, gguf, computer):

@@ -115,7 +115,7 @@ def describe(checkpoint: Checkpoint, backend: Backend) -> dict:
 
 
 def type_of(checkpoint: Checkpoint) -> str:
-    """The name of its mix, "Q4_K_M", where a GGUF file says so and its weights agree, else their type."""
+    """The name of its mix, "Q4_K_M", if a GGUF file says one that fits; else the type of most weights."""
     sizes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         sizes[tensor.type] = sizes.get(tensor.type, 0) + prod(tensor.shape)
@@ -123,7 +123,7 @@ def type_of(checkpoint: Checkpoint) -> str:
     for name, mix in MIXES.items():
         if mix.number == number and most in (mix.type, SUBSTITUTES.get(mix.type)):
             return name
-    return most
+    return most.upper()
 
 
 def table(found: dict) -> str:

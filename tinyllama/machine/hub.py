@@ -78,7 +78,9 @@ def find(model: str) -> Path:
     Raises TinyllamaError where it is neither here nor can be fetched.
     """
     repository = parse(model)
-    if path := cached(repository):
+    with naming(model):
+        path = cached(repository)
+    if path:
         return path
     where = f"isn't in {cache_folder()}, or not whole"
     require(not is_offline(), f"{model}: {where}; offline (--offline, HF_HUB_OFFLINE) it can't be fetched")
@@ -107,7 +109,8 @@ def cached(repository: Repository) -> Path | None:
 
 def models() -> Iterator[tuple[str, Path]]:
     """A name for `find`, and the file or folder, of everything in the cache that looks like a model."""
-    for folder in sorted(cache_folder().glob("models--*")):
+    folders = cache_folder().glob("models--*") if os.access(cache_folder(), os.R_OK | os.X_OK) else ()
+    for folder in sorted(folders):
         repository = Repository(folder.name.removeprefix("models--").replace("--", "/", 1))
         for snapshot in snapshots(repository)[:1]:
             names = files_of(snapshot)

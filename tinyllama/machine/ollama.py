@@ -61,6 +61,8 @@ def read_manifest(folder: Path, manifest: Path) -> Path:
 def models() -> Iterator[str]:
     """What `find` takes, of everything in the stores."""
     for folder in folders():
+        if not os.access(folder / "manifests", os.R_OK | os.X_OK):  # the service's may be closed to others
+            continue
         for manifest in sorted((folder / "manifests").glob("*/*/*/*")):
             *words, tag = manifest.relative_to(folder / "manifests").parts
             for default in DEFAULTS:

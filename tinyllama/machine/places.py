@@ -65,14 +65,15 @@ def folders() -> list[Path]:
 
 def in_folder(folder: Path, deepest: int) -> Iterator[Path]:
     """GGUF and ggml files, of those in parts the first, and folders of Meta's and of Hugging Face's."""
-    paths = sorted(folder.iterdir()) if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK) else []
+    is_open = os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
+    paths = sorted(folder.iterdir()) if is_open else []
     suffixes, names = {path.suffix for path in paths}, {path.name for path in paths}
     if {"params.json", "config.json"} & names and {".pth", ".safetensors"} & suffixes:
         yield folder
     for path in paths:
-        if deepest and path.is_dir() and not path.name.startswith("."):
+        if deepest and os.path.isdir(path) and not path.name.startswith("."):
             yield from in_folder(path, deepest - 1)
-        elif path.is_file() and path.name == hub.parts(path.name)[0] and _is_model(path):
+        elif os.path.isfile(path) and path.name == hub.parts(path.name)[0] and _is_model(path):
             yield path
 
 
