@@ -30,7 +30,8 @@ def ranges(lines):
 
 EXTRAS = PROJECT["optional-dependencies"]
 PYPROJECT_RANGES = ranges(chain(PROJECT["dependencies"], *EXTRAS.values()))
-CONDA_RANGES = ranges(line for line in CONDA["dependencies"] if isinstance(line, str))
+*CONDA_LINES, WITH_PIP = CONDA["dependencies"]
+CONDA_RANGES = ranges([*CONDA_LINES, *WITH_PIP["pip"][1:]])
 
 #: {name: the lines of requirements/name.txt}, each with its continuation lines
 LOCKS = {
@@ -46,9 +47,11 @@ def test_conda_installs_the_packages_and_ranges_of_pyproject():
     assert conda == PYPROJECT_RANGES
 
 
-def test_conda_uses_conda_forge_and_installs_the_checkout_with_pip_alone():
+def test_conda_uses_conda_forge_and_installs_with_pip_the_checkout_and_what_it_has_not():
     assert CONDA["channels"] == ["conda-forge"]
-    assert [line for line in CONDA["dependencies"] if not isinstance(line, str)] == [{"pip": ["-e ."]}]
+    assert all(isinstance(line, str) for line in CONDA_LINES)
+    assert WITH_PIP["pip"][0] == "-e ."
+    assert ranges(WITH_PIP["pip"][1:]).keys() == {"libgguf"}
 
 
 def pins(goal):
