@@ -41,6 +41,7 @@ from ..quant import TYPES
 from ..tensor import Piece
 from ..tokenizer import BYTE, BYTE_PIECES, CONTROL, NORMAL, UNKNOWN, Vocabulary
 from . import Checkpoint
+from .checked import checked
 from .cursor import Cursor
 from .folders import read_json
 from .meta import config_of
@@ -254,4 +255,5 @@ def rebuild_vocabulary(texts: list[bytes]) -> Vocabulary:
     ranks = enumerate(pieces[FIRST_PIECE:])
     scores = [0.0] * FIRST_PIECE + [float(-rank) if piece.strip("▁") else LAST for rank, piece in ranks]
     types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * (len(texts) - FIRST_PIECE)
-    return Vocabulary("sentencepiece", pieces=tuple(pieces), scores=tuple(scores), types=tuple(types))
+    rows = {"pieces": tuple(pieces), "scores": tuple(scores), "types": tuple(types)}
+    return checked(Vocabulary("sentencepiece", **rows, prefixed="text"))

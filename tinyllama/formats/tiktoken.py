@@ -38,12 +38,12 @@ def special_pieces() -> list[str]:
     return [f"<|{name}|>" for name in (*named, *reserved)]
 
 
-def vocabulary_from_tiktoken(path: str | Path) -> Vocabulary:
-    """The vocabulary of Llama 3 in such a file.
+def vocabulary_from_tiktoken(path: str | Path, data: bytes | None = None) -> Vocabulary:
+    """The vocabulary of Llama 3 in such a file, whose bytes may have been read already.
 
     Raises TinyllamaError, naming the file, where it can't be read or is damaged.
     """
-    path, data = Path(path), read_file(path, LARGEST_FILE)
+    path, data = Path(path), read_file(path, LARGEST_FILE) if data is None else data
     with naming(path):
         ranks, special = _ranks(data), special_pieces()
         n = len(ranks)

@@ -21,12 +21,12 @@ TEXT, SCORE, TYPE = 0x0A, 0x15, 0x18
 WIDTHS = {1: 8, 5: 4}  # of wire types, in bytes
 
 
-def vocabulary_from_model(path: str | Path) -> Vocabulary:
-    """The pieces of a tokenizer.model.
+def vocabulary_from_model(path: str | Path, data: bytes | None = None) -> Vocabulary:
+    """The pieces of a tokenizer.model, whose bytes may have been read already.
 
     Raises TinyllamaError, naming the file, where it can't be read, is no such file or isn't of the BPE kind.
     """
-    path, data = Path(path), read_file(path, LARGEST_FILE)
+    path, data = Path(path), read_file(path, LARGEST_FILE) if data is None else data
     with naming(path):
         require(data.lstrip()[:1] != b"<", "a web page, no SentencePiece model")
         many = data.count(b"\n") > 2 * LARGEST["vocab_size"]  # a byte 10 begins each piece

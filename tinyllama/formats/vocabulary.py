@@ -8,13 +8,14 @@ from pathlib import Path
 
 from ..config import LARGEST
 from ..errors import naming, require
+from ..machine.files import read_file
 from ..tokenizer import BYTE, BYTE_PIECES, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from .checked import checked
 from .cursor import BOOL, F32, I32, NUMBERS, STRING
 from .pre_tokenizers import rule_of, words_of
 from .tiktoken import recognizes, vocabulary_from_tiktoken
 from .tokenizer_json import read_json, vocabulary_from_json
-from .tokenizer_model import vocabulary_from_model
+from .tokenizer_model import LARGEST_FILE, vocabulary_from_model
 
 #: Arrays of a GGUF file that become a Vocabulary: its field, and the type of the elements that is written.
 ARRAYS = {
@@ -213,8 +214,8 @@ def find_vocabulary(folder: str | Path, vocab_size: int) -> tuple[Vocabulary, li
 
 def _tokenizer_model(path: Path) -> Vocabulary:
     """Two kinds of files have this name."""
-    with open(path, "rb") as file:
-        return (vocabulary_from_tiktoken if recognizes(file.read(1024)) else vocabulary_from_model)(path)
+    data = read_file(path, LARGEST_FILE)
+    return (vocabulary_from_tiktoken if recognizes(data) else vocabulary_from_model)(path, data)
 
 
 #: The files that a vocabulary is read from, the first that is there; and those that say more about it.
