@@ -185,16 +185,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def attention(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    cache: KVCache,
-    layer: int,
-    tap=None,
-    window: int = 0,
-    softmax=softmax,
-) -> np.ndarray:
+def attention(q, k, v, cache: KVCache, layer: int, tap=None, window: int = 0, softmax=softmax) -> np.ndarray:
     """Append k and v to the cache, then let each token attend to itself and all before it.
 
     softmax(q @ keys.T / sqrt(head_dim)) @ values (arXiv:1706.03762). Where n_kv_heads < n_heads,

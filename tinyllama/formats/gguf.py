@@ -42,15 +42,10 @@ TYPE_OF_ID = {kind.gguf_id: kind for kind in TYPES.values() if kind.gguf_id is n
 
 TEMPLATE = "tokenizer.chat_template"
 ROPE_FREQS = "rope_freqs.weight"  # of Llama 3.1: a divisor for each RoPE frequency, [head_dim / 2]
-FREQUENCIES = (
-    "attn_rot_embd"  # in the names of tensors that older converters copied: they follow from rope_theta
-)
+FREQUENCIES = "attn_rot_embd"  # in names of tensors that older converters wrote: they follow from rope_theta
 TURNED = {"wq", "wk", "q_norm", "k_norm"}  # what these make is turned by RoPE
-
 SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # the name of a part
-
-# Several times what any model has; a file that claims more is damaged.
-MOST = 1 << 14  # tensors, or key-values
+MOST = 1 << 14  # tensors, or key-values: several times what any model has
 
 # --- reading --------------------------------------------------------------------------------------
 
@@ -102,10 +97,8 @@ def read(source: str | Path | MappedFile) -> Checkpoint:
     with naming(opened.file.path):
         parts = _all_parts(opened)
         metadata, infos = parts[0].metadata, dict(pair for part in parts for pair in part.infos.items())
-        family, template = metadata.value("general.architecture", str, ""), metadata.get(TEMPLATE)
+        family, template = metadata.value("general.architecture", str, ""), metadata.value(TEMPLATE, str, "")
         require(family in FAMILIES, refusal(family))
-        for key in [key for key in metadata if key.startswith("split.")]:
-            del metadata[key]  # what is made of this model is whole
         vocabulary = from_gguf(metadata)
         shapes = {name: info.shape for name, info in infos.items()}
         config = config_of(metadata, shapes, len(vocabulary.pieces))
@@ -115,7 +108,6 @@ def read(source: str | Path | MappedFile) -> Checkpoint:
             tensors |= _tensors(part, names, config)
         vocabulary = padded(vocabulary, config.vocab_size)
     path, files = parts[0].file.path, [part.file for part in parts]
-    template = template if isinstance(template, str) else ""
     return Checkpoint(path, "gguf", config, tensors, vocabulary, files, metadata, template)
 
 
@@ -132,9 +124,7 @@ def _all_parts(opened: Part) -> list[Part]:
     parts = [opened if path == opened.file.path else _read_part(MappedFile(path)) for path in paths]
     for number, part in enumerate(parts):
         told = [part.metadata.get(key) for key in ("split.no", "split.count")]
-        require(
-            told == [number, n_parts], f"{part.file.path.name} says that it is another part than its name"
-        )
+        require(told == [number, n_parts], f"{part.file.path.name} says it's another part than its name")
     n_tensors, names = sum(len(part.infos) for part in parts), {name for part in parts for name in part.infos}
     expected = parts[0].metadata.get("split.tensors.count", n_tensors)
     require(n_tensors == len(names) == expected, f"its parts hold {n_tensors} tensors, not {shown(expected)}")
