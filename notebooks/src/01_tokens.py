@@ -269,9 +269,7 @@ def as_tokenizer(merges):
             merges=tuple(f"{left} {right}" for left, right in merges),
             words=(GPT2,),
             add_space_prefix=False,
-            bos_id=None,
-            eos_id=None,
-            unk_id=None,
+            **dict.fromkeys(["bos_id", "eos_id", "unk_id"]),
         )
     )
 
