@@ -19,8 +19,8 @@ import regex
 
 import tinyllama
 from tinyllama import ops
-from tinyllama.lab import plots
 from tinyllama.formats.pre_tokenizers import GPT2
+from tinyllama.lab import plots
 from tinyllama.lab.lessons import check
 from tinyllama.tokenizer import Vocabulary, make_tokenizer
 
