@@ -19,6 +19,7 @@ class Hub:
         gated: repositories that take the token.
         cut: bytes after which the answer for a large file ends, once each; 0 never.
         hold: an event for which the rest of a large file waits.
+        etag: what it says to be every file's, unless "".
         status: what it answers to everything, unless 0.
         sent: the bytes of files that have been sent.
         asked: (method, path, the Range header or None) of every request.
@@ -32,6 +33,7 @@ class Hub:
     hold: threading.Event | None = None
     status: int = 0
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    etag: str = ""
     sent: int = 0
     url: str = ""
 
@@ -82,6 +84,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if whole >= self.hub.large:
             headers |= {"X-Linked-ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(whole)}
         headers["ETag"] = f'"{hashlib.sha1(data).hexdigest()}"'
+        headers |= {"X-Linked-ETag": self.hub.etag} if self.hub.etag else {}
         if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
             start = int(found[1])
             headers["Content-Range"] = f"bytes {start}-{whole - 1}/{whole}"

@@ -79,7 +79,7 @@ def test_a_name_has_a_repository_perhaps_a_revision_and_perhaps_a_quantization()
 
 
 @pytest.mark.parametrize(
-    "model", ["hf:", "hf:name", "hf:a/b/c", "hf:a b/c", "hf:../..//x", "hf:a/b:", "hf:a/b@"]
+    "model", ["hf:", "hf:name", "hf:a/b/c", "hf:a b/c", "hf:../x", "hf:a/b@../../c", "hf:a/b:", "hf:a/b@"]
 )
 def test_what_is_no_name_gets_one_line_that_shows_how_one_looks(model):
     with pytest.raises(TinyllamaError, match="a model of the Hugging Face hub is hf:org/name, or"):
@@ -190,10 +190,14 @@ def test_what_is_in_the_cache_is_listed_with_names_that_find_it(cache):
     put(cache, "a/Two-GGUF", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "mmproj-m.gguf")
     put(cache, "b/split", *SPLIT, "other-Q5_K_M.gguf")
     put(cache, "c/folder", *FOLDER, *SHARDS)
-    put(cache, "d--e/not-a-model", "vocab.txt")
+    put(cache, "d/not-a-model", "vocab.txt")
+    put(cache, "e/older", "m-Q8_0.gguf", revision="r0", ref=None)
+    newer = put(cache, "e/older", "m.gguf")
+    os.utime(newer.parent / "r0", (0, 0))
     found = dict(hub.models())
     names = ["hf:a/Two-GGUF:Q8_0", "hf:a/Two-GGUF:Q4_K_M", "hf:b/split:other-Q5_K_M.gguf"]
-    assert list(found) == [*names, f"hf:b/split:{SPLIT[0]}", "hf:c/folder"]
+    names += [f"hf:b/split:{SPLIT[0]}", "hf:c/folder", "hf:e/older:m.gguf", "hf:e/older:Q8_0"]
+    assert sorted(found) == sorted(names)
     assert {name: hub.find(name) for name in found} == found
 
 
@@ -230,7 +234,7 @@ def start(model):
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("end", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_an_interrupted_download_goes_on_from_there(online, cache, end, capsys):
     online.hold = threading.Event()
     process = start(f"hf:{REPOSITORY}")
@@ -280,6 +284,12 @@ def test_what_the_hub_does_not_have_is_named(online):
     refused(f"hf:{REPOSITORY}:Q5_K_M", "there is no Q5_K_M in it: its GGUF files are Q8_0, Q4_K_M")
     refused("hf:org/pytorch", "neither GGUF files nor config.json, tokenizer and safetensors")
     refused("hf:org/pytorch:Q4_0", "there is no Q4_0 in it: it has no GGUF files")
+
+
+def test_a_hub_that_would_write_elsewhere_is_refused(online, cache):
+    online.etag = '"../../../elsewhere"'
+    refused(f"hf:{REPOSITORY}", "the hub calls a file or a revision '../../../elsewhere'")
+    assert {path.name for path in cache.parent.iterdir()} <= {"hub", "token"}
 
 
 def test_a_hub_that_is_out_of_order_is_named(online):

@@ -66,7 +66,7 @@ class Known:
     def __init__(self):
         self._path, self._new = cache_folder() / "list.json", {}
         sources = Path(__file__).parents[1].rglob("*.py")  # another reader may read what this one doesn't
-        self._version = f"{__version__} {max(source.stat().st_mtime_ns for source in sources)}"
+        self._version = f"{__version__} {max((source.stat().st_mtime_ns for source in sources), default=0)}"
         self._old = {}
         with suppress(TinyllamaError, ValueError, TypeError, KeyError, RecursionError):
             self._old = dict(json.loads(read_file(self._path, LARGEST_CACHE))[self._version])

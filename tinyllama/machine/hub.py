@@ -22,7 +22,8 @@ from .interrupts import interruptible
 from .limits import human, require_disk
 from .terminal import bytes_bar, say
 
-NAME = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<quant>.+))?")
+WORD = r"[\w-][\w.-]*"  # doesn't lead out of a folder
+NAME = re.compile(rf"hf:(?P<name>{WORD}/{WORD})(?:@(?P<revision>{WORD}(?:/{WORD})*))?(?::(?P<quant>.+))?")
 PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.(gguf|safetensors)$)")
 #: What the name of a GGUF file says of its type: Q4_K_M, IQ4_XS, BF16, ...
 QUANT = re.compile(r"(?<![a-z0-9])(i?q\d\w*|tq\d_\d|mxfp4\w*|b?f16|f32)(?=[-.])", re.IGNORECASE)
@@ -78,9 +79,7 @@ def find(model: str) -> Path:
     Raises TinyllamaError where it is neither here nor can be fetched.
     """
     repository = parse(model)
-    with naming(model):
-        path = cached(repository)
-    if path:
+    if path := cached(repository):
         return path
     where = f"isn't in {cache_folder()}, or not whole"
     require(not is_offline(), f"{model}: {where}; offline (--offline, HF_HUB_OFFLINE) it can't be fetched")
@@ -99,11 +98,12 @@ def download(model: str) -> Path:
 
 def cached(repository: Repository) -> Path | None:
     """Where a model lies in the cache; None where it doesn't, or not all of it."""
-    for snapshot in snapshots(repository):
-        names = files_of(snapshot)
-        chosen = choose(names, repository.quant)
-        if chosen and {part for name in chosen for part in parts(name)} <= set(names):
-            return opened(snapshot, chosen)
+    with naming(str(repository)):
+        for snapshot in snapshots(repository):
+            names = files_of(snapshot)
+            chosen = choose(names, repository.quant)
+            if chosen and {part for name in chosen for part in parts(name)} <= set(names):
+                return opened(snapshot, chosen)
     return None
 
 
@@ -111,16 +111,22 @@ def models() -> Iterator[tuple[str, Path]]:
     """A name for `find`, and the file or folder, of everything in the cache that looks like a model."""
     folders = cache_folder().glob("models--*") if os.access(cache_folder(), os.R_OK | os.X_OK) else ()
     for folder in sorted(folders):
-        repository = Repository(folder.name.removeprefix("models--").replace("--", "/", 1))
-        for snapshot in snapshots(repository)[:1]:
-            names = files_of(snapshot)
-            for name in gguf_files(names):
-                quants = [quant[0] for other in gguf_files(names) if (quant := QUANT.search(other))]
-                quant = QUANT.search(name)
-                is_one = quant and quants.count(quant[0]) == 1
-                yield f"{repository}:{quant[0] if is_one else name}", snapshot / name
-            if not gguf_files(names) and choose(names, ""):
-                yield str(repository), snapshot
+        name = folder.name.removeprefix("models--").replace("--", "/", 1)
+        found = {}  # of several revisions the first that has it
+        for snapshot in snapshots(Repository(name)) if "/" in name else ():
+            found = _named(snapshot) | found
+        yield from ((f"hf:{name}{quant}", path) for quant, path in found.items())
+
+
+def _named(snapshot: Path) -> dict[str, Path]:
+    """What stands behind a repository's name, ":Q4_K_M", say, for each model of a revision."""
+    names = files_of(snapshot)
+    models = gguf_files(names)
+    quants = {name: found[0] if (found := QUANT.search(name)) else name for name in models}
+    alone = {name: list(quants.values()).count(quant) == 1 for name, quant in quants.items()}
+    if models or not choose(names, ""):
+        return {f":{quants[name] if alone[name] else name}": snapshot / name for name in models}
+    return {"": snapshot}
 
 
 def snapshots(repository: Repository) -> list[Path]:
@@ -239,10 +245,11 @@ def _messages(process: subprocess.Popen) -> Iterator[dict]:
         if select([process.stdout], [], [], 0.1)[0]:
             more = os.read(process.stdout.fileno(), 1 << 16)
             *lines, said = (said + more).split(b"\n")
-            for message in map(json.loads, lines):
+            for message in (json.loads(line) for line in lines if line.startswith(b"{")):
                 require("error" not in message, message.get("error", ""))
                 yield message
-            require(more, f"huggingface_hub ended with status {process.poll()}")
+            if not more:
+                raise TinyllamaError(f"huggingface_hub ended with status {process.wait()}")
 
 
 def _tell(process: subprocess.Popen, what) -> None:
@@ -253,8 +260,8 @@ def _tell(process: subprocess.Popen, what) -> None:
 def _choose(names: list[str], quant: str) -> list[str]:
     """As `choose`. Raises TinyllamaError, with what there is, where that isn't what is wanted."""
     chosen = choose(names, quant)
-    quants = [found[0] for name in gguf_files(names) if (found := QUANT.search(name))]
-    offers = f"its GGUF files are {', '.join(dict.fromkeys(quants))}" if quants else "it has no GGUF files"
+    offers = [found[0] if (found := QUANT.search(name)) else name for name in gguf_files(names)]
+    offers = f"its GGUF files are {', '.join(dict.fromkeys(offers))}" if offers else "it has no GGUF files"
     require(chosen or not quant, f"there is no {quant} in it: {offers}")
     require(chosen, "no model: it has neither GGUF files nor config.json, tokenizer and safetensors")
     missing = [part for name in chosen for part in parts(name) if part not in names]

@@ -50,7 +50,7 @@ class Fetching:
         self.repository, self.revision, self.cache = repository, revision, Path(cache)
         self.here = self.cache / f"models--{repository.replace('/', '--')}"
         info = HfApi().model_info(repository, revision=revision)
-        self.sha, self.arrived = info.sha, {}
+        self.sha, self.arrived = plain(info.sha), {}
         licences = [tag.partition(":")[2] for tag in info.tags or () if tag.startswith("license:")]
         names = [file.rfilename for file in info.siblings]
         say(files=names, licence=licences[0] if licences else "", endpoint=constants.ENDPOINT)
@@ -74,7 +74,7 @@ class Fetching:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         found = get_hf_file_metadata(hf_hub_url(self.repository, name, revision=self.sha))
-        blob = self.here / "blobs" / found.etag
+        blob = self.here / "blobs" / plain(found.etag)
         paths = [path for path in (blob, unfinished(blob)) if path.is_file()]
         self.arrived[name] = min(paths[0].stat().st_size, found.size or 0) if paths else 0
         return found
@@ -155,6 +155,13 @@ class Reporting:
             rest = rest[self._file.write(rest) :]
         self._report(self._file.tell())
         return len(data)
+
+
+def plain(word: str) -> str:
+    """A word that becomes a file's name. Raises ValueError where it would lead somewhere else."""
+    if not word.replace("-", "").isalnum():
+        raise ValueError(f"the hub calls a file or a revision {word!r:.80}")
+    return word
 
 
 def unfinished(blob: Path) -> Path:
