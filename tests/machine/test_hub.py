@@ -312,7 +312,7 @@ def test_offline_nothing_is_asked(online, monkeypatch, value):
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused("hf:org/name", "pip install 'tinyllama-lab[hub]'")
+    refused("hf:org/name", "pip install huggingface_hub")
 
 
 def test_a_full_disk_is_refused_with_the_figures(online, cache, monkeypatch):

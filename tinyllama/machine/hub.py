@@ -198,7 +198,7 @@ def fetch(repository: Repository) -> Path:
     Raises TinyllamaError, with what to do, where that isn't possible; KeyboardInterrupt after Ctrl-C.
     """
     can = importlib.util.find_spec("huggingface_hub")
-    require(can, f"{repository}: to fetch it takes huggingface_hub: pip install 'tinyllama-lab[hub]'")
+    require(can, f"{repository}: to fetch it takes huggingface_hub: pip install huggingface_hub")
     try:
         with interruptible(), naming(str(repository)):
             cache = cache_folder()
