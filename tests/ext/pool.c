@@ -59,7 +59,7 @@ static void compute(results *r, int threads) {
     const weight *weights[2] = {&shared[0], &shared[1]};
     float *outs[2] = {r->products[0], r->products[1]};
     const int64_t rows[2] = {69, 0};
-    heads h = {inputs, r->keys, r->values, r->attended, TOKENS, HEADS, HEADS, HEAD_DIM, CONTEXT, 250};
+    heads h = {inputs, r->keys, r->values, r->attended, TOKENS, HEADS, HEADS, HEAD_DIM, CONTEXT, 250, 250 + TOKENS};
     matmul(inputs, TOKENS, 2, weights, outs, threads);
     unpack_rows(&shared[0], rows, 2, r->rows);
     rms_norm(inputs, inputs, 1e-6f, TOKENS, DIM, r->normed, threads);

@@ -139,16 +139,13 @@ def config_of(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], n_token
 def _rope_scaling(metadata: Metadata, family: str, trained: int) -> RopeScaling | None:
     """RoPE's scaling, or None; Llama 3.1's is a tensor. Without a type it is linear, as llama.cpp has it."""
 
-    def number(key: str, default: float) -> float:
-        return (
-            metadata.value(f"{family}.rope.{key}", float) if metadata.get(f"{family}.rope.{key}") else default
-        )
+    def number(name: str, default: float) -> float:
+        key = f"{family}.rope.{name}"
+        return metadata.value(key, float) if metadata.get(key) else default
 
     kind = metadata.value(f"{family}.rope.scaling.type", str, "linear")
-    known = kind in ("none", "linear", "yarn")
-    require(
-        known, f"the key {family}.rope.scaling.type is {kind!r}, which isn't supported: only linear and yarn"
-    )
+    why = "which isn't supported: only linear and yarn are"
+    require(kind in ("none", "linear", "yarn"), f"the key {family}.rope.scaling.type is {kind!r}, {why}")
     factor = 1.0 if kind == "none" else number("scaling.factor", number("scale_linear", 1.0))
     if kind == "yarn":
         betas = {
@@ -174,7 +171,7 @@ def _check_keys(metadata: Metadata, config: Config, n_tokens: int) -> None:
         if family != config.family:
             continue
         if name in NEUTRAL:
-            same = name == "attention.scale" and value == np.float32(config.head_dim**-0.5)
+            same = name == "attention.scale" and alike(value) == float(np.float32(config.head_dim**-0.5))
             why = "this changes what a model computes, and isn't supported"
             why = f"{EXPERTS}, isn't supported" if name == "expert_count" else why
             require(same or alike(value) in NEUTRAL[name], f"the key {key} is {shown(value)}: {why}")
