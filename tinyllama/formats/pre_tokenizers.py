@@ -47,6 +47,7 @@ class Rule:
     ignore_merges: bool = False  # a word that is a piece is taken as it is
     add_bos: bool = False  # bos comes before a prompt, unless the file says otherwise
     aliases: str = ""  # other names of the same rule
+    published: tuple[str, ...] = ()  # the same as tokenizer.json files have it, where that is slower
 
 
 RULES = {
@@ -54,7 +55,9 @@ RULES = {
         (GPT2,), aliases="phi-2 gigachat mellum modern-bert exaone4 a.x-4.0 olmo mpt jais trillion"
     ),
     "smollm": Rule(
-        (r"\p{N}", GPT2), aliases="starcoder refact command-r codeshell exaone minerva-7b mellum2"
+        (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",),
+        aliases="starcoder refact command-r codeshell exaone minerva-7b mellum2",
+        published=(r"\p{N}", GPT2),
     ),
     "llama-bpe": Rule(
         (_LLAMA3 % r"\p{N}{1,3}",),
@@ -112,7 +115,7 @@ def words_of(pre: str) -> dict:
 def name_of(words: Iterable[str], ignore_merges: bool) -> str:
     """The name of the rule of these regular expressions, however their characters are escaped; "" of none."""
     same = tuple(map(_unescaped, words))
-    fitting = [name for name, rule in RULES.items() if tuple(map(_unescaped, rule.words)) == same]
+    fitting = [n for n, rule in RULES.items() if same == tuple(map(_unescaped, rule.published or rule.words))]
     return next((name for name in fitting if RULES[name].ignore_merges == ignore_merges), "")
 
 

@@ -28,7 +28,7 @@ from ..errors import TinyllamaError, naming, require
 from ..machine.files import read_file
 from ..tokenizer import BYTE, BYTE_PIECES, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from .checked import checked
-from .pre_tokenizers import GPT2, name_of
+from .pre_tokenizers import GPT2, RULES, name_of
 
 LARGEST_FILE = 1 << 25  # bytes; Gemma's has 33 million, Llama 3's nine
 LONGEST_CUT = 1.0  # seconds in which a rule must have cut a line; a real one takes microseconds
@@ -66,13 +66,13 @@ def vocabulary_from_json(path: str | Path) -> Vocabulary:
             require(not model.get(name), f"a BPE with a {name}, which isn't supported")
         steps = _steps(parts.get("pre_tokenizer"), "pretokenizers")
         is_bytes = any(step["type"] == "ByteLevel" for step in steps)
-        ways = _byte_level(steps) if is_bytes else _sentencepiece(steps)
+        ignore_merges = bool(model.get("ignore_merges"))
+        ways = _byte_level(steps, ignore_merges) if is_bytes else _sentencepiece(steps)
         ways |= _normalizer(_steps(parts.get("normalizer"), "normalizers"), is_bytes)
         ids = _ids(model, parts)
         pieces, types = _pieces(ids, model, parts, is_bytes)
         merges = _merges(model, ids)
         require(merges or is_bytes, "a tokenizer without merges")
-        ignore_merges = bool(model.get("ignore_merges"))
         bos_id = _bos(parts.get("post_processor"), ids)
         unk_id = ids.get(str(model.get("unk_token")))
         vocabulary = Vocabulary(
@@ -81,7 +81,6 @@ def vocabulary_from_json(path: str | Path) -> Vocabulary:
             scores=() if is_bytes else _scores(pieces, merges),
             types=types,
             merges=merges,
-            pre=name_of(ways.get("words", ()), ignore_merges) if is_bytes else "",
             ignore_merges=ignore_merges,
             bos_id=bos_id,
             eos_id=None,
@@ -118,7 +117,7 @@ def _steps(step: object, name: str) -> list[dict]:
 # --- how text is cut ------------------------------------------------------------------------------
 
 
-def _byte_level(steps: list[dict]) -> dict:
+def _byte_level(steps: list[dict], ignore_merges: bool) -> dict:
     """The fields of a Vocabulary that say how a byte-level one cuts text."""
     words, prefix = [], False
     last = [step["type"] for step in steps].index("ByteLevel") == len(steps) - 1
@@ -129,9 +128,12 @@ def _byte_level(steps: list[dict]) -> dict:
             not prefix or not words, "a pre_tokenizer that puts a space before every word isn't supported"
         )
         words += _words(step)
-    for rule in () if name_of(words, False) or name_of(words, True) else words:
+    name = name_of(words, ignore_merges)
+    known = name or name_of(words, not ignore_merges)
+    for rule in () if known else words:
         _check_rule(rule)
-    return {"words": tuple(words), "add_space_prefix": bool(prefix), "prefixed": "bare"}
+    words = RULES[known].words if known else tuple(words)
+    return {"pre": name, "words": words, "add_space_prefix": bool(prefix), "prefixed": "bare"}
 
 
 def _check_rule(rule: str) -> None:
