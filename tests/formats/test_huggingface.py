@@ -233,6 +233,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
         ({"model_type": "qwen3", "max_window_layers": 2} | WINDOW, 0),
         ({"model_type": "qwen3", "layer_types": [FULL] * 2} | WINDOW, 0),
         ({"model_type": "qwen3", "layer_types": [SLIDING] * 2} | WINDOW, 64),
+        ({"model_type": "qwen3", "layer_types": 5, "max_window_layers": -1} | WINDOW, 64),
     ],
 )
 def test_windows_are_read_as_transformers_uses_them(folder, values, window):
@@ -263,6 +264,10 @@ def test_windows_are_read_as_transformers_uses_them(folder, values, window):
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "yarn without truncate"),
         ({"rope_scaling": {"type": "linear", "factor": "x"}}, "factor must be a number, not 'x'"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "must be a positive number"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": -1}},
+            "must be a positive number",
+        ),
         ({"rope_scaling": [1]}, "RoPE's numbers"),
         ({"rope_parameters": {FULL: {"rope_type": "default"}}}, "RoPE's numbers differ from layer to layer"),
         ({"hidden_size": ...}, "hidden_size is missing"),
@@ -306,6 +311,10 @@ def test_a_config_that_isnt_json_is_refused(folder, text):
         (
             lambda state: state | {"model.layers.1.self_attn.q_proj.bias": torch.ones(96)},
             "the tensor model.layers.1.self_attn.q_proj.bias is none",
+        ),
+        (
+            lambda state: state | {"model.layers.0.self_attn.q_norm.weight": torch.ones(16)},
+            "the tensor model.layers.0.self_attn.q_norm.weight is none",
         ),
         (
             lambda state: state | {"model.layers.0.self_attn.q_proj.weight": torch.ones(95, 96)},

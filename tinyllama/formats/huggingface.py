@@ -16,7 +16,7 @@ from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import STEPS, Config, RopeScaling, steps_of, tensor_names
+from ..config import FAMILIES, STEPS, Config, Family, RopeScaling, steps_of, tensor_names
 from ..errors import TinyllamaError, naming, require
 from ..machine.files import read_file
 from ..tensor import Tensor, halves_order
@@ -26,7 +26,8 @@ from .others import refusal
 from .parts import Part
 from .pth import read_part
 from .safetensors import read_shards, read_tensors, shard_paths
-from .vocabulary import find_vocabulary, vocabulary_files
+from .tokenizer_json import read_json as read_any
+from .vocabulary import LARGEST_SETTINGS, find_vocabulary, vocabulary_files
 
 #: config.json's model_type and our family.
 FAMILY_OF = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -53,8 +54,7 @@ IN_HALVES = ("wq.weight", "wk.weight", "wq.bias", "wk.bias", "q_norm.weight", "k
 FULL, SLIDING = "full_attention", "sliding_attention"  # in layer_types
 IGNORED = "rotary_emb.inv_freq"  # follows from the numbers
 
-LARGEST_SETTINGS = 1 << 24  # bytes of tokenizer_config.json, which may list a thousand special tokens
-LARGEST_TEMPLATE = 1 << 20
+LARGEST_TEMPLATE = 1 << 20  # bytes
 
 
 def recognizes(path: Path) -> bool:
@@ -83,10 +83,8 @@ def read(path: str | Path) -> Checkpoint:
     with naming(folder / weights):
         tensors = _tensors(part, config, tied=values.get("tie_word_embeddings") is not False)
     vocabulary, _ = find_vocabulary(folder, config.vocab_size)
-    files = list(dict.fromkeys(piece.data for piece in part.values()))
-    return Checkpoint(
-        folder, "huggingface", config, tensors, vocabulary, files, values, find_template(folder)
-    )
+    files, template = list(dict.fromkeys(piece.data for piece in part.values())), find_template(folder)
+    return Checkpoint(folder, "huggingface", config, tensors, vocabulary, files, values, template)
 
 
 def stamp(path: Path) -> list[Path]:
@@ -114,7 +112,7 @@ def find_template(folder: Path) -> str:
     if path.is_file():
         with naming(path):
             return read_file(path, LARGEST_TEMPLATE).decode()
-    found = read_json(settings, LARGEST_SETTINGS).get("chat_template") if settings.is_file() else None
+    found = read_any(settings, LARGEST_SETTINGS).get("chat_template") if settings.is_file() else None
     if isinstance(found, list):  # several, each with a name
         named = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default", next(iter(named.values()), None))
@@ -151,22 +149,30 @@ def config_of(values: dict, names: Container[str]) -> Config:
         value = (values | rope).get(key)
         fine = value is None or value in allowed
         require(fine, f"{key} is {str(value)[:40]}: this changes what a model computes, and isn't supported")
+    family = FAMILY_OF[values["model_type"]]
     config = Config(
         **found,
-        family=FAMILY_OF[values["model_type"]],
+        **_steps(values, FAMILIES[family], names),
+        family=family,
         rope_theta=number(values | rope, "rope_theta", float, 10000.0),
         rope_scaling=_scaling(values, rope, found["max_seq_len"]),
-        **steps_of({meta for meta, _, theirs in tensor_names(1, STEPS) if theirs in names}),
     )
     return replace(config, sliding_window=_window(values, config))
+
+
+def _steps(values: dict, family: Family, names: Container[str]) -> dict[str, bool]:
+    """The optional steps that there are weights for, and that transformers takes."""
+    own = bool(values.get("attention_bias")) and values["model_type"] != "qwen2"
+    taken = {"biases": own or family.biases, "output_bias": own, "qk_norms": family.qk_norms}
+    there = steps_of({meta for meta, _, theirs in tensor_names(1, STEPS) if theirs in names})
+    return {step: there[step] and taken[step] for step in taken}
 
 
 def _scaling(values: dict, rope: dict, max_seq_len: int) -> RopeScaling | None:
     """RoPE's scaling as transformers understands it; None where there is none."""
     kind = rope.get("rope_type", rope.get("type", "default"))
-    require(
-        kind in ("default", "linear", "llama3", "yarn"), f"RoPE of the kind {str(kind)[:40]} isn't supported"
-    )
+    known = kind in ("default", "linear", "llama3", "yarn")
+    require(known, f"RoPE of the kind {str(kind)[:40]} isn't supported")
     original = number(values | rope, "original_max_position_embeddings", int, max_seq_len)
     factor = number(rope, "factor", float, max_seq_len / max(original, 1))
     if kind == "default" or (kind == "linear" and factor == 1):
@@ -180,10 +186,9 @@ def _scaling(values: dict, rope: dict, max_seq_len: int) -> RopeScaling | None:
 
 def _magnitude(rope: dict, factor: float) -> float | None:
     """By how much yarn lets queries and keys grow; None for the usual."""
-    own, top, bottom = (
-        number(rope, key, float, 0.0) for key in ("attention_factor", "mscale", "mscale_all_dim")
-    )
-    if own or not (top and bottom):
+    names = ("attention_factor", "mscale", "mscale_all_dim")
+    own, top, bottom = (number(rope, name, float, 0.0) for name in names)
+    if own or min(top, bottom) <= 0:
         return own or None
     growth = 0.1 * math.log(max(factor, 1))
     return (growth * top + 1) / (growth * bottom + 1)
@@ -196,15 +201,11 @@ def _window(values: dict, config: Config) -> int:
     window = number(values, "sliding_window", int, 0 if "sliding_window" in values else 4096)
     if not used or window >= config.max_seq_len:
         return 0
-    first = number(
-        values, "max_window_layers", int, 0 if of_mistral else 28
-    )  # the layers before it have none
+    first = number(values, "max_window_layers", int, 0 if of_mistral else 28)  # the first that has one
     usual = [FULL] * (first > 0) + [SLIDING] * (first < config.n_layers)
-    kinds = values.get("layer_types") or usual
-    require(
-        SLIDING not in kinds or FULL not in kinds,
-        "sliding_window is for some layers alone, which isn't supported",
-    )
+    kinds = values["layer_types"] if isinstance(values.get("layer_types"), list) else usual
+    same = kinds.count(SLIDING) in (0, len(kinds))
+    require(same, "sliding_window is for some layers alone, which isn't supported")
     return window if SLIDING in kinds else 0
 
 

@@ -133,7 +133,8 @@ def config_of(params: dict, vocab_size: int, part: Part | None = None) -> Config
     Raises TinyllamaError, naming the key, where a value is missing, of another kind or not supported.
     """
     for key, what in UNSUPPORTED.items():
-        require(not params.get(key), f"{key} stands for {what}, which isn't supported")
+        none = params.get(key) in (None, False, 0, -1)
+        require(none, f"{key} stands for {what}, which isn't supported")
     dim, n_heads = number(params, "dim", int), number(params, "n_heads", int)
     return Config(
         dim=dim,
