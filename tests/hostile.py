@@ -207,10 +207,7 @@ spm(
 SCORES, TYPES, TOKENS = (f"tokenizer.ggml.{name}" for name in ("scores", "token_type", "tokens"))
 spm("a score of NaN", keyed(SCORES, 16 + 4 * 300, "f", float("nan")), "score")
 spm("a score of infinity", keyed(SCORES, 16 + 4 * 300, "f", float("inf")), "score")
-spm("a piece of type 0", keyed(TYPES, 16 + 4 * 300, "i", 0), "must be 1 to 6")
-spm("a piece of type 7", keyed(TYPES, 16 + 4 * 300, "i", 7), "must be 1 to 6")
 spm("a byte that is no byte", keyed(TYPES, 16 + 4 * 300, "i", 6), "byte pieces")
-spm("scores of another type", keyed(SCORES, 4, "I", 5), "isn't an array of values of type 6")
 spm("a piece twice", lambda data: data.replace(b"<0x41>", b"<0x42>"), "are the same piece")
 spm("a piece that isn't UTF-8", lambda data: data.replace(b"<0x41>", b"<0x4\xff>"), "can't decode byte 0xff")
 for key in (SCORES, TYPES, TOKENS):
@@ -609,6 +606,5 @@ model("bos 400", sets("trainer_spec.bos_id", 400), "special token is number 400"
 model("a score of NaN", sets("300.score", float("nan")), "score")
 model("a score of infinity", sets("300.score", float("inf")), "score")
 model("a byte that is no byte", sets("300.type", 6), "byte pieces")
-model("an empty piece", sets("300.piece", ""), "empty")
 model("a piece twice", sets("300.piece", "<0x41>"), "are the same piece")
 model("a piece that steers terminals twice", sets("300.piece", "<s>"), "the same piece, '<s>'")
