@@ -43,7 +43,7 @@ class Vocabulary:
     pieces: tuple[str, ...] = ()  # in the order of the ids, as GGUF spells them: "▁Hello", "<0x0A>", "ĠHello"
     scores: tuple[float, ...] = ()  # of SentencePiece, one a piece: the highest is merged first
     types: tuple[int, ...] = ()  # one a piece: NORMAL, UNKNOWN, ...
-    merges: tuple[str, ...] = ()  # of byte-level BPE, "left right": the first is merged first
+    merges: tuple[str, ...] = ()  # "left right", the first is merged first; SentencePiece can do without
     pre: str = ""  # of byte-level BPE, the name of the rule that cuts text into words, for GGUF
     words: tuple[str, ...] = ()  # that rule (formats/pre_tokenizers.py): each cuts what the one before left
     ignore_merges: bool = False  # of byte-level BPE: a word that is a piece is taken as it is
@@ -54,12 +54,10 @@ class Vocabulary:
     stop_ids: tuple[int, ...] = ()  # tokens that end a text beside eos, "<|eot_id|>" say
     add_bos: bool = True  # put bos before every prompt
     add_space_prefix: bool = True  # put a space before the text
-    prefixed: str = (
-        "part"  # before what: each "part" between special pieces, each that is "bare" of a space in
-    )
-    # front, the "first" if it is bare, or the "text" (SentencePiece: user-defined pieces are a part of it)
+    prefixed: str = "part"  # before what: each "part" between special pieces, each "bare" one (that doesn't
+    # begin with a space), the "first" if it is bare, or "text" (SentencePiece: user-defined pieces are in it)
     normal_form: str = ""  # of Unicode, "NFC", which text is brought into first
-    path: Path | None = field(default=None, compare=False)  # the tokenizer.model that it was read from
+    path: Path | None = field(default=None, compare=False)  # the file beside the weights that it is from
 
 
 def merge(symbols: Iterable[str], rank: Callable[[str, str], float | None]) -> list[str]:
@@ -127,7 +125,8 @@ class Tokenizer:
 
     def encode(self, text: str | bytes, bos: bool | None = None, special: bool = False) -> list[int]:
         """Text -> ids. `decode_bytes` gives the same text back, unless it is `special`, has `missing_bytes`,
-        or has characters for which a SentencePiece vocabulary without byte pieces has only the unknown token.
+        or has characters for which a SentencePiece vocabulary without byte pieces has only the unknown token;
+        nor of a vocabulary that changes texts (`normal_form`, spaces in front where `prefixed` isn't "part").
 
         Args:
             text: bytes needn't be UTF-8; a str may hold undecodable bytes as Python's "surrogateescape" does.

@@ -209,6 +209,11 @@ def find_vocabulary(folder: str | Path, vocab_size: int) -> tuple[Vocabulary, li
     with naming(path):
         vocabulary = TOKENIZERS[path.name](path)
         vocabulary = with_added(vocabulary, *_added(settings), vocab_size=vocab_size)
+        n = len(vocabulary.pieces)
+        if vocab_size > 1.1 * n + 1024:
+            warnings.warn(
+                f"{path}: {n} tokens, but the model embeds {vocab_size}: is it its own?", stacklevel=2
+            )
         return padded(with_ends(_with_settings(vocabulary, settings)), vocab_size), files
 
 
