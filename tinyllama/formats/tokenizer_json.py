@@ -128,11 +128,10 @@ def _byte_level(steps: list[dict], ignore_merges: bool) -> dict:
             not prefix or not words, "a pre_tokenizer that puts a space before every word isn't supported"
         )
         words += _words(step)
-    name = name_of(words, ignore_merges)
-    known = name or name_of(words, not ignore_merges)
-    for rule in () if known else words:
+    name = name_of(words, ignore_merges) or name_of(words, not ignore_merges)
+    for rule in () if name else words:
         _check_rule(rule)
-    words = RULES[known].words if known else tuple(words)
+    words = RULES[name].words if name else tuple(words)
     return {"pre": name, "words": words, "add_space_prefix": bool(prefix), "prefixed": "bare"}
 
 
