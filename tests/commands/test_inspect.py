@@ -1,19 +1,23 @@
 """What `inspect` says of a model, against the model's own figures."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
 import checkpoints
+import families
+import mixed
 import numpy as np
 import pytest
 import torch
+import vocabularies
 
 import tinyllama
 from tinyllama.backends import get_backend
 from tinyllama.commands import main
 from tinyllama.commands.convert import convert, quantize
-from tinyllama.commands.inspect import backend_table, inspect, report, token_table, tokens
+from tinyllama.commands.inspect import backend_table, inspect, report, template_name, token_table, tokens
 from tinyllama.errors import TinyllamaError
 from tinyllama.formats import open_checkpoint
 from tinyllama.machine.download import small_folder
@@ -157,6 +161,75 @@ def test_a_tensor_that_only_some_models_have_is_shown_last(files, monkeypatch):
 def test_a_model_that_is_not_there_is_refused_by_name():
     with pytest.raises(TinyllamaError, match="nowhere"):
         inspect("nowhere")
+
+
+# --- in words -------------------------------------------------------------------------------------
+
+WORDS = {
+    "llama2-grouped": ["LLaMA", "theta 10000", "none: a token attends to all before it"],
+    "llama3": ["LLaMA", "theta 500000, scaled as in Llama 3.1 (factor 8, trained on 64 tokens)"],
+    "deepseek-coder": ["theta 100000, positions are divided (factor 4)"],
+    "llama-yarn": ["theta 10000, scaled by yarn (factor 4, trained on 64 tokens)", "256 tokens"],
+    "mistral": ["LLaMA (as the first Mistral 7B)", "a token attends to 37 tokens"],
+    "llama-biases": ["LLaMA, biases of q, k and v, and of wo"],
+    "qwen2": ["Qwen2, biases of q, k and v"],
+    "qwen3": ["Qwen3, norms of q and k"],
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_it_says_in_words_what_kind_of_model_it_is(tmp_path, name):
+    families.made(name).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(vocabularies.sentencepiece_model(byte_fallback=False))
+    (path,) = convert(tmp_path, 1)
+    for model in (tmp_path, path):
+        shown, text = inspect(model), report(inspect(model))
+        for words in WORDS[name] if model is tmp_path or name != "llama3" else WORDS[name][:1]:
+            assert words in text, (model, words)
+        assert json.loads(json.dumps(shown, allow_nan=False)) == shown
+        assert shown["family"] == families.made(name).config.model_type.replace("mistral", "llama")
+        assert shown["rope"]["theta"] == families.made(name).config.rope_parameters["rope_theta"]
+        assert shown["window"] == (37 if name == "mistral" else None)
+        assert shown["template"] == {"name": None, "text": None}
+    if name == "llama3":
+        assert shown["rope"]["largest_divisor"] == 8
+        assert "scaled as in Llama 3.1 (by up to 8: rope_freqs.weight)" in text
+
+
+def test_types_are_summed_up_and_a_mix_is_named(tmp_path):
+    (path,) = quantize(mixed.write(tmp_path / "f16.gguf"), tmp_path / "q4_k_m.gguf", "Q4_K_M")
+    shown, text = inspect(path), report(inspect(path))
+    assert shown["mix"] == "Q4_K_M" and inspect(tmp_path / "f16.gguf")["mix"] == "F16"
+    assert sum(of["n_tensors"] for of in shown["types"].values()) == len(shown["tensors"])
+    assert sum(of["n_bytes"] for of in shown["types"].values()) == shown["n_bytes"]
+    assert f"Q4_K_M, {shown['bits_per_weight']:.2f} bits each" in text
+    assert re.search(r"q6_k +5 tensors .*attention\.wv \(layers 2-3\).*output", text)
+
+
+@pytest.mark.parametrize(
+    "template, name",
+    [
+        ("{% for m in messages %}<|im_start|>{{ m.role }}", "chatml"),
+        ("<|start_header_id|>{{ m.role }}<|end_header_id|>", "llama3"),
+        ("[INST] <<SYS>>", "llama2"),
+        ("[INST] {{ m.content }} [/INST]", "mistral"),
+        ("USER: {{ m.content }} ASSISTANT:", "vicuna"),
+        ("<|user|> <|assistant|>", "zephyr"),
+        ("Q: {{ m.content }} A:", None),
+        ("", None),
+    ],
+)
+def test_templates_are_known_by_what_they_write(template, name):
+    assert template_name(template) == name
+
+
+def test_a_template_is_named_or_one_of_its_own(smollm2_file):
+    shown = inspect(smollm2_file)
+    assert shown["template"]["name"] == "chatml" and "im_start" in shown["template"]["text"]
+    assert "template  chatml" in report(shown) and "LLaMA (as SmolLM)" in report(shown)
+    assert "template  one of its own" in report(
+        shown | {"template": {"name": None, "text": "{{ messages }}"}}
+    )
 
 
 # --- its weights ----------------------------------------------------------------------------------

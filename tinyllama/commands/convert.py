@@ -50,7 +50,7 @@ N_THREADS = min(4, os.cpu_count() or 1)
 
 MEMORY = 200_000_000  # bytes: Python, NumPy and the chunks of all threads
 WRITING_SPEED = 500e6  # bytes a second of an ordinary SSD, for the estimate
-QUANTIZING_SPEED = 100e6  # weights a second and thread, likewise
+QUANTIZING_SPEED = 80e6  # weights a second and thread, of the slowest types
 
 
 def convert(

@@ -40,7 +40,8 @@ def gguf_header(
     """
     metadata = Metadata(metadata or _derived(config, vocabulary, name, template), metadata and metadata.types)
     for key, (field, kind) in ARRAYS.items():
-        if values := (_scores(vocabulary) if field == "scores" else getattr(vocabulary, field)):
+        needed = field != "merges" or vocabulary.kind == "bpe"  # SentencePiece has scores for them
+        if needed and (values := getattr(vocabulary, field)):
             metadata.set(key, list(values), kind)
     for key in [key for key in metadata if key in OWN or key.startswith("split.")]:
         del metadata[key]
@@ -102,16 +103,6 @@ def _special_ids(vocabulary: Vocabulary) -> dict[str, int | None]:
     message = ends.pop("<|eom_id|>", None)
     ids = {"bos": vocabulary.bos_id, "eos": vocabulary.eos_id, "unknown": vocabulary.unk_id}
     return ids | {"eot": next(iter(ends.values()), None), "eom": message}
-
-
-def _scores(vocabulary: Vocabulary) -> tuple[float, ...]:
-    """Of a vocabulary of SentencePiece that has merges instead: what leads to the same tokens."""
-    if vocabulary.kind != "sentencepiece" or not vocabulary.merges:
-        return vocabulary.scores
-    ranks: dict[str, int] = {}
-    for rank, pair in enumerate(vocabulary.merges):
-        ranks.setdefault(pair.replace(" ", "", 1), rank)
-    return tuple(float(-ranks.get(piece, len(vocabulary.merges))) for piece in vocabulary.pieces)
 
 
 def _pack_metadata(metadata: Metadata) -> bytes:
