@@ -20,7 +20,7 @@ OUTPUT, EMBEDDING = "output.weight", "tok_embeddings.weight"
 
 #: What takes the place of a type of 256 weights a block where a row isn't a multiple of 256.
 SUBSTITUTES = {
-    "q2_k": "q4_0",  # iq4_nl until 2025
+    "q2_k": "q4_0",  # iq4_nl in older versions
     "q3_k": "q4_0",  # likewise
     "q4_k": "q5_0",
     "q5_k": "q5_1",

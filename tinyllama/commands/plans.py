@@ -179,14 +179,14 @@ def notes(checkpoint: Checkpoint, choice: Choice, types: dict[str, str]) -> Iter
     shapes = {name: checkpoint.tensors[name].shape for name in types}
     sizes = {name: TYPES[type].nbytes(shapes[name]) for name, type in types.items()}
     yield from type_table((name, type, sizes[name]) for name, type in types.items())
-    instead: dict[tuple, list[str]] = {}
-    for name in (name for name, shape in shapes.items() if len(shape) == 2):
-        n_cols = shapes[name][1]
+    instead: dict[tuple[str, str], list[int]] = {}
+    for name, n_cols in ((name, shape[1]) for name, shape in shapes.items() if len(shape) == 2):
         if (wanted := choice.wanted(name, n_cols)) != types[name]:
-            instead.setdefault((n_cols, wanted, types[name]), []).append(name)
-    for (n_cols, wanted, type), names in instead.items():
-        why = f"rows of {n_cols} weights don't divide into its blocks of {block(wanted)}"
-        yield f"  {type} stands in for {wanted} in {len(names)} tensors: {why}"
+            instead.setdefault((wanted, types[name]), []).append(n_cols)
+    for (wanted, type), widths in instead.items():
+        many = f"{len(widths)} tensor{'s' if len(widths) > 1 else ''}"
+        rows = f"rows of {' and '.join(map(str, sorted(set(widths))))} weights"
+        yield f"  {type} stands in for {wanted} in {many}: {rows} don't divide into blocks of {block(wanted)}"
     yield f"  {8 * sum(sizes.values()) / sum(map(prod, shapes.values())):.2f} bits per weight"
 
 

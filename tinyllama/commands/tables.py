@@ -34,11 +34,10 @@ def type_table(tensors: Iterable[tuple[str, str, int]]) -> Iterator[str]:
     everywhere = dict(by_layer(name for name, *_ in tensors))
     rows = []
     for type, found in types.items():
-        some = by_layer(name for name, _ in found)
-        where = [
-            role if layers == everywhere[role] else f"{role} (layers {ranges(layers)})"
-            for role, layers in some
-        ]
+        where = []
+        for role, layers in by_layer(name for name, _ in found):
+            some = f" (layer{'s' if len(layers) > 1 else ''} {ranges(layers)})"
+            where.append(role + ("" if layers == everywhere[role] else some))
         many = f"{len(found)} tensor{'s' if len(found) > 1 else ''}"
         rows.append((type, many, human(sum(n_bytes for _, n_bytes in found)), ", ".join(where)))
     yield from columns(rows, "<>><")
