@@ -104,6 +104,16 @@ FLATTEN void keep_better(const affine *found, affine *best) {
     }
 }
 
+/* From the smallest element, or 0, to the largest. */
+FLATTEN void span(const affine_search how, const int n, float x[][LANES], float *high, affine *first) {
+    find_range(x, n, first->m, high);
+    EACH_LANE {
+        first->origin[lane] = first->m[lane] = first->m[lane] < 0 ? first->m[lane] : 0;
+        first->inverse[lane] = (float)how.top / (high[lane] - first->m[lane]);
+        first->d[lane] = 1 / first->inverse[lane]; /* 0 where all are equal */
+    }
+}
+
 /* Each try starts from the best m so far. */
 FLATTEN void search_affine(const affine_search how, const int n, float x[][LANES], float *d, float *m,
                            uint32_t steps[][LANES]) {
@@ -111,19 +121,12 @@ FLATTEN void search_affine(const affine_search how, const int n, float x[][LANES
     affine best, found;
     weigh(how, n, x, w);
     EACH_OF(n) EACH_LANE sum_w[lane] += w[j][lane], sum_x[lane] += w[j][lane] * x[j][lane];
-    find_range(x, n, best.m, high);
-    EACH_LANE {
-        best.origin[lane] = best.m[lane] = best.m[lane] < 0 ? best.m[lane] : 0;
-        best.inverse[lane] = (float)how.top / (high[lane] - best.m[lane]);
-        best.d[lane] = 1 / best.inverse[lane]; /* 0 where all are equal */
-    }
+    span(how, n, x, high, &best);
     round_affine(how.top, n, x, &best, q);
     find_error(how, n, x, w, q, &best);
     for (int i = 0; i <= how.last; i++) {
-        EACH_LANE {
-            found.origin[lane] = best.m[lane];
-            found.inverse[lane] = (how.first + 0.1f * (float)i + (float)how.top) / (high[lane] - best.m[lane]);
-        }
+        const float steps_tried = how.first + 0.1f * (float)i + (float)how.top;
+        EACH_LANE found.inverse[lane] = steps_tried / (high[lane] - best.m[lane]), found.origin[lane] = best.m[lane];
         round_affine(how.top, n, x, &found, q);
         fit(n, x, w, q, sum_w, sum_x, &found);
         find_error(how, n, x, w, q, &found);

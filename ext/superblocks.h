@@ -177,9 +177,9 @@ FLATTEN void put_scales(const weight_type to, super_group *b, const destination 
     uint32_t bytes[PARTS][LANES], (*s)[LANES] = b->small_scale;
     const int at = types[to].scales;
     if (to == IQ4_XS) {
-        pack_word(s, 2, 1, 4, 0, bytes[0]);
-        EACH_LANE ((uint16_t *)bytes[1])[lane] = (uint16_t)bytes[0][lane];
-        put(out, at - 2, bytes[1], 2);
+        uint16_t upper[LANES] = {0};
+        EACH_OF(parts_of(to)) EACH_LANE upper[lane] |= (uint16_t)(s[j][lane] >> 4 << 2 * j);
+        put(out, at - 2, upper, 2);
         put_bits(s, 4, 1, 0, out, at, 4);
     } else if (to == Q3_K) {
         put_bits(s, 4, 8, 0, out, at, 8);
