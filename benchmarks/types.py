@@ -3,7 +3,7 @@
     python benchmarks/types.py [--types q4_0,q4_k] [--shape 4096,14336] [--tokens 1,2,4,512] [--threads 2] [--rounds 9]
 
 One matrix of each type, of random bytes, and all take turns in every round. The columns are bits a weight takes in
-memory; of one token, GB/s of weights and their share of what reading the same memory takes right before; and for each
+memory; of one token, GB/s of weights and their share of the speed at which the same memory was just read; and for each
 number of tokens, multiply-adds a second (G) and their ratio to the first type's. Of GB/s, and of speeds, medians of the
 rounds; shares and ratios are medians of each round's own. On a busy computer --best takes the best round of each.
 """
@@ -40,14 +40,16 @@ def seconds(function, *arguments) -> float:
     return time.perf_counter() - started
 
 
-def measure(weight, tokens: list[int], threads: int) -> list[float]:
-    """Seconds: of reading the weight, then of products with so many tokens."""
-    n_out, n_in = weight.shape
-    times = [seconds(_native.read_all, weight, threads)]
+def measure(weights: list, tokens: list[int], threads: int) -> list[list[float]]:
+    """Seconds of each weight: of reading it, then of products with so many tokens. What one leaves in the caches
+    the others have pushed out before its next turn."""
+    rows, n_in = weights[0].shape
+    turns = [[seconds(_native.read_all, weight, threads) for weight in weights]]
     for n in tokens:
         x = np.random.default_rng(n).standard_normal((n, n_in), np.float32)
-        times.append(seconds(_native.matmul, x, (weight,), (np.empty((n, n_out), np.float32),), threads))
-    return times
+        outs = (np.empty((n, rows), np.float32),)
+        turns.append([seconds(_native.matmul, x, (weight,), outs, threads) for weight in weights])
+    return np.transpose(turns).tolist()
 
 
 def main() -> None:
@@ -63,7 +65,7 @@ def main() -> None:
     types, tokens = args.types.split(","), [int(n) for n in args.tokens.split(",")]
     shape = tuple(int(n) for n in args.shape.split(","))
     weights = [random_weight(type, *shape, args.threads) for type in types]
-    rounds = np.array([[measure(w, tokens, args.threads) for w in weights] for _ in range(args.rounds)])
+    rounds = np.array([measure(weights, tokens, args.threads) for _ in range(args.rounds)])
     middle = np.median if not args.best else np.min  # of seconds
     took = middle(rounds, axis=0)  # [n_types, 1 + len(tokens)]
     shares, ratios = rounds[:, :, :1] / rounds, rounds[:, :1] / rounds
