@@ -96,8 +96,10 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
         _mm256_storeu_si256((__m256i *)out->q, bytes);
         out->scale = largest / 127;
         const __m256i first = _mm256_add_epi32(q[0], q[1]), last = _mm256_add_epi32(q[2], q[3]);
-        const __m256i pairs = _mm256_hadd_epi32(first, _mm256_add_epi32(first, last)), sums = _mm256_hadd_epi32(pairs, pairs);
-        _mm_storel_epi64((__m128i *)&out->half, _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1)));
+        const __m256i pairs = _mm256_hadd_epi32(first, _mm256_add_epi32(first, last));
+        const __m256i fours = _mm256_hadd_epi32(pairs, pairs);
+        const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+        _mm_storel_epi64((__m128i *)&out->half, sums); /* and sum */
     }
 }
 
@@ -157,14 +159,15 @@ INLINE __m256i broadcast_int(const uint8_t *p) { return _mm256_set1_epi32(read_i
 
 INLINE __m256 broadcast_float(const uint8_t *p) { return _mm256_castsi256_ps(broadcast_int(p)); }
 
-/* What a block of 8 rows has of scales. The small ones of halves are factors of words: of sums, and, side by side, of the
- * sums of inputs. */
+/* What a block of 8 rows has of scales. The small ones of halves are factors of words: of sums, and, side by side, of
+ * the sums of inputs. */
 typedef struct {
     __m256 d, m;
     __m256i half[2], zeros, minima;
 } scales;
 
-INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head, const int column) {
+INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head,
+                        const int column) {
     scales s = {0};
     const uint8_t *from = has_super_blocks(type) ? head : block;
     s.d = load_scales(from + column * 16);

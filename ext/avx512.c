@@ -82,8 +82,10 @@ INLINE void add_halves(const weight_type type, const int n, const weight *w, con
     for (int r = 0; r < 8; r++) {
         const __m512i q = unpack(type, w, block, r, side);
         UNROLL
-        for (int t = 0; t < n; t++)
-            sums[r % 2][t] = _mm512_dpbusd_epi32(sums[r % 2][t], q, broadcast_int(x + ((r % 2 * 4 + r / 2) * n + t) * 4));
+        for (int t = 0; t < n; t++) {
+            const __m512i four = broadcast_int(x + ((r % 2 * 4 + r / 2) * n + t) * 4);
+            sums[r % 2][t] = _mm512_dpbusd_epi32(sums[r % 2][t], q, four);
+        }
     }
     const scales s = scales_of(type, w, block, head, side);
     UNROLL
@@ -93,7 +95,8 @@ INLINE void add_halves(const weight_type type, const int n, const weight *w, con
         sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[1][t]), s.d[1], sum);
         if (has_minimum(type)) {
             const __m512i halves = broadcast_int(minus_halves_at(x, n, t));
-            const __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(halves, 16), 16), last = _mm512_srai_epi32(halves, 16);
+            const __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(halves, 16), 16);
+            const __m512i last = _mm512_srai_epi32(halves, 16);
             sum = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(first), s.m[0], sum);
             sum = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(last), s.m[1], sum);
         }

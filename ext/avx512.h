@@ -92,7 +92,8 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
 INLINE __m512i bits_of(const int bits, const uint8_t *from, const int r, const int side, const int at) {
     const int fours = 8 / bits, shift = r % fours * bits - at;
     const __m512i bytes = _mm512_loadu_si512(from + r / fours * 128 + side * 64);
-    const __m512i moved = shift < 0 ? _mm512_slli_epi16(bytes, (unsigned)-shift) : _mm512_srli_epi16(bytes, (unsigned)shift);
+    const __m512i moved =
+        shift < 0 ? _mm512_slli_epi16(bytes, (unsigned)-shift) : _mm512_srli_epi16(bytes, (unsigned)shift);
     return bits == 8 ? bytes : _mm512_and_si512(moved, _mm512_set1_epi8((char)(((1 << bits) - 1) << at)));
 }
 
@@ -128,7 +129,8 @@ INLINE __m128i half_of(const uint8_t *pairs, const int half) {
     return _mm_packus_epi16(_mm_and_si128(first, byte), _mm_and_si128(last, byte));
 }
 
-INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head, const int side) {
+INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head,
+                        const int side) {
     const uint8_t *from = has_super_blocks(type) ? head : block;
     const __m512 d = load_scales(from + side * 32);
     __m512 m = _mm512_setzero_ps();
@@ -142,8 +144,9 @@ INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *
             if (has_minimum(type)) s.m[half] = _mm512_mul_ps(m, high_nibbles(small));
         }
     } else if (has_super_blocks(type)) {
-        s.d[0] = _mm512_mul_ps(d, whole(_mm_load_si128((const __m128i *)(block + side * 16))));
-        if (has_minimum(type)) s.m[0] = _mm512_mul_ps(m, whole(_mm_load_si128((const __m128i *)(block + w->m + side * 16))));
+        const __m128i *small = (const __m128i *)(block + side * 16), *minima = (const __m128i *)(block + w->m + side * 16);
+        s.d[0] = _mm512_mul_ps(d, whole(_mm_load_si128(small)));
+        if (has_minimum(type)) s.m[0] = _mm512_mul_ps(m, whole(_mm_load_si128(minima)));
     }
     return s;
 }

@@ -99,7 +99,9 @@ static inline int has_blocks(weight_type type) { return types[type].block > 1; }
 static inline int has_super_blocks(weight_type type) { return types[type].block == SUPER * BLOCK; }
 static inline int has_halves(weight_type type) { return types[type].shared == BLOCK / 2; } /* with scales of their own */
 static inline int has_table(weight_type type) { return type == IQ4_NL || type == IQ4_XS; }
-static inline int low_bits(weight_type type) { return types[type].bits > 4 && types[type].bits < 8 ? 4 : types[type].bits & -2; }
+static inline int low_bits(weight_type type) { /* that lie together: 2, 4 or 8 */
+    return types[type].bits > 4 && types[type].bits < 8 ? 4 : types[type].bits & -2;
+}
 static inline int high_bits(weight_type type) { return types[type].bits - low_bits(type); }
 static inline long file_row_bytes(weight_type type, long n_cols) { return n_cols / types[type].block * types[type].bytes; }
 

@@ -151,11 +151,12 @@ INLINE float32x4_t load_small(const uint8_t *from) {
     return numbers_of(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)from)))));
 }
 
-INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head, const int column) {
+INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head,
+                        const int column) {
     const uint8_t *from = has_super_blocks(type) ? head : block;
     const float32x4_t d = v_load_f16((const uint16_t *)from + 4 * column);
-    float32x4_t m = d;
-    if (has_minimum(type)) m = v_load_f16((const uint16_t *)(from + (has_super_blocks(type) ? 2 * STRIP : w->m)) + 4 * column);
+    const uint8_t *minima = from + (has_super_blocks(type) ? 2 * STRIP : w->m);
+    const float32x4_t m = has_minimum(type) ? v_load_f16((const uint16_t *)minima + 4 * column) : d;
     scales s = {{d, d}, {m, m}};
     if (has_halves(type)) { /* in pairs */
         const int8x8_t pairs = vld1_s8((const int8_t *)block + 8 * column);
@@ -163,9 +164,9 @@ INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *
         s.d[0] = vmulq_f32(d, numbers_of(vget_low_s16(vuzp1q_s16(words, words))));
         s.d[1] = vmulq_f32(d, numbers_of(vget_low_s16(vuzp2q_s16(words, words))));
         if (!has_minimum(type)) return s;
-        const int16x8_t minima = vreinterpretq_s16_u16(vmovl_u8(vshr_n_u8(vreinterpret_u8_s8(pairs), 4)));
-        s.m[0] = vmulq_f32(m, numbers_of(vget_low_s16(vuzp1q_s16(minima, minima))));
-        s.m[1] = vmulq_f32(m, numbers_of(vget_low_s16(vuzp2q_s16(minima, minima))));
+        const int16x8_t upper = vreinterpretq_s16_u16(vmovl_u8(vshr_n_u8(vreinterpret_u8_s8(pairs), 4)));
+        s.m[0] = vmulq_f32(m, numbers_of(vget_low_s16(vuzp1q_s16(upper, upper))));
+        s.m[1] = vmulq_f32(m, numbers_of(vget_low_s16(vuzp2q_s16(upper, upper))));
     } else if (has_super_blocks(type)) {
         s.d[0] = vmulq_f32(d, load_small(block + 4 * column));
         if (has_minimum(type)) s.m[0] = vmulq_f32(m, load_small(block + w->m + 4 * column));

@@ -179,7 +179,8 @@ INLINE void pack_super_scales(const weight_type type, const uint8_t *row, long l
     const int shared = types[type].shared, parts = BLOCK / shared;
     for (long i = l->first; i < l->last; i++) {
         const uint8_t *from = row + i / SUPER * types[type].bytes, *scales = from + types[type].scales;
-        uint8_t *head = l->strip + head_place(l->w, l->block + i), *to = l->strip + block_place(type, l->w, l->block + i);
+        uint8_t *head = l->strip + head_place(l->w, l->block + i);
+        uint8_t *to = l->strip + block_place(type, l->w, l->block + i);
         if (i % SUPER == 0) {
             memcpy(head + 2 * lane, from + types[type].d, 2);
             if (has_minimum(type)) write_u16(head + 2 * (STRIP + lane), read_u16(from + types[type].d + 2) ^ 0x8000);
