@@ -365,6 +365,15 @@ def test_blocks_of_a_gguf_stay_as_they_are_unless_a_type_is_named(folder, recwar
         assert np.array_equal(theirs[name].dequantize(), expected)
 
 
+def test_what_else_is_in_a_quantized_file_stays_too(tmp_path):
+    source = mixed.write(tmp_path / "f16.gguf", n_layers=1)
+    (path,) = quantize(source, tmp_path / "q4_0.gguf", "Q4_0", output_tensor_type="bf16")
+    (kept,) = convert(path, outfile=tmp_path / "kept.gguf")
+    assert open_checkpoint(kept).tensors["output.weight"].type == "bf16"
+    for name, tensor in gguf_tensors(path).items():
+        assert np.array_equal(tensor.data, gguf_tensors(kept)[name].data)
+
+
 def test_what_the_format_of_2023_can_hold_gets_there_from_any_other(folder, recwarn):
     (ggml,), (path,) = convert(folder), convert(folder, format="gguf")
     (back,) = convert(path, 1, folder / "back.bin", format="ggml")

@@ -97,8 +97,8 @@ def inspect(model: str | Path, ctx_size: int | None = None, check: bool = False)
 
 def _mix(checkpoint: Checkpoint) -> str | None:
     """The name of what a file says it is mostly, "Q4_K_M" say."""
-    numbers = {mix.number: name for name, mix in MIXES.items()}
-    return numbers.get(checkpoint.metadata.get("general.file_type")) if checkpoint.format == "gguf" else None
+    said = checkpoint.metadata.get("general.file_type") if checkpoint.format == "gguf" else None
+    return next((name for name, mix in MIXES.items() if mix.number == said), None)
 
 
 def _scaling(checkpoint: Checkpoint) -> dict:

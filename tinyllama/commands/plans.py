@@ -144,19 +144,18 @@ def _require_plain(name: str, type: str) -> None:
 
 
 def plain_types(checkpoint: Checkpoint, type: str | None) -> tuple[dict[str, str], int]:
-    """The type of each tensor, and the file's: one type or, of None, blocks that GGUF has and else f16."""
+    """The type of each tensor, and the file's number: of None f16, or all as it is if GGUF has its blocks."""
     tensors, plain = checkpoint.tensors, type or "f16"
-    blocks = [name for name, tensor in tensors.items() if TYPES[tensor.type].block > 1]
-    kept = {name for name in blocks if not type and TYPES[tensors[name].type].gguf_id is not None}
-    if blocks and not kept:
+    blocks = [tensor for tensor in tensors.values() if TYPES[tensor.type].block > 1]
+    if blocks and not type and all(TYPES[tensor.type].gguf_id is not None for tensor in blocks):
+        said = checkpoint.metadata.get("general.file_type")
+        number = said if said in range(1 << 16) else TYPES["f16"].file_type
+        return {name: tensor.type for name, tensor in tensors.items()}, number
+    if blocks:
         larger = f"quantized weights become {plain}, which takes more room and makes them no better"
         warnings.warn(f"{checkpoint.path}: {larger}", stacklevel=3)
-    types = {
-        name: tensor.type if name in kept else plain if len(tensor.shape) == 2 else "f32"
-        for name, tensor in tensors.items()
-    }
-    file_type = TYPES[plain].file_type
-    return types, checkpoint.metadata.get("general.file_type", file_type) if kept else file_type
+    types = {name: plain if len(tensor.shape) == 2 else "f32" for name, tensor in tensors.items()}
+    return types, TYPES[plain].file_type
 
 
 def mixed_types(checkpoint: Checkpoint, choice: Choice) -> dict[str, str]:
