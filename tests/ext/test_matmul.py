@@ -143,8 +143,10 @@ def whole_numbers(type: str, n_out: int, n_in: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("n_tokens", [1, 2, 4, 6, 13, 40])
 @pytest.mark.parametrize("type", [*BLOCKS, *K_TYPES])
 def test_integer_sums_are_exact(type, n_tokens, level):
-    """Inputs that are whole numbers up to 127 quantize to themselves, so every sum is a whole number. Small scales
-    make them too large for a float where all inputs are large."""
+    """Inputs that are whole numbers up to 127 quantize to themselves, so every sum is a whole number.
+
+    Small scales make them too large for a float where all inputs are large.
+    """
     if level == "amx" and n_tokens >= 13 and type in K_TYPES:
         pytest.skip("a small scale times a quant may have more than bf16's 8 bits")
     n_in = 768 if type in K_TYPES else 672

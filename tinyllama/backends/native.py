@@ -104,9 +104,7 @@ class Native(Backend):
         return self._fill(np.empty_like(gate), _native.swiglu, gate, up)
 
     def cast(self, blocks: np.ndarray, type: str, to: str) -> np.ndarray:
-        """As quant.cast, in the calling thread; blocks become float32 first, as there, which casts to bf16."""
-        if to == "bf16":
-            return quant.cast(blocks, type, to)
+        """As quant.cast, in the calling thread; blocks become float32 first, as there."""
         if TYPES[type].block > 1:
             blocks, type = quant.dequantize(blocks, type), "f32"
         out = np.empty(TYPES[to].nbytes(blocks.shape), np.uint8)

@@ -1,11 +1,13 @@
 """How fast backend c multiplies by each type of weights here, beside reading them and beside q4_0.
 
-    python benchmarks/types.py [--types q4_0,q4_k] [--shape 4096,14336] [--tokens 1,2,4,512] [--threads 2] [--rounds 9]
+    python benchmarks/block_types.py [--types q4_0,q4_k] [--shape 4096,14336] [--tokens 1,2,4,512]
+                                     [--threads 2] [--rounds 9]
 
-One matrix of each type, of random bytes, and all take turns in every round. The columns are bits a weight takes in
-memory; of one token, GB/s of weights and their share of the speed at which the same memory was just read; and for each
-number of tokens, multiply-adds a second (G) and their ratio to the first type's. Of GB/s, and of speeds, medians of the
-rounds; shares and ratios are medians of each round's own. On a busy computer --best takes the best round of each.
+One matrix of each type, of random bytes, and all take turns in every round. The columns are bits a weight
+takes in memory; of one token, GB/s of weights and their share of the speed at which the same memory was just
+read; and for each number of tokens, multiply-adds a second (G) and their ratio to the first type's. Of GB/s,
+and of speeds, medians of the rounds; shares and ratios are medians of each round's own. On a busy computer
+--best takes the best round of each.
 """
 
 import argparse
@@ -41,8 +43,10 @@ def seconds(function, *arguments) -> float:
 
 
 def measure(weights: list, tokens: list[int], threads: int) -> list[list[float]]:
-    """Seconds of each weight: of reading it, then of products with so many tokens. What one leaves in the caches
-    the others have pushed out before its next turn."""
+    """Seconds of each weight: of reading it, then of products with so many tokens.
+
+    What one leaves in the caches the others have pushed out before its next turn.
+    """
     rows, n_in = weights[0].shape
     turns = [[seconds(_native.read_all, weight, threads) for weight in weights]]
     for n in tokens:
