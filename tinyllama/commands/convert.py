@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from ..backends import get_backend
 from ..errors import TinyllamaError, cancellable, check_cancelled, naming, require
-from ..formats import Checkpoint, ggml, meta, open_checkpoint, stamp
+from ..formats import Checkpoint, format_of, ggml, meta, open_checkpoint, stamp
 from ..machine.files import MappedFile, reserve, written
 from ..machine.interrupts import interruptible
 from ..machine.limits import human, require_disk, require_memory
@@ -76,7 +76,7 @@ def convert(
     has = "convert writes ggml or gguf of type 0 (f32) or 1 (f16) or bf16"
     require(known, f"{has}, not {format or 'gguf'} of {ftype!r}")
     with interruptible():
-        checkpoint, type = _opened(source), PLAIN.get(ftype)
+        checkpoint, type = _whole(open_checkpoint(source)), PLAIN.get(ftype)
         format = format or ("ggml" if checkpoint.format == "meta" else "gguf")
         outfile = Path(outfile or _beside(source, checkpoint, type or "f16", format))
         if format == "ggml":
@@ -112,19 +112,23 @@ def quantize(
     mix, target = find_mix(type), Path(target)
     asked = [find_type(type) if type else None for type in (output_tensor_type, token_embedding_type)]
     with interruptible():
-        if (path := find(source)).is_file() and ggml.recognizes(file := MappedFile(path)):
+        path = find(source)
+        with naming(path):
+            module, opened = format_of(path)
+        if module is ggml:
             one_type = f"{path}: a ggml file holds matrices of one type: convert it to GGUF first"
             require(not any(asked), one_type)
-            return _write("quantize", plans.quantized_ggml_files(file, target, mix), source)
-        checkpoint = _opened(source)
+            return _write("quantize", plans.quantized_ggml_files(opened, target, mix), source)
+        with naming(path):
+            checkpoint = _whole(module.read(opened))
         choice = Choice(mix, checkpoint.config, OUTPUT not in checkpoint.tensors, pure, *asked)
         types = plans.mixed_types(checkpoint, choice)
         output = plans.gguf_file(checkpoint, target, types, MIXES[mix].number)
         return _write("quantize", [output], source, plans.notes(checkpoint, choice, types))
 
 
-def _opened(source: str | Path) -> Checkpoint:
-    checkpoint = open_checkpoint(source)
+def _whole(checkpoint: Checkpoint) -> Checkpoint:
+    """The same. Raises TinyllamaError where it has other tokens than embeddings."""
     vocabulary, vocab_size = checkpoint.vocabulary, checkpoint.config.vocab_size
     has = f"it has {len(vocabulary.pieces)} tokens, but {checkpoint.files[0].path} embeds {vocab_size}"
     own = len(vocabulary.pieces) == vocab_size
@@ -157,7 +161,7 @@ def _write(verb: str, outputs: list[Output], source: str | Path, notes: Iterable
     for target in filter(Path.exists, targets):
         made_from = any(target.samefile(path) for path in [*(file.path for file in sources), *_files(source)])
         require(not made_from, f"{target}: would replace what it is made from: name another file to write")
-    sums = meta.read_checklist(sources[0].path.parent)
+    sums = meta.read_checklist(sources[0].path.parent) if sources[0].path.suffix == ".pth" else {}
     with written(*targets) as paths, ExitStack() as files:
         _announce(verb, outputs, total, notes)
         jobs, checks = [], [(file, sums[file.path.name]) for file in sources if file.path.name in sums]

@@ -35,9 +35,8 @@ class Checkpoint:
     tensors: dict[str, Tensor]  # by Meta's names
     vocabulary: Vocabulary
     files: list[MappedFile]  # all that hold weights, in the order of the parts
-    metadata: dict = field(
-        default_factory=dict
-    )  # GGUF's key-values but for the vocabulary; config.json; params.json
+    #: GGUF's key-values but for the vocabulary; config.json; params.json
+    metadata: dict = field(default_factory=dict)
     template: str = ""  # of a chat, in Jinja
 
     def check_unchanged(self) -> None:
@@ -53,7 +52,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     """
     path = find(model)
     with naming(path):
-        module, source = _format_of(path)
+        module, source = format_of(path)
         return module.read(source)
 
 
@@ -61,11 +60,11 @@ def stamp(model: str | Path) -> tuple:
     """Changes when a file that `open_checkpoint` would look at does."""
     path = find(model).absolute()  # a link keeps its name: others may lie beside it
     with naming(path):
-        files = [(file.resolve(), file.stat()) for file in _format_of(path)[0].stamp(path)]
+        files = [(file.resolve(), file.stat()) for file in format_of(path)[0].stamp(path)]
         return str(path.resolve()), *((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in files)
 
 
-def _format_of(path: Path) -> tuple[ModuleType, Path | MappedFile]:
+def format_of(path: Path) -> tuple[ModuleType, Path | MappedFile]:
     """The module of a model's format, and what its `read` takes."""
     in_folder = path.is_dir() or path.suffix in MEMBERS
     source = path if in_folder else MappedFile(path)
