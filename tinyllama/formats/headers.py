@@ -61,6 +61,8 @@ def gguf_header(
 def _derived(config: Config, vocabulary: Vocabulary, name: str, template: str) -> dict:
     """The key-values of a model that comes without."""
     is_spm, ids = vocabulary.kind == "sentencepiece", _special_ids(vocabulary)
+    named = "its tokenizer cuts text into words by a rule that has no name in GGUF (tokenizer.ggml.pre)"
+    require(is_spm or vocabulary.pre, f"{named}: llama.cpp would take another")
     return {
         "general.architecture": config.family,
         "general.type": "model",
