@@ -13,6 +13,7 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -61,7 +62,9 @@ class Subject:
 
 
 def ours(path: Path) -> dict:
-    checkpoint = open_checkpoint(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a value that is ignored
+        checkpoint = open_checkpoint(path)
     vocabulary = make_tokenizer(checkpoint.vocabulary, checkpoint.path).vocabulary
     return (
         {
@@ -163,6 +166,13 @@ def _said_by_gguf(values: dict, tensors: dict[str, tuple]) -> dict:
     for field, key in arrays.items():
         if f"tokenizer.ggml.{key}" in values:
             found[field] = tuple(values[f"tokenizer.ggml.{key}"])
+    # Types and ids that can't be are taken as llama.cpp takes them.
+    if "types" in found:
+        found["types"] = tuple(kind if 1 <= kind <= 6 else 1 for kind in found["types"])
+    usual = (1, 2) if values["tokenizer.ggml.model"] == "llama" else (None, None)
+    for field, default in zip(("bos_id", "eos_id"), usual, strict=True):
+        if field in found and not 0 <= found[field] < len(found["pieces"]):
+            found[field] = default
     return found
 
 

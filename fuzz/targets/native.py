@@ -349,7 +349,7 @@ def cast(choices: Choices) -> Call:
     source, to = choices.pick(NUMBERS), choices.pick(CASTS)
     n_rows, n_cols = choices.number(5), choices.size()
     if TYPES[to].block > 1:
-        n_rows, n_cols = n_rows + 1, 32 * choices.pick([1, 2, 5, 9])
+        n_rows, n_cols = n_rows + 1, TYPES[to].block * choices.pick([1, 2, 5, 9])
     x = choices.floats((n_rows, n_cols))
     blocks = (
         x
