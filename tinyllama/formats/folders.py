@@ -1,4 +1,4 @@
-"""What readers of folders share: JSON, read with a limit, and the numbers in it."""
+"""What readers of folders share: the folder, JSON, read with a limit, and the numbers in it."""
 
 import json
 from pathlib import Path
@@ -9,18 +9,27 @@ from ..machine.files import read_file
 LARGEST_JSON = 1 << 16  # bytes; params.json has a hundred, config.json a thousand
 
 
-def read_json(path: Path, at_most: int = LARGEST_JSON) -> dict:
-    """The object in a JSON file. Raises TinyllamaError, naming the file, where it holds something else."""
+def folder_of(path: Path) -> Path:
+    """A folder itself, or the one that a file lies in."""
+    return path.parent if path.is_file() else path
+
+
+def read_json(path: Path, at_most: int = LARGEST_JSON, unique: bool = True) -> dict:
+    """The object in a JSON file of at most so many bytes. Raises TinyllamaError, naming the file.
+
+    Args:
+        unique: refuse a key that is there twice; else the last one counts.
+    """
     data = read_file(path, at_most)
     with naming(path):
-        return parse_json(data)
+        return parse_json(data, unique)
 
 
-def parse_json(data: bytes | str) -> dict:
-    """An object; raises TinyllamaError where it's none, or names a key twice."""
+def parse_json(data: bytes | str, unique: bool = True) -> dict:
+    """An object. Raises TinyllamaError where it's none, or names a key twice."""
     with naming("isn't JSON", RecursionError):
-        found = json.loads(data, object_pairs_hook=_each_once)
-    require(isinstance(found, dict), "holds no JSON object")
+        found = json.loads(data, object_pairs_hook=_each_once if unique else None)
+    require(isinstance(found, dict), "isn't a JSON object")
     return found
 
 

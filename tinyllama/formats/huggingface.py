@@ -21,13 +21,12 @@ from ..errors import TinyllamaError, naming, require
 from ..machine.files import read_file
 from ..tensor import Tensor, halves_order
 from . import Checkpoint
-from .folders import number, read_json
+from .folders import folder_of, number, read_json
 from .others import refusal
 from .parts import Part
 from .pth import read_part
 from .safetensors import read_shards, read_tensors, shard_paths
-from .tokenizer_json import read_json as read_any
-from .vocabulary import LARGEST_SETTINGS, find_vocabulary, vocabulary_files
+from .vocabulary import find_vocabulary, json_beside, vocabulary_files
 
 #: config.json's model_type and our family.
 FAMILY_OF = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -59,7 +58,7 @@ LARGEST_TEMPLATE = 1 << 20  # bytes
 
 def recognizes(path: Path) -> bool:
     """Whether a path is a folder of Hugging Face's, or in one a JSON file or one of weights."""
-    folder, named = _folder(path), path.is_dir() or path.suffix in (".json", ".safetensors")
+    folder, named = folder_of(path), path.is_dir() or path.suffix in (".json", ".safetensors")
     of_meta = (folder / "params.json").exists() and not _weights(folder)
     return named and (folder / "config.json").exists() and not of_meta
 
@@ -70,7 +69,7 @@ def read(path: str | Path) -> Checkpoint:
     Raises TinyllamaError, naming the file, where one is missing, says what can't be true, or needs what isn't
     supported.
     """
-    folder = _folder(Path(path))
+    folder = folder_of(Path(path))
     about, weights = folder / "config.json", _weights(folder) or "model.safetensors"
     values = read_json(about)
     with naming(about):
@@ -89,15 +88,11 @@ def read(path: str | Path) -> Checkpoint:
 
 def stamp(path: Path) -> list[Path]:
     """The files that `read` looks at."""
-    folder = _folder(path)
+    folder = folder_of(path)
     weights = _weights(folder) or "model.safetensors"
     around = ("config.json", f"{weights}.index.json", "chat_template.jinja", "tokenizer_config.json")
     paths = [*shard_paths(folder, weights), *(folder / name for name in around), *vocabulary_files(folder)]
     return [path for path in dict.fromkeys(paths) if path.exists()]
-
-
-def _folder(path: Path) -> Path:
-    return path.parent if path.is_file() else path
 
 
 def _weights(folder: Path) -> str | None:
@@ -108,11 +103,11 @@ def _weights(folder: Path) -> str | None:
 
 def find_template(folder: Path) -> str:
     """How a chat becomes text, in Jinja; empty where the folder doesn't say."""
-    path, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    path = folder / "chat_template.jinja"
     if path.is_file():
         with naming(path):
             return read_file(path, LARGEST_TEMPLATE).decode()
-    found = read_any(settings, LARGEST_SETTINGS).get("chat_template") if settings.is_file() else None
+    found = json_beside([folder], "tokenizer_config.json").get("chat_template")
     if isinstance(found, list):  # several, each with a name
         named = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default", next(iter(named.values()), None))

@@ -18,7 +18,7 @@ from ..config import LARGEST, Config, RopeScaling, hidden_dim_of
 from ..errors import naming, require
 from ..machine.files import read_file
 from . import Checkpoint
-from .folders import LARGEST_JSON, number, read_json
+from .folders import LARGEST_JSON, folder_of, number, read_json
 from .parts import EMBEDDING, QUERIES, Part, count_parts, merge
 from .pth import read_part
 from .safetensors import read_shards, shard_paths
@@ -57,7 +57,7 @@ def recognizes(path: Path) -> bool:
     """Whether a path is a folder of Meta's, or in one its params.json or a file of weights."""
     named = path.is_dir() or path.suffix in (".pth", ".json", ".safetensors")
     names = ("params.json", part_name(0), SAFETENSORS, f"{SAFETENSORS}.index.json")
-    return named and any((_folder(path) / name).exists() for name in names)
+    return named and any((folder_of(path) / name).exists() for name in names)
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -65,7 +65,7 @@ def read(path: str | Path) -> Checkpoint:
 
     Raises TinyllamaError, naming the file, where one is missing or doesn't hold what a LLaMA needs.
     """
-    folder = _folder(Path(path))
+    folder = folder_of(Path(path))
     paths, params = part_paths(folder), read_json(folder / "params.json")
     first = _read(paths[0])
     with naming(paths[0]):
@@ -95,14 +95,10 @@ def _read(path: Path) -> Part:
 
 def stamp(path: Path) -> list[Path]:
     """The files that `read` looks at."""
-    folder = _folder(path)
+    folder = folder_of(path)
     weights = [file for part in part_paths(folder) for file in shard_paths(folder, part.name)]
     around = [folder / "params.json", *vocabulary_files(folder)]
     return [path for path in (*weights, *around) if path.exists()]
-
-
-def _folder(path: Path) -> Path:
-    return path.parent if path.is_file() else path
 
 
 def part_name(number: int) -> str:

@@ -16,7 +16,6 @@ ranks of merges, don't tell which of two ways to the same piece comes first.
 """
 
 import itertools
-import json
 import re
 import warnings
 from pathlib import Path
@@ -25,9 +24,9 @@ import regex
 
 from ..config import LARGEST
 from ..errors import TinyllamaError, naming, require
-from ..machine.files import read_file
 from ..tokenizer import BYTE, BYTE_PIECES, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from .checked import checked
+from .folders import read_json
 from .pre_tokenizers import GPT2, RULES, name_of
 
 LARGEST_FILE = 1 << 25  # bytes; Gemma's has 33 million, Llama 3's nine
@@ -41,23 +40,13 @@ FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 SIGNS = r"[\p{P}!-/:-@\[-`{-~]"  # what Punctuation cuts
 
 
-def read_json(path: str | Path, at_most: int) -> dict:
-    """An object out of a file of at most so many bytes. Raises TinyllamaError, naming the file."""
-    data = read_file(path, at_most)
-    with naming(path):
-        with naming("isn't JSON", RecursionError):
-            value = json.loads(data)
-        require(isinstance(value, dict), "isn't a JSON object")
-        return value
-
-
 def vocabulary_from_json(path: str | Path) -> Vocabulary:
     """The vocabulary in a tokenizer.json.
 
     Raises TinyllamaError, naming the file, where it can't be read, is damaged, or wants what isn't supported.
     """
     path = Path(path)
-    parts = read_json(path, LARGEST_FILE)
+    parts = read_json(path, LARGEST_FILE, unique=False)
     with naming(path):
         model = _object(parts, "model")
         kind = model.get("type") or "BPE"

@@ -12,9 +12,10 @@ from ..machine.files import read_file
 from ..tokenizer import BYTE, BYTE_PIECES, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from .checked import checked
 from .cursor import BOOL, F32, I32, NUMBERS, STRING
+from .folders import read_json
 from .pre_tokenizers import rule_of, words_of
 from .tiktoken import recognizes, vocabulary_from_tiktoken
-from .tokenizer_json import read_json, vocabulary_from_json
+from .tokenizer_json import vocabulary_from_json
 from .tokenizer_model import LARGEST_FILE, vocabulary_from_model
 
 #: Arrays of a GGUF file that become a Vocabulary: its field, and the type of the elements that is written.
@@ -205,7 +206,7 @@ def find_vocabulary(folder: str | Path, vocab_size: int) -> tuple[Vocabulary, li
     path = next((path for path in files if path.name in TOKENIZERS and path.is_file()), None)
     require(path, f"{Path(folder) / 'tokenizer.model'}: is missing, and it isn't one folder up either")
     beside = [files[0].parent, path.parent]
-    settings = {name: _json_beside(beside, name) for name in SETTINGS}
+    settings = {name: json_beside(beside, name) for name in SETTINGS}
     with naming(path):
         vocabulary = TOKENIZERS[path.name](path)
         vocabulary = with_added(vocabulary, *_added(settings), vocab_size=vocab_size)
@@ -234,10 +235,10 @@ SETTINGS = (
 )
 
 
-def _json_beside(places: list[Path], name: str) -> dict:
+def json_beside(places: list[Path], name: str) -> dict:
     """The object in the first of these files that is there; an empty one where none is."""
     path = next((place / name for place in places if (place / name).is_file()), None)
-    return read_json(path, LARGEST_SETTINGS) if path else {}
+    return read_json(path, LARGEST_SETTINGS, unique=False) if path else {}
 
 
 def _added(settings: dict[str, dict]) -> tuple[dict[str, int], set[str]]:
