@@ -30,10 +30,10 @@ MOST = 600  # embeddings
 def check(data: bytes) -> bool:
     """A vocabulary that is read makes a tokenizer that keeps texts, or none."""
     with contract.folder(unbundle(data)) as folder:
-        read = contract.opened(lambda path: find_vocabulary(path, MOST), folder / "tokenizer.json", folder)
-        if read is None:
+        file = folder / "tokenizer.json"
+        vocabulary = contract.opened(lambda path: find_vocabulary(path, MOST), file, folder)
+        if vocabulary is None:
             return False
-        vocabulary, _ = read
         contract.must(len(vocabulary.pieces) == MOST, "another number of pieces than of embeddings")
         keeps = texts.keeps_texts if not vocabulary.normal_form else texts.encodes
         return keeps(vocabulary, vocabulary.path)

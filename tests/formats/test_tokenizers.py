@@ -202,7 +202,7 @@ def test_llamas_own_vocabulary_as_transformers_saves_it(shared_data, tmp_path):
     (tmp_path / "source" / "tokenizer.model").write_bytes(source.read_bytes())
     theirs = transformers.LlamaTokenizer.from_pretrained(tmp_path / "source", add_bos_token=True)
     theirs.save_pretrained(tmp_path)
-    vocabulary, _ = find_vocabulary(tmp_path, 32064)
+    vocabulary = find_vocabulary(tmp_path, 32064)
     ours = make_tokenizer(vocabulary)
     for text in WITHOUT_SPACE_SIGNS:
         assert ours.encode(text, special=True) == theirs.encode(text), text
@@ -216,7 +216,7 @@ def test_qwens_kind_as_transformers_saves_it(tmp_path):
     theirs = transformers.Qwen2Tokenizer(ids, merges)
     theirs.add_tokens(["<|im_end|>"], special_tokens=True)
     theirs.save_pretrained(tmp_path)
-    vocabulary, _ = find_vocabulary(tmp_path, 512)
+    vocabulary = find_vocabulary(tmp_path, 512)
     ours = make_tokenizer(vocabulary)
     assert (vocabulary.pre, vocabulary.normal_form, vocabulary.add_bos) == ("qwen2", "NFC", False)
     for text in TEXTS:
@@ -346,9 +346,9 @@ def test_ids_of_a_tiktoken_file_are_tiktokens(tmp_path):
 
 def test_llama_3s_special_tokens_follow_the_pieces(tmp_path):
     path, ranks = tiktoken_file(tmp_path)
-    vocabulary, files = find_vocabulary(tmp_path, len(ranks) + 256)
+    vocabulary = find_vocabulary(tmp_path, len(ranks) + 256)
     n, pieces = len(ranks), vocabulary.pieces
-    assert path in files and vocabulary.path == path
+    assert path in vocabulary_files(tmp_path) and vocabulary.path == path
     assert (vocabulary.pre, vocabulary.add_bos, vocabulary.ignore_merges) == ("llama-bpe", True, True)
     assert len(special_pieces()) == 256 == len(set(special_pieces()))
     expected = {0: "begin_of_text", 1: "end_of_text", 4: "finetune_right_pad_id", 6: "start_header_id"}
@@ -403,7 +403,7 @@ def n_pieces(folder: Path) -> int:
 
 def test_more_embeddings_than_tokens_are_unused_pieces(folder):
     n = n_pieces(folder)
-    vocabulary, _ = find_vocabulary(folder, n + 64)
+    vocabulary = find_vocabulary(folder, n + 64)
     assert vocabulary.types[n:] == (UNUSED,) * 64 and vocabulary.pieces[n] == f"[PAD{n}]"
     plain = make_tokenizer(vocabulary_from_model(folder / "tokenizer.model"))
     tokenizer = make_tokenizer(vocabulary)
@@ -427,7 +427,7 @@ def test_added_tokens_have_their_names_and_are_matched_whole(folder):
         folder, added_tokens={"[PAD]": n, "<|im_start|>": n + 2, "<|im_end|>": n + 3, "<s>": 1, "far": n + 64}
     )
     with pytest.warns(UserWarning, match=f"added token 'far' is left out: its id can't be {n + 64}"):
-        vocabulary, _ = find_vocabulary(folder, n + 64)
+        vocabulary = find_vocabulary(folder, n + 64)
     assert vocabulary.pieces[n : n + 4] == ("[PAD]", f"[PAD{n + 1}]", "<|im_start|>", "<|im_end|>")
     assert vocabulary.types[n : n + 4] == (USER_DEFINED, UNUSED, USER_DEFINED, CONTROL)
     tokenizer = make_tokenizer(vocabulary)
@@ -444,23 +444,25 @@ def test_added_tokens_of_a_tokenizer_config_may_be_special(folder):
         str(n + 1): {"content": "<x>", "special": False},
     }
     write(folder, tokenizer_config={"added_tokens_decoder": decoder})
-    vocabulary, _ = find_vocabulary(folder, n + 2)
+    vocabulary = find_vocabulary(folder, n + 2)
     assert vocabulary.pieces[n:] == ("<tool>", "<x>") and vocabulary.types[n:] == (CONTROL, USER_DEFINED)
 
 
 def test_the_files_beside_it_say_what_begins_and_ends_a_text(folder):
     n = n_pieces(folder)
     write(folder, special_tokens_map={"bos_token": "</s>", "eos_token": "</s>"})
-    assert find_vocabulary(folder, n)[0].bos_id == 2
+    assert find_vocabulary(folder, n).bos_id == 2
     write(
         folder,
         tokenizer_config={"bos_token": {"content": "<s>"}, "eos_token": "<unk>", "add_bos_token": False},
         generation_config={"eos_token_id": [2, 5]},
     )
-    vocabulary, files = find_vocabulary(folder, n)
+    vocabulary = find_vocabulary(folder, n)
     assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos) == (1, 0, False)
     assert make_tokenizer(vocabulary).stop_ids == {0, 2, 5}
-    assert {folder / "generation_config.json", folder / "tokenizer_config.json"} <= set(files)
+    assert {folder / "generation_config.json", folder / "tokenizer_config.json"} <= set(
+        vocabulary_files(folder)
+    )
     write(folder, generation_config={"eos_token_id": n + 9})
     with pytest.warns(UserWarning, match=f"eos_token_id {n + 9} is ignored"):
         find_vocabulary(folder, n)
@@ -469,7 +471,7 @@ def test_the_files_beside_it_say_what_begins_and_ends_a_text(folder):
 def test_a_model_without_a_tokenizer_config_ends_as_its_config_says(tmp_path):
     saved(hugging_faces(bpe()), tmp_path)
     write(tmp_path, config={"eos_token_id": 7})
-    vocabulary, _ = find_vocabulary(tmp_path, 400)
+    vocabulary = find_vocabulary(tmp_path, 400)
     assert (vocabulary.eos_id, vocabulary.bos_id, vocabulary.add_bos) == (7, None, False)
 
 
@@ -490,9 +492,9 @@ def test_a_tokenizer_is_found_beside_a_link_then_beside_its_target(tmp_path):
         find_vocabulary(models / "7B", 2000)
     for place in (big, models, big / "7B"):
         (place / "tokenizer.model").write_bytes(sentencepiece_model())
-        vocabulary, files = find_vocabulary(models / "7B", 2000)
+        vocabulary = find_vocabulary(models / "7B", 2000)
         assert vocabulary.path.parent.samefile(place)
-        assert files == vocabulary_files(models / "7B")
+        assert vocabulary.path in vocabulary_files(models / "7B")
 
 
 def test_nothing_added_changes_nothing():

@@ -81,7 +81,7 @@ def read(path: str | Path) -> Checkpoint:
         config = config_of(values, part)
     with naming(folder / weights):
         tensors = _tensors(part, config, tied=values.get("tie_word_embeddings") is not False)
-    vocabulary, _ = find_vocabulary(folder, config.vocab_size)
+    vocabulary = find_vocabulary(folder, config.vocab_size)
     files, template = list(dict.fromkeys(piece.data for piece in part.values())), find_template(folder)
     return Checkpoint(folder, "huggingface", config, tensors, vocabulary, files, values, template)
 

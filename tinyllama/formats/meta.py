@@ -84,7 +84,7 @@ def read(path: str | Path) -> Checkpoint:
         require(right, f"vocab_size isn't the {vocab_size} that {paths[0].name} embeds")
         config = replace(config, vocab_size=vocab_size)
     parts = [first, *map(_read, paths[1:])]
-    tensors, (vocabulary, _) = merge(parts, config), find_vocabulary(folder, vocab_size)
+    tensors, vocabulary = merge(parts, config), find_vocabulary(folder, vocab_size)
     files = list(dict.fromkeys(piece.data for part in parts for piece in part.values()))
     return Checkpoint(folder, "meta", config, tensors, vocabulary, files, params)
 

@@ -196,11 +196,11 @@ def vocabulary_files(folder: str | Path) -> list[Path]:
     return [place / name for place in places for name in (*TOKENIZERS, *SETTINGS)]
 
 
-def find_vocabulary(folder: str | Path, vocab_size: int) -> tuple[Vocabulary, list[Path]]:
+def find_vocabulary(folder: str | Path, vocab_size: int) -> Vocabulary:
     """The vocabulary of the model in a folder, with as many pieces as the model has embeddings.
 
-    Returns it and all files that were looked for. Raises TinyllamaError, naming the file, where there is
-    none, where it can't be read, or where it has more tokens than the model embeds.
+    Raises TinyllamaError, naming the file, where there is none, where it can't be read, or where it has more
+    tokens than the model embeds.
     """
     files = vocabulary_files(folder)
     path = next((path for path in files if path.name in TOKENIZERS and path.is_file()), None)
@@ -215,7 +215,7 @@ def find_vocabulary(folder: str | Path, vocab_size: int) -> tuple[Vocabulary, li
             warnings.warn(
                 f"{path}: {n} tokens, but the model embeds {vocab_size}: is it its own?", stacklevel=2
             )
-        return padded(with_ends(_with_settings(vocabulary, settings)), vocab_size), files
+        return padded(with_ends(_with_settings(vocabulary, settings)), vocab_size)
 
 
 def _tokenizer_model(path: Path) -> Vocabulary:
@@ -267,15 +267,12 @@ def _with_settings(vocabulary: Vocabulary, settings: dict[str, dict]) -> Vocabul
     ends = _ends(settings["generation_config.json"], len(ids)) or _ends(settings["config.json"], len(ids))
     if vocabulary.eos_id is None and found.get("eos_id") is None and ends:
         found["eos_id"] = ends[0]
-    for name in ("add_bos_token", "add_prefix_space"):
-        if type(said.get(name)) is bool:
-            found |= {"add_bos": said[name]} if name == "add_bos_token" else _prefix(vocabulary, said[name])
+    if type(add := said.get("add_bos_token")) is bool:
+        found["add_bos"] = add
+    is_model = vocabulary.kind == "sentencepiece" and not vocabulary.merges  # a tokenizer.json says it itself
+    if is_model and type(add := said.get("add_prefix_space")) is bool:
+        found["add_space_prefix"] = add
     return replace(vocabulary, **found, stop_ids=tuple(dict.fromkeys([*vocabulary.stop_ids, *ends])))
-
-
-def _prefix(vocabulary: Vocabulary, add: bool) -> dict:
-    """add_prefix_space is about tokenizer.model; a tokenizer.json says for itself what it does."""
-    return {"add_space_prefix": add} if vocabulary.kind == "sentencepiece" and not vocabulary.merges else {}
 
 
 def _ends(config: dict, n: int) -> list[int]:
