@@ -58,6 +58,12 @@ class Piece:
         return self.kind.view(self.data, (n_rows, *self.shape[1:]), self.offset)
 
 
+def turned_order(name: str, n_rows: int, head_dim: int) -> np.ndarray | None:
+    """`halves_order` of what RoPE turns and of what makes it; None for other weights, by Meta's name."""
+    turned = set(name.split(".")) & {"wq", "wk", "q_norm", "k_norm"}
+    return halves_order(n_rows // head_dim, head_dim) if turned else None
+
+
 def halves_order(n_heads: int, head_dim: int) -> np.ndarray:
     """The `Piece.order` of wq, wk, their biases and norms in files that lie as Hugging Face's do.
 

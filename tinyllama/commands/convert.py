@@ -76,7 +76,7 @@ def convert(
     has = "convert writes ggml or gguf of type 0 (f32) or 1 (f16) or bf16"
     require(known, f"{has}, not {format or 'gguf'} of {ftype!r}")
     with interruptible():
-        checkpoint, type = _whole(open_checkpoint(source)), PLAIN.get(ftype)
+        checkpoint, type = open_checkpoint(source), PLAIN.get(ftype)
         format = format or ("ggml" if checkpoint.format == "meta" else "gguf")
         outfile = Path(outfile or _beside(source, checkpoint, type or "f16", format))
         if format == "ggml":
@@ -120,20 +120,11 @@ def quantize(
             require(not any(asked), one_type)
             return _write("quantize", plans.quantized_ggml_files(opened, target, mix), source)
         with naming(path):
-            checkpoint = _whole(module.read(opened))
+            checkpoint = module.read(opened)
         choice = Choice(mix, checkpoint.config, OUTPUT not in checkpoint.tensors, pure, *asked)
         types = plans.mixed_types(checkpoint, choice)
         output = plans.gguf_file(checkpoint, target, types, MIXES[mix].number)
         return _write("quantize", [output], source, plans.notes(checkpoint, choice, types))
-
-
-def _whole(checkpoint: Checkpoint) -> Checkpoint:
-    """The same. Raises TinyllamaError where it has other tokens than embeddings."""
-    vocabulary, vocab_size = checkpoint.vocabulary, checkpoint.config.vocab_size
-    has = f"it has {len(vocabulary.pieces)} tokens, but {checkpoint.files[0].path} embeds {vocab_size}"
-    own = len(vocabulary.pieces) == vocab_size
-    require(own, f"{vocabulary.path or checkpoint.path}: another model's, {has}")
-    return checkpoint
 
 
 def _beside(source: str | Path, checkpoint: Checkpoint, type: str, format: str) -> Path:

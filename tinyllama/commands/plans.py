@@ -15,14 +15,12 @@ from ..formats import Checkpoint, ggml, gguf, headers
 from ..machine.files import MappedFile
 from ..ops import rope_factors
 from ..quant import BLOCK, TYPES
-from ..tensor import Piece, Tensor, halves_order
+from ..tensor import Piece, Tensor, turned_order
 from ..tokenizer import token_texts
 from .mixes import EMBEDDING, OUTPUT, Choice, block, file_order, needs_importance
 from .tables import type_table
 
 QUANTIZED_2023 = {"Q4_0": "q4_0_2023", "Q4_1": "q4_1_2023"}
-#: What RoPE turns, and Config's field of how many heads it is of; None: one.
-TURNED = {"wq": "n_heads", "wk": "n_kv_heads", "q_norm": None, "k_norm": None}
 
 
 @dataclass(frozen=True)
@@ -215,11 +213,10 @@ def _name(path: Path) -> str:
 
 def _as_in_gguf(tensor: Tensor, config: Config) -> Tensor:
     """A tensor whose rows lie as GGUF files of the family have them: of some, in halves."""
-    role = tensor.name.split(".")[-2]
-    if role not in TURNED or not FAMILIES[config.family].halves:
+    order = turned_order(tensor.name, tensor.shape[0], config.head_dim)
+    if order is None or not FAMILIES[config.family].halves:
         return tensor
-    heads = getattr(config, TURNED[role]) if TURNED[role] else 1
-    back = np.argsort(halves_order(heads, config.head_dim))
+    back = np.argsort(order)
     return replace(tensor, pieces=tuple(_reordered(piece, back) for piece in tensor.pieces))
 
 

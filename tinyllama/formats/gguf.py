@@ -29,7 +29,7 @@ from ..config import FAMILIES, STEPS, Config, tensor_names
 from ..errors import naming, require
 from ..machine.files import MappedFile
 from ..quant import TYPES
-from ..tensor import Piece, Tensor, halves_order
+from ..tensor import Piece, Tensor, turned_order
 from . import Checkpoint
 from .cursor import ARRAY, Cursor
 from .key_values import Metadata, config_of, shown
@@ -43,7 +43,6 @@ TYPE_OF_ID = {kind.gguf_id: kind for kind in TYPES.values() if kind.gguf_id is n
 TEMPLATE = "tokenizer.chat_template"
 ROPE_FREQS = "rope_freqs.weight"  # of Llama 3.1: a divisor for each RoPE frequency, [head_dim / 2]
 FREQUENCIES = "attn_rot_embd"  # in names of tensors that older converters wrote: they follow from rope_theta
-TURNED = {"wq", "wk", "q_norm", "k_norm"}  # what these make is turned by RoPE
 SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # the name of a part
 MOST = 1 << 14  # tensors, or key-values: several times what any model has
 
@@ -207,8 +206,8 @@ def _tensors(part: Part, names: dict[str, str], config: Config) -> dict[str, Ten
         kind, order = TYPE_OF_ID[type_id], None
         fits = shape[-1] % kind.block == 0 and (len(shape) == 2 or kind.block == 1)
         require(fits, f"the tensor {name} is {list(shape)}, which can't be of type {kind.name}")
-        if in_halves and TURNED.intersection(names.get(name, "").split(".")):
-            order = halves_order(shape[0] // config.head_dim, config.head_dim)
+        if in_halves and name in names:
+            order = turned_order(names[name], shape[0], config.head_dim)
         pieces[name] = Piece(part.file, part.start + offset, kind.name, shape, order)
     _check_layout(pieces, part)
     kept = {names[name]: piece for name, piece in pieces.items() if name in names}

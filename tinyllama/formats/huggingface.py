@@ -19,7 +19,7 @@ from pathlib import Path
 from ..config import FAMILIES, STEPS, Config, Family, RopeScaling, steps_of, tensor_names
 from ..errors import TinyllamaError, naming, require
 from ..machine.files import read_file
-from ..tensor import Tensor, halves_order
+from ..tensor import Tensor, turned_order
 from . import Checkpoint
 from .folders import folder_of, number, read_json
 from .others import refusal
@@ -48,8 +48,6 @@ FIELDS = {
 SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0}
 #: Keys that may change what a model computes, and the values with which they don't.
 WITHOUT_EFFECT = {"hidden_act": ("silu", "swish"), "mlp_bias": (False,), "partial_rotary_factor": (1,)}
-#: In every layer, what RoPE turns, or is added to or multiplied by it.
-IN_HALVES = ("wq.weight", "wk.weight", "wq.bias", "wk.bias", "q_norm.weight", "k_norm.weight")
 FULL, SLIDING = "full_attention", "sliding_attention"  # in layer_types
 IGNORED = "rotary_emb.inv_freq"  # follows from the numbers
 
@@ -224,7 +222,6 @@ def _tensors(part: Part, config: Config, tied: bool) -> dict[str, Tensor]:
         if piece := part.get(theirs):
             shape = shapes[meta]
             require(piece.shape == shape, f"{theirs} has the shape {list(piece.shape)}, not {list(shape)}")
-            if meta.endswith(IN_HALVES):
-                piece = replace(piece, order=halves_order(shape[0] // config.head_dim, config.head_dim))
+            piece = replace(piece, order=turned_order(meta, shape[0], config.head_dim))
             tensors[meta] = Tensor(meta, shape, (piece,))
     return tensors
