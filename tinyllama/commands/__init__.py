@@ -15,8 +15,8 @@ from contextlib import contextmanager
 
 from ..errors import TinyllamaError, printable
 from ..machine.interrupts import interruptible
+from ..machine.terminal import say
 from .cli import ON_HUB, parse
-from .printing import say
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,5 @@
 """What is in a model file, and what running it needs; unless asked to check them, no weight is read."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from math import prod
@@ -16,7 +15,7 @@ from ..tensor import Tensor
 from ..tokenizer import Tokenizer, make_tokenizer
 from .mixes import MIXES
 from .printing import columns
-from .tables import ranges, type_table
+from .tables import ranges, split_name, type_table
 
 FAMILY = {"llama": "LLaMA", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 #: What a model of LLaMA's family resembles, as far as its vocabulary tells.
@@ -104,10 +103,9 @@ def _mix(checkpoint: Checkpoint) -> str | None:
 def _scaling(checkpoint: Checkpoint) -> dict:
     """How RoPE is stretched: by numbers, or by a tensor of divisors as in files of Llama 3.1."""
     scaling, divisors = checkpoint.config.rope_scaling, checkpoint.tensors.get(ROPE_FREQS)
-    numbers = (
-        {name: value for name, value in asdict(scaling).items() if value is not None} if scaling else None
-    )
-    return {"scaling": numbers, "largest_divisor": float(divisors.dequantize().max()) if divisors else None}
+    numbers = asdict(scaling).items() if scaling else ()
+    told = {name: value for name, value in numbers if value is not None} or None
+    return {"scaling": told, "largest_divisor": float(divisors.dequantize().max()) if divisors else None}
 
 
 def _types(tensors: list[Tensor]) -> dict[str, dict[str, int]]:
@@ -212,17 +210,13 @@ def _summary(model: dict) -> Iterator[tuple[str, str]]:
     config, window, template = model["config"], model["window"], model["template"]
     extras = [what for what in ("biases", "output_bias", "qk_norms") if config[what]]
     like = next((what for what, holds in LIKE.items() if holds(model)), "")
-    yield (
-        "family",
-        ", ".join([FAMILY[model["family"]] + (f" (as {like})" if like else ""), *map(EXTRA.get, extras)]),
-    )
+    family = FAMILY[model["family"]] + (f" (as {like})" if like else "")
+    yield "family", ", ".join([family, *map(EXTRA.get, extras)])
     mix = f"{model['mix']}, " if model["mix"] else ""
     yield "weights", f"{mix}{model['bits_per_weight']:.2f} bits each: {', '.join(model['types'])}"
     yield "context", f"{config['max_seq_len']} tokens"
-    yield (
-        "window",
-        f"a token attends to {window} tokens" if window else "none: a token attends to all before it",
-    )
+    seen = f"a token attends to {window} tokens" if window else "none: a token attends to all before it"
+    yield "window", seen
     yield "RoPE", f"theta {model['rope']['theta']:.6g}{_stretched(model['rope'])}"
     yield "template", template["name"] or ("one of its own" if template["text"] else "none")
 
@@ -252,9 +246,9 @@ def _tensor_rows(tensors: list[dict]) -> Iterator[tuple[str, ...]]:
     """A row for each kind of tensor: layers that agree in it share one, "layers.0-31.ffn_norm.weight"."""
     kinds: dict[tuple, list[int]] = {}
     for tensor in tensors:
-        layer, name = re.fullmatch(r"(?:layers\.(\d+)\.)?(.*)", tensor["name"]).groups()
+        layer, name = split_name(tensor["name"])
         kind = (layer is not None, name, tuple(tensor["shape"]), tensor["type"], tensor["n_bytes"])
-        kinds.setdefault(kind, []).append(int(layer or 0))
+        kinds.setdefault(kind, []).append(layer)
     for (in_layer, name, shape, type, n_bytes), layers in kinds.items():
         name = f"layers.{ranges(layers)}.{name}" if in_layer else name
         many = f"× {len(layers)} = {human(len(layers) * n_bytes)}" if len(layers) > 1 else ""

@@ -76,10 +76,7 @@ class Known:
         try:
             path = path or places.find(name)
             key = f"{backend.name} {stamp(path)}"
-            if key not in self._old:
-                self._new[key] = self._describe(path, backend)
-            else:
-                self._new[key] = self._old[key]
+            self._new[key] = self._old.get(key) or self._describe(path, backend)
             return {"path": str(path)} | self._new[key]
         except TinyllamaError as error:
             return {"reason": str(error).removeprefix(f"{path}: ")}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from ..config import Config
 from ..errors import require
+from .tables import split_name
 
 WV, WO, W2 = "attention.wv.weight", "attention.wo.weight", "feed_forward.w2.weight"
 OUTPUT, EMBEDDING = "output.weight", "tok_embeddings.weight"
@@ -150,10 +151,10 @@ class Choice:
         return self._in_layer(name, base)
 
     def _in_layer(self, name: str, base: str) -> str:
-        layer, role = re.fullmatch(r"(?:layers\.(\d+)\.)?(.*)", name).groups()
+        layer, role = split_name(name)
         config, rules = self.config, MIXES[self.mix].exceptions.get(role, ())
         group = config.n_heads // config.n_kv_heads
-        where = int(layer or 0), config.n_layers, group
+        where = layer or 0, config.n_layers, group
         found = next((type for type, holds in rules if holds(*where)), base)
         # Of the models that have 80 layers, LLaMA 2 and 3 70B and Qwen2 72B, wv is an eighth of wq.
         groups = {"llama": 2, "qwen2": 1}.get(config.family, group + 1)  # llama-quantize's way to tell

@@ -18,6 +18,7 @@ from ..quant import BLOCK, TYPES
 from ..tensor import Piece, Tensor, turned_order
 from ..tokenizer import token_texts
 from .mixes import EMBEDDING, OUTPUT, Choice, block, file_order, needs_importance
+from .printing import counted
 from .tables import type_table
 
 QUANTIZED_2023 = {"Q4_0": "q4_0_2023", "Q4_1": "q4_1_2023"}
@@ -181,7 +182,7 @@ def notes(checkpoint: Checkpoint, choice: Choice, types: dict[str, str]) -> Iter
         if (wanted := choice.wanted(name, n_cols)) != types[name]:
             instead.setdefault((wanted, types[name]), []).append(n_cols)
     for (wanted, type), widths in instead.items():
-        many = f"{len(widths)} tensor{'s' if len(widths) > 1 else ''}"
+        many = counted(len(widths), "tensor")
         rows = f"rows of {' and '.join(map(str, sorted(set(widths))))} weights"
         yield f"  {type} stands in for {wanted} in {many}: {rows} don't divide into blocks of {block(wanted)}"
     yield f"  {8 * sum(sizes.values()) / sum(map(prod, shapes.values())):.2f} bits per weight"

@@ -3,9 +3,6 @@
 from collections.abc import Iterable, Iterator
 
 from ..errors import printable
-from ..machine.terminal import say
-
-__all__ = ["columns", "harmless", "say"]
 
 #: Unicode's pictures of the first 32 characters and of Delete; of U+0080 to U+009F there are none.
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
@@ -18,6 +15,11 @@ def harmless(text: str) -> str:
     A terminal obeys what follows an Escape, and a vocabulary is a stranger's.
     """
     return text.translate(PICTURES)
+
+
+def counted(number: int, what: str) -> str:
+    """1, "thread" -> "1 thread"; 2 -> "2 threads"."""
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def columns(rows: Iterable[Iterable], align: str, indent: str = "  ") -> Iterator[str]:

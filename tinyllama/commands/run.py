@@ -20,8 +20,9 @@ from ..errors import check_cancelled, naming, require
 from ..generation import STOP_REASONS, Timings
 from ..llama import Llama, load
 from ..machine.limits import human, peak_memory
+from ..machine.terminal import say
 from .cli import ON_HUB
-from .printing import harmless, say
+from .printing import counted, harmless
 
 LARGEST_TEXT = 50_000_000  # bytes; a novel has one million
 
@@ -41,10 +42,10 @@ def generate(args: argparse.Namespace) -> None:
     if args.escape:
         settings["stop"] = [unescape(text) for text in args.stop]
     llama = _load(args)
-    run, threads = llama.stream(prompt, **settings), llama.backend.threads
+    run = llama.stream(prompt, **settings)
     for warning in run.warnings:
         say(f"warning: {warning}")
-    backend = f"backend {llama.backend.name}, {threads} thread{'s' if threads > 1 else ''}"
+    backend = f"backend {llama.backend.name}, {counted(llama.backend.threads, 'thread')}"
     say(f"seed {run.seed}, {len(run.prompt_ids)} prompt tokens, {backend}\n")
     # To a terminal without what would steer it; into a file or a pipe to the letter.
     show = harmless if sys.stdout and sys.stdout.isatty() else str

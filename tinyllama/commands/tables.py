@@ -5,15 +5,20 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from ..machine.limits import human
-from .printing import columns
+from .printing import columns, counted
+
+
+def split_name(name: str) -> tuple[int | None, str]:
+    """Meta's name of a tensor -> its layer, if it is in one, and the rest."""
+    layer, role = re.fullmatch(r"(?:layers\.(\d+)\.)?(.*)", name).groups()
+    return layer and int(layer), role
 
 
 def by_layer(names: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
     """Meta's names without layer and ending, and the layers of each: "attention.wq", [0, 1, 3]."""
     found: dict[str, list[int]] = {}
-    for name in names:
-        layer, role = re.fullmatch(r"(?:layers\.(\d+)\.)?(.*?)(?:\.weight)?", name).groups()
-        found.setdefault(role, []).extend([int(layer)] if layer else [])
+    for layer, role in map(split_name, names):
+        found.setdefault(role.removesuffix(".weight"), []).extend([] if layer is None else [layer])
     yield from ((role, sorted(layers)) for role, layers in found.items())
 
 
@@ -38,6 +43,6 @@ def type_table(tensors: Iterable[tuple[str, str, int]]) -> Iterator[str]:
         for role, layers in by_layer(name for name, _ in found):
             some = f" (layer{'s' if len(layers) > 1 else ''} {ranges(layers)})"
             where.append(role + ("" if layers == everywhere[role] else some))
-        many = f"{len(found)} tensor{'s' if len(found) > 1 else ''}"
-        rows.append((type, many, human(sum(n_bytes for _, n_bytes in found)), ", ".join(where)))
+        size = human(sum(n_bytes for _, n_bytes in found))
+        rows.append((type, counted(len(found), "tensor"), size, ", ".join(where)))
     yield from columns(rows, "<>><")
