@@ -155,10 +155,8 @@ def _hidden_dim(params: dict, dim: int, part: Part | None) -> int:
         return own
     if part and HIDDEN in part and "multiple_of" not in params:
         return part[HIDDEN].shape[0]
-    multiple_of, multiplier = (
-        number(params, "multiple_of", int, 256),
-        number(params, "ffn_dim_multiplier", float, 1.0),
-    )
+    multiple_of = number(params, "multiple_of", int, 256)
+    multiplier = number(params, "ffn_dim_multiplier", float, 1.0)
     require(0 < dim <= LARGEST["dim"], f"dim can't be {dim}")
     require(0 < multiple_of <= LARGEST["hidden_dim"], f"multiple_of can't be {multiple_of}")
     require(0 < multiplier <= LARGEST["hidden_dim"], f"ffn_dim_multiplier can't be {multiplier}")

@@ -88,10 +88,7 @@ def _merges(ranks: dict[bytes, int]) -> tuple[str, ...]:
     merges = []
     for piece in ranks:
         halves = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-        ways = [
-            (ranks[left], ranks[right], left, right)
-            for left, right in halves
-            if left in ranks and right in ranks
-        ]
-        merges += [f"{printed(left)} {printed(right)}" for _, _, left, right in sorted(ways)]
+        ways = [(left, right) for left, right in halves if left in ranks and right in ranks]
+        ways.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        merges += [f"{printed(left)} {printed(right)}" for left, right in ways]
     return tuple(merges)

@@ -58,12 +58,14 @@ def vocabulary_from_json(path: str | Path) -> Vocabulary:
         ignore_merges = bool(model.get("ignore_merges"))
         ways = _byte_level(steps, ignore_merges) if is_bytes else _sentencepiece(steps)
         ways |= _normalizer(_steps(parts.get("normalizer"), "normalizers"), is_bytes)
-        ids = _ids(model, parts)
-        pieces, types = _pieces(ids, model, parts, is_bytes)
+        added = _added(parts)
+        ids = _ids(model, added)
+        unk_id = ids.get(str(model.get("unk_token")))
+        pieces, types = _pieces(ids, added)
+        types = types if is_bytes else _sentencepiece_types(types, ids, unk_id, model.get("byte_fallback"))
         merges = _merges(model, ids)
         require(merges or is_bytes, "a tokenizer without merges")
         bos_id = _bos(parts.get("post_processor"), ids)
-        unk_id = ids.get(str(model.get("unk_token")))
         vocabulary = Vocabulary(
             kind="bpe" if is_bytes else "sentencepiece",
             pieces=pieces,
@@ -113,9 +115,8 @@ def _byte_level(steps: list[dict], ignore_merges: bool) -> dict:
     require(last, "a pre_tokenizer behind ByteLevel, which isn't supported")
     for step in steps:
         prefix = step["type"] == "ByteLevel" and step.get("add_prefix_space", True)
-        require(
-            not prefix or not words, "a pre_tokenizer that puts a space before every word isn't supported"
-        )
+        why = "a pre_tokenizer that puts a space before every word isn't supported"
+        require(not prefix or not words, why)
         words += _words(step)
     name = name_of(words, ignore_merges) or name_of(words, not ignore_merges)
     for rule in () if name else words:
@@ -149,14 +150,12 @@ def _words(step: dict) -> list[str]:
         return [SIGNS if behavior == "Isolated" else f"{SIGNS}+"]
     require(kind == "Split", f"the pre_tokenizer {kind!r} ({behavior}) isn't supported")
     pattern = step.get("pattern")
-    right = isinstance(pattern, dict) and any(
-        isinstance(pattern.get(key), str) for key in ("Regex", "String")
-    )
-    require(right, "a Split without a pattern")
-    words = pattern["Regex"] if "Regex" in pattern else re.escape(pattern["String"])
-    whole = behavior == "Isolated" or (
-        behavior == "Removed" and step.get("invert") and words.endswith(r"|\s+")
-    )
+    kinds = pattern if isinstance(pattern, dict) else {}
+    words = kinds.get("Regex", kinds.get("String"))
+    require(isinstance(words, str), "a Split without a pattern")
+    words = words if "Regex" in kinds else re.escape(words)
+    inverted = behavior == "Removed" and step.get("invert") and words.endswith(r"|\s+")
+    whole = behavior == "Isolated" or inverted
     require(whole, f"a Split that is {behavior!r} isn't supported, only 'Isolated'")
     require(len(words) <= LONGEST_RULE, "a regular expression that is absurdly long")
     return [words]
@@ -188,19 +187,18 @@ def _normalizer(steps: list[dict], is_bytes: bool) -> dict:
         elif not is_bytes and kind == "Prepend" and step.get("prepend") == SPACE:
             ways |= {"add_space_prefix": True, "prefixed": "part"}
         else:
-            spaces = (
-                kind == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == SPACE
-            )
-            require(spaces and not is_bytes, f"the normalizer {kind!r} isn't supported here")
+            spaces = kind, step.get("pattern"), step.get("content")
+            fine = spaces == ("Replace", {"String": " "}, SPACE) and not is_bytes
+            require(fine, f"the normalizer {kind!r} isn't supported here")
     return ways
 
 
 # --- pieces and merges ----------------------------------------------------------------------------
 
 
-def _ids(model: dict, parts: dict) -> dict[str, int]:
+def _ids(model: dict, added: list[dict]) -> dict[str, int]:
     """Piece -> id, of the vocabulary and of the added tokens that aren't in it."""
-    ids, added = dict(_object(model, "vocab")), _added(parts)
+    ids = dict(_object(model, "vocab"))
     for token in added:
         ids.setdefault(token["content"], token["id"])
     most = LARGEST["vocab_size"]
@@ -209,9 +207,8 @@ def _ids(model: dict, parts: dict) -> dict[str, int]:
     require(len(set(ids.values())) == len(ids), "two pieces of its vocabulary have one id")
     odd = [t["content"] for t in added if any(t.get(flag) for flag in ("lstrip", "rstrip", "single_word"))]
     if odd:
-        warnings.warn(
-            f"that {odd[0]!r} takes the spaces around it, or is a whole word, is ignored", stacklevel=4
-        )
+        told = f"that {odd[0]!r} takes the spaces around it, or is a whole word, is ignored"
+        warnings.warn(told, stacklevel=4)
     return ids
 
 
@@ -223,23 +220,24 @@ def _added(parts: dict) -> list[dict]:
     return added
 
 
-def _pieces(ids: dict[str, int], model: dict, parts: dict, is_bytes: bool) -> tuple[tuple, tuple]:
+def _pieces(ids: dict[str, int], added: list[dict]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The pieces and their types by id; where no piece has an id, an unused one."""
     n = max(ids.values()) + 1
     pieces, types = [f"[PAD{i}]" for i in range(n)], [UNUSED] * n
     for piece, token_id in ids.items():
         pieces[token_id], types[token_id] = piece, NORMAL
-    for token in _added(parts):
+    for token in added:
         types[ids[token["content"]]] = CONTROL if token.get("special") else USER_DEFINED
-    if not is_bytes:
-        unknown = ids.get(str(model.get("unk_token")))
-        if unknown is not None:
-            types[unknown] = UNKNOWN
-        if model.get("byte_fallback") and ids.keys() >= set(BYTE_PIECES):
-            for piece in BYTE_PIECES:
-                types[ids[piece]] = BYTE
     pieces = [piece if ids.get(piece, i) == i else "" for i, piece in enumerate(pieces)]
     return tuple(pieces), tuple(types)
+
+
+def _sentencepiece_types(types: tuple, ids: dict[str, int], unk_id: int | None, has_bytes: object) -> tuple:
+    """The types, with those that a byte-level vocabulary doesn't have: the unknown piece and bytes."""
+    bytes_ = [ids.get(piece) for piece in BYTE_PIECES] if has_bytes else []
+    special = {} if unk_id is None else {unk_id: UNKNOWN}
+    special |= {} if None in bytes_ else dict.fromkeys(bytes_, BYTE)
+    return tuple(special.get(i, kind) for i, kind in enumerate(types))
 
 
 def _merges(model: dict, ids: dict[str, int]) -> tuple[str, ...]:
@@ -247,9 +245,7 @@ def _merges(model: dict, ids: dict[str, int]) -> tuple[str, ...]:
     merges = model.get("merges") or []
     require(isinstance(merges, list), "its merges aren't a list")
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-    right = all(
-        isinstance(p, list) and len(p) == 2 and all(isinstance(half, str) for half in p) for p in pairs
-    )
+    right = all(isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in pairs)
     require(right, "a merge that isn't two pieces")
     for left, other in pairs:
         known = left in ids and other in ids and left + other in ids

@@ -122,7 +122,7 @@ def _named(snapshot: Path) -> dict[str, Path]:
     """What stands behind a repository's name, ":Q4_K_M", say, for each model of a revision."""
     names = files_of(snapshot)
     models = gguf_files(names)
-    quants = {name: found[0] if (found := QUANT.search(name)) else name for name in models}
+    quants = {name: quant_of(name) for name in models}
     alone = {name: list(quants.values()).count(quant) == 1 for name, quant in quants.items()}
     if models or not choose(names, ""):
         return {f":{quants[name] if alone[name] else name}": snapshot / name for name in models}
@@ -171,6 +171,12 @@ def gguf_files(names: list[str]) -> list[str]:
     return sorted((name for name in models if name == parts(name)[0]), key=lambda name: (len(name), name))
 
 
+def quant_of(name: str) -> str:
+    """What a file's name says of its type, "Q4_K_M", say; the name itself where it says nothing."""
+    found = QUANT.search(name)
+    return found[0] if found else name
+
+
 def has_quant(name: str, quant: str) -> bool:
     """Whether a file's name has a quantization as a word of its own, or is what was asked for."""
     word = re.search(rf"(?<![a-z0-9]){re.escape(quant)}(?=[-.])", name, re.IGNORECASE)
@@ -217,7 +223,7 @@ def fetch(repository: Repository) -> Path:
 
 
 def _fetch(repository: Repository, process: subprocess.Popen) -> Path:
-    """Agree with the process that fetches on what, and show how it arrives."""
+    """Tell the process which files to fetch, and show its progress."""
     messages = _messages(process)
     there = next(messages)
     chosen = _choose(there["files"], repository.quant)
@@ -238,7 +244,7 @@ def _fetch(repository: Repository, process: subprocess.Popen) -> Path:
 
 
 def _messages(process: subprocess.Popen) -> Iterator[dict]:
-    """What it says; Ctrl-C is heard in between. TinyllamaError where it says what is wrong, or no more."""
+    """What the process writes; Ctrl-C is heard in between. Raises TinyllamaError when it fails or ends."""
     said = b""
     while True:
         check_cancelled()
@@ -252,16 +258,16 @@ def _messages(process: subprocess.Popen) -> Iterator[dict]:
                 raise TinyllamaError(f"huggingface_hub ended with status {process.wait()}")
 
 
-def _tell(process: subprocess.Popen, what) -> None:
+def _tell(process: subprocess.Popen, what: object) -> None:
     process.stdin.write(f"{json.dumps(what)}\n".encode())
     process.stdin.flush()
 
 
 def _choose(names: list[str], quant: str) -> list[str]:
-    """As `choose`. Raises TinyllamaError, with what there is, where that isn't what is wanted."""
+    """As `choose`. Raises TinyllamaError, with what there is, where nothing fits or a part is missing."""
     chosen = choose(names, quant)
-    offers = [found[0] if (found := QUANT.search(name)) else name for name in gguf_files(names)]
-    offers = f"its GGUF files are {', '.join(dict.fromkeys(offers))}" if offers else "it has no GGUF files"
+    offers = ", ".join(dict.fromkeys(map(quant_of, gguf_files(names))))
+    offers = f"its GGUF files are {offers}" if offers else "it has no GGUF files"
     require(chosen or not quant, f"there is no {quant} in it: {offers}")
     require(chosen, "no model: it has neither GGUF files nor config.json, tokenizer and safetensors")
     missing = [part for name in chosen for part in parts(name) if part not in names]

@@ -1,16 +1,16 @@
-"""What talks to the Hugging Face hub: a script, and so a process of its own that can be ended at any moment.
+"""Fetches files from the Hugging Face hub: a script, run as a process that can be killed at any moment.
 
-`hub.fetch` starts it with a repository, a revision and the cache's folder. They talk in lines of JSON:
+`hub.fetch` starts it with a repository, a revision and the cache's folder. They exchange lines of JSON:
 
-    it     {"files": names of all that is there, "licence": its name, "endpoint": whose hub it is}
-    hub    the names of the files that are wanted
-    it     {"total": their bytes, "here": how many of these have arrived before}
-    hub    a line: go
-    it     {"bytes": how many are here now}, again and again; at the end {"folder": where the files are}
+    script  {"files": the names of all files, "licence": its name, "endpoint": the hub's URL}
+    hub.py  the names of the files to fetch
+    script  {"total": their bytes, "here": how many of these have arrived before}
+    hub.py  a line: go
+    script  {"bytes": how many are here now}, again and again; at the end {"folder": where the files are}
 
-or {"error": what is wrong}. huggingface_hub (0.30 to 2.x) finds out what there is, with which token, and lays
-out its cache. Only the bytes of large files come here, by its `http_get`, into a file that the next run goes
-on with: since 2.0 `hf_hub_download` begins again.
+or {"error": what is wrong}. huggingface_hub (0.30 to 2.x) lists the files, finds the token, and lays out its
+cache. Only the bytes of large files are fetched here, by its `http_get`, into a file that the next run
+continues: since 2.0 `hf_hub_download` starts again.
 """
 
 import hashlib
@@ -23,19 +23,19 @@ from pathlib import Path
 os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 PORTION = 1 << 20  # bytes between two reports
-LARGE = 1 << 20  # bytes of a file from which going on is worth it
+LARGE = 1 << 20  # bytes of a file that is worth continuing
 LARGEST = 50 * 10**9  # bytes that the hub sends as one answer; `hf_hub_download` may know how to get more
 SHA256 = 64  # hexadecimal digits; an etag of another length isn't one
 CLIENTS = ("requests", "urllib3", "httpx", "httpx2", "httpcore")  # whose exceptions mean "no answer"
 
 
 def say(**message) -> None:
-    """A line to who has started this."""
+    """A line to the parent process."""
     print(json.dumps(message), flush=True)
 
 
 def end_with(stdin) -> None:
-    """End when who has started this does."""
+    """End when the parent process does."""
     stdin.read()
     os._exit(1)
 
@@ -70,7 +70,7 @@ class Fetching:
         say(folder=str(self.here / "snapshots" / self.sha))
 
     def look_up(self, name: str):
-        """A file's etag, size and so on; what has arrived of it before is noted."""
+        """A file's etag and size; notes how much of it has arrived before."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         found = get_hf_file_metadata(hf_hub_url(self.repository, name, revision=self.sha))
@@ -122,7 +122,7 @@ class Fetching:
             while (here := file.tell()) < found.size:
                 try:
                     http_get(url, file, resume_size=here, **options)
-                except Exception as error:  # a connection that broke is taken up while that helps
+                except Exception as error:  # retry a broken connection while bytes arrive
                     if not is_of_client(error) or file.tell() == here:
                         raise
         return begun
@@ -158,7 +158,7 @@ class Reporting:
 
 
 def plain(word: str) -> str:
-    """A word that becomes a file's name. Raises ValueError where it would lead somewhere else."""
+    """A word that becomes a file's name. Raises ValueError where it could lead out of the folder."""
     if not word.replace("-", "").isalnum():
         raise ValueError(f"the hub calls a file or a revision {word!r:.80}")
     return word
@@ -178,7 +178,7 @@ def is_right(path: Path, etag: str) -> bool:
 
 
 def is_of_client(error: Exception) -> bool:
-    """Whether it tells of the network."""
+    """Whether an error comes from the network."""
     return type(error).__module__.partition(".")[0] in CLIENTS
 
 
