@@ -17,6 +17,7 @@ import numpy as np
 from tinyllama.config import Config
 from tinyllama.errors import TinyllamaError
 from tinyllama.formats.gguf import ROPE_FREQS
+from tinyllama.formats.parts import Part
 from tinyllama.tensor import Tensor
 
 STEPS = 5_000_000  # calls of functions and returns from them: a busy computer doesn't change their number
@@ -101,6 +102,14 @@ def is_whole(tensors: dict[str, Tensor], config: Config, n_bytes: int) -> None:
         must(name in read, "a tensor larger than its file", name)
         weights = read[name]
         must(weights.shape == expected and weights.dtype == np.float32, "read in another shape", name)
+
+
+def are_inside(part: Part, n_bytes: int) -> None:
+    """Every tensor lies in a file of so many bytes, and can be read."""
+    for name, piece in part.items():
+        must(0 <= piece.offset <= n_bytes - piece.nbytes, "a tensor outside of the file", name)
+        with limits():
+            piece.kind.dequantize(piece.blocks())
 
 
 def are_apart(tensors: dict[str, Tensor]) -> None:

@@ -334,7 +334,7 @@ def tiktokens(ranks: dict[bytes, int], word: bytes) -> list[int]:
 
 def test_ids_of_a_tiktoken_file_are_tiktokens(tmp_path):
     path, ranks = tiktoken_file(tmp_path)
-    tokenizer = make_tokenizer(vocabulary_from_tiktoken(path))
+    tokenizer = make_tokenizer(vocabulary_from_tiktoken(path, path.read_bytes()))
     cut = published_rule("llama-bpe").pre_tokenize_str
     bytes_of = dict(zip(tokenizer.vocabulary.pieces[:256], ranks, strict=False))
     for text in TEXTS:
@@ -378,7 +378,7 @@ def test_a_damaged_tiktoken_file_is_refused_in_one_line(change, tmp_path):
     path, _ = tiktoken_file(tmp_path)
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(TinyllamaError, match=r"tiktoken's, or a damaged|absurdly long") as error:
-        vocabulary_from_tiktoken(path)
+        vocabulary_from_tiktoken(path, path.read_bytes())
     assert str(error.value).startswith(f"{path}: ")
 
 

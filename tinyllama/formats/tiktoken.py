@@ -14,12 +14,10 @@ from pathlib import Path
 
 from ..config import LARGEST
 from ..errors import TinyllamaError, naming, require
-from ..machine.files import read_file
 from ..tokenizer import CONTROL, NORMAL, Vocabulary, printed
 from .checked import checked
 from .pre_tokenizers import words_of
 
-LARGEST_FILE = 1 << 24  # bytes; Llama 3's has two million
 LONGEST_PIECE = 256  # bytes; Llama 3's longest has 128
 N_SPECIAL = 256
 NAMED = "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id"
@@ -38,22 +36,20 @@ def special_pieces() -> list[str]:
     return [f"<|{name}|>" for name in (*named, *reserved)]
 
 
-def vocabulary_from_tiktoken(path: str | Path, data: bytes | None = None) -> Vocabulary:
-    """The vocabulary of Llama 3 in such a file, whose bytes may have been read already.
+def vocabulary_from_tiktoken(path: Path, data: bytes) -> Vocabulary:
+    """The vocabulary of Llama 3 in the bytes of such a file.
 
-    Raises TinyllamaError, naming the file, where it can't be read or is damaged.
+    Raises TinyllamaError, naming the file, where it is damaged.
     """
-    path, data = Path(path), read_file(path, LARGEST_FILE) if data is None else data
     with naming(path):
         ranks, special = _ranks(data), special_pieces()
         n = len(ranks)
-        merges = _merges(ranks)
         stops = [n + special.index(piece) for piece in ("<|eom_id|>", "<|eot_id|>")]
         vocabulary = Vocabulary(
             kind="bpe",
             pieces=(*map(printed, ranks), *special),
             types=(NORMAL,) * n + (CONTROL,) * len(special),
-            merges=merges,
+            merges=_merges(ranks),
             **words_of("llama-bpe"),
             bos_id=n,
             eos_id=n + 1,

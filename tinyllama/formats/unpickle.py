@@ -58,9 +58,8 @@ def read_tensors(data: bytes) -> dict[str, SavedTensor]:
         raise TinyllamaError(f"is damaged: its data.pkl makes no sense at byte {position}") from None
     weights = _weights(root)
     require(weights, "no checkpoint: this torch file holds no dict of tensors")
-    require(
-        all(name.isprintable() for name in weights), "is damaged: it names a tensor that can't be printed"
-    )
+    printable = all(map(str.isprintable, weights))
+    require(printable, "is damaged: it names a tensor that can't be printed")
     named = {PREFIX.sub("", name): tensor for name, tensor in weights.items()}
     require(len(named) == len(weights), "is damaged: two of its tensors differ in a prefix alone")
     return named
@@ -150,9 +149,8 @@ def _set(target: dict | None, key: object, value: object) -> None:
 def _named(name: str) -> str:
     """A name that stands for something plain; torch's functions among them are known to `_call`."""
     has_data = not name.endswith(" _rebuild_meta_tensor_no_storage")
-    require(
-        has_data, "holds no data: its tensors have shapes alone (device 'meta'); save it with its weights"
-    )
+    empty = "holds no data: its tensors have shapes alone (device 'meta'); save it with its weights"
+    require(has_data, empty)
     why = "don't open it elsewhere; if it is yours, save the model's state_dict() alone"
     require(PLAIN.fullmatch(name), f"wants to run {name[:80]}: {why}")
     return name

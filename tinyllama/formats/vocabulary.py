@@ -87,9 +87,8 @@ def with_added(
     new = {token_id: piece for piece, token_id in added.items() if piece not in known}
     fitting = {token_id: piece for token_id, piece in new.items() if n <= token_id < most}
     if odd := new.keys() - fitting.keys():
-        warnings.warn(
-            f"the added token {new[min(odd)]!r} is left out: its id can't be {min(odd)}", stacklevel=2
-        )
+        told = f"the added token {new[min(odd)]!r} is left out: its id can't be {min(odd)}"
+        warnings.warn(told, stacklevel=2)
     if not fitting:
         return vocabulary
     pieces = [fitting.get(token_id, f"[PAD{token_id}]") for token_id in range(n, max(fitting) + 1)]
@@ -212,9 +211,8 @@ def find_vocabulary(folder: str | Path, vocab_size: int) -> Vocabulary:
         vocabulary = with_added(vocabulary, *_added(settings), vocab_size=vocab_size)
         n = len(vocabulary.pieces)
         if vocab_size > 1.1 * n + 1024:
-            warnings.warn(
-                f"{path}: {n} tokens, but the model embeds {vocab_size}: is it its own?", stacklevel=2
-            )
+            odd = f"{path}: {n} tokens, but the model embeds {vocab_size}: is it its own?"
+            warnings.warn(odd, stacklevel=2)
         return padded(with_ends(_with_settings(vocabulary, settings)), vocab_size)
 
 
@@ -226,13 +224,8 @@ def _tokenizer_model(path: Path) -> Vocabulary:
 
 #: The files that a vocabulary is read from, the first that is there; and those that say more about it.
 TOKENIZERS = {"tokenizer.json": vocabulary_from_json, "tokenizer.model": _tokenizer_model}
-SETTINGS = (
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "config.json",
-)
+SETTINGS = "added_tokens special_tokens_map tokenizer_config generation_config config"
+SETTINGS = tuple(f"{name}.json" for name in SETTINGS.split())
 
 
 def json_beside(places: list[Path], name: str) -> dict:
