@@ -75,6 +75,7 @@ WHOLE = (
     ("norm", "output_norm", "model.norm", ("dim",), None),
     ("output", "output", "lm_head", ("vocab_size", "dim"), None),
 )
+EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"  # Meta's names; a tied OUTPUT is the EMBEDDING
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..backends import get_backend
+from ..config import OUTPUT
 from ..errors import TinyllamaError, cancellable, check_cancelled, naming, require
 from ..formats import Checkpoint, format_of, ggml, meta, open_checkpoint, stamp
 from ..machine.files import MappedFile, reserve, written
@@ -38,7 +39,7 @@ from ..machine.places import find
 from ..quant import TYPES
 from ..tensor import Piece
 from . import plans
-from .mixes import MIXES, OUTPUT, Choice, find_mix, find_type
+from .mixes import MIXES, Choice, find_mix, find_type
 from .plans import Output, Rows
 
 PLAIN = {0: "f32", 1: "f16", "f32": "f32", "f16": "f16", "bf16": "bf16"}  #: what convert's ftype may be

@@ -12,12 +12,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..config import Config
+from ..config import EMBEDDING, OUTPUT, Config
 from ..errors import require
 from .tables import split_name
 
 WV, WO, W2 = "attention.wv.weight", "attention.wo.weight", "feed_forward.w2.weight"
-OUTPUT, EMBEDDING = "output.weight", "tok_embeddings.weight"
 
 #: What takes the place of a type of 256 weights a block where a row isn't a multiple of 256.
 SUBSTITUTES = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import FAMILIES, Config, hidden_dim_of
+from ..config import EMBEDDING, FAMILIES, OUTPUT, Config, hidden_dim_of
 from ..errors import naming, require
 from ..formats import Checkpoint, ggml, gguf, headers
 from ..machine.files import MappedFile
@@ -17,7 +17,7 @@ from ..ops import rope_factors
 from ..quant import BLOCK, TYPES
 from ..tensor import Piece, Tensor, turned_order
 from ..tokenizer import token_texts
-from .mixes import EMBEDDING, OUTPUT, Choice, block, file_order, needs_importance
+from .mixes import Choice, block, file_order, needs_importance
 from .printing import counted
 from .tables import type_table
 

@@ -14,12 +14,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import LARGEST, Config, RopeScaling, hidden_dim_of
+from ..config import EMBEDDING, LARGEST, Config, RopeScaling, hidden_dim_of
 from ..errors import naming, require
 from ..machine.files import read_file
 from . import Checkpoint
 from .folders import LARGEST_JSON, folder_of, number, read_json
-from .parts import EMBEDDING, QUERIES, Part, count_parts, merge
+from .parts import QUERIES, Part, count_parts, merge
 from .pth import read_part
 from .safetensors import read_shards, shard_paths
 from .vocabulary import find_vocabulary, vocabulary_files

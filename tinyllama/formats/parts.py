@@ -19,14 +19,14 @@ the shares of a tensor become one Tensor again.
 
 from collections.abc import Sequence
 
-from ..config import Config
+from ..config import EMBEDDING, OUTPUT, Config
 from ..errors import naming, require
 from ..tensor import Piece, Tensor
 
 Part = dict[str, Piece]
 
 MOST_PARTS = 100  # consolidated.00.pth to .99; Meta cut into 8
-EMBEDDING, OUTPUT, QUERIES = "tok_embeddings.weight", "output.weight", "layers.0.attention.wq.weight"
+QUERIES = "layers.0.attention.wq.weight"
 CUT_BY_COLUMNS = (EMBEDDING, "attention.wo.weight", "feed_forward.w2.weight")
 
 
