@@ -109,12 +109,10 @@ def _scaling(checkpoint: Checkpoint) -> dict:
 
 
 def _types(tensors: list[Tensor]) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+    sizes: dict[str, list[int]] = {}
     for tensor in tensors:
-        of_type = found.setdefault(tensor.type, {"n_tensors": 0, "n_bytes": 0})
-        of_type["n_tensors"] += 1
-        of_type["n_bytes"] += tensor.nbytes
-    return found
+        sizes.setdefault(tensor.type, []).append(tensor.nbytes)
+    return {type: {"n_tensors": len(some), "n_bytes": sum(some)} for type, some in sizes.items()}
 
 
 def template_name(template: str) -> str | None:

@@ -56,8 +56,8 @@ def vocabulary_from_json(path: str | Path) -> Vocabulary:
         steps = _steps(parts.get("pre_tokenizer"), "pretokenizers")
         is_bytes = any(step["type"] == "ByteLevel" for step in steps)
         ignore_merges = bool(model.get("ignore_merges"))
-        ways = _byte_level(steps, ignore_merges) if is_bytes else _sentencepiece(steps)
-        ways |= _normalizer(_steps(parts.get("normalizer"), "normalizers"), is_bytes)
+        fields = _byte_level(steps, ignore_merges) if is_bytes else _sentencepiece(steps)
+        fields |= _normalizer(_steps(parts.get("normalizer"), "normalizers"), is_bytes)
         added = _added(parts)
         ids = _ids(model, added)
         unk_id = ids.get(str(model.get("unk_token")))
@@ -79,7 +79,7 @@ def vocabulary_from_json(path: str | Path) -> Vocabulary:
             fuse_unknown=bool(model.get("fuse_unk")),
             add_bos=bos_id is not None,
             path=path,
-            **ways,
+            **fields,
         )
         return checked(vocabulary)
 
@@ -94,10 +94,7 @@ def _steps(step: object, name: str) -> list[dict]:
     """The steps of a Sequence, or the one that there is instead; each has a type."""
     if step is None:
         return []
-    require(isinstance(step, dict) and isinstance(step.get("type"), str), f"one of its {name} has no type")
-    if step["type"] != "Sequence":
-        return [step]
-    inner = step.get(name)
+    inner = step.get(name) if isinstance(step, dict) and step.get("type") == "Sequence" else [step]
     require(isinstance(inner, list), f"a Sequence without {name}")
     for one in inner:
         right = isinstance(one, dict) and isinstance(one.get("type"), str) and one["type"] != "Sequence"
@@ -179,18 +176,18 @@ def _sentencepiece(steps: list[dict]) -> dict:
 
 def _normalizer(steps: list[dict], is_bytes: bool) -> dict:
     """The fields of a Vocabulary that say what is done to a text."""
-    ways = {}
+    fields = {}
     for step in steps:
         kind = step["type"]
-        if kind in FORMS and not ways:
-            ways["normal_form"] = kind
+        if kind in FORMS and not fields:
+            fields["normal_form"] = kind
         elif not is_bytes and kind == "Prepend" and step.get("prepend") == SPACE:
-            ways |= {"add_space_prefix": True, "prefixed": "part"}
+            fields |= {"add_space_prefix": True, "prefixed": "part"}
         else:
             spaces = kind, step.get("pattern"), step.get("content")
             fine = spaces == ("Replace", {"String": " "}, SPACE) and not is_bytes
             require(fine, f"the normalizer {kind!r} isn't supported here")
-    return ways
+    return fields
 
 
 # --- pieces and merges ----------------------------------------------------------------------------
