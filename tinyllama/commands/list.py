@@ -46,7 +46,7 @@ def models() -> dict:
 
     backend, free, known, rows = get_backend(), available_memory(), Known(), []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what a file says and nobody needs to know here
+        warnings.simplefilter("ignore")  # what readers warn of doesn't matter here
         for name, path in tqdm([*places.everything()], "look", unit=" models", leave=False, delay=0.5):
             check_cancelled()
             rows.append({"name": name, "path": path and str(path)} | known.facts(name, path, backend))

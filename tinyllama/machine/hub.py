@@ -27,7 +27,7 @@ NAME = re.compile(rf"hf:(?P<name>{WORD}/{WORD})(?:@(?P<revision>{WORD}(?:/{WORD}
 PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.(gguf|safetensors)$)")
 #: What the name of a GGUF file says of its type: Q4_K_M, IQ4_XS, BF16, ...
 QUANT = re.compile(r"(?<![a-z0-9])(i?q\d\w*|tq\d_\d|mxfp4\w*|b?f16|f32)(?=[-.])", re.IGNORECASE)
-USUAL = ("Q4_K_M", "Q8_0", "Q4_0")  # of several files, when nobody says; the first two as llama.cpp does
+USUAL = ("Q4_K_M", "Q8_0", "Q4_0")  # the default among several files; the first two as in llama.cpp
 NO_MODEL = re.compile(r"(.*/)?(mmproj|mtp-|eagle3-)|.*imatrix")  # GGUF files that go with another one
 #: The files of a Hugging Face folder that are read, and those of Mistral's.
 MEMBERS = re.compile(
@@ -142,12 +142,12 @@ def snapshots(repository: Repository) -> list[Path]:
 
 
 def files_of(snapshot: Path) -> list[str]:
-    """The names of its files; of links whose blob is gone none."""
+    """The names of its files, without links whose blob is gone."""
     return [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
 
 
 def choose(names: list[str], quant: str) -> list[str]:
-    """Those of a repository's files that make the model, the one to open first; none where it has no such.
+    """The files of a repository that make the model, the one to open first; none if there is no model.
 
     Args:
         quant: "Q4_K_M", say, in any case, or a file's name; "": of several GGUF files the usual one.
@@ -166,7 +166,7 @@ def choose(names: list[str], quant: str) -> list[str]:
 
 
 def gguf_files(names: list[str]) -> list[str]:
-    """The GGUF files that are models, of those in parts the first; short names first."""
+    """The GGUF files that are models, of a split one the first part; short names first."""
     models = [name for name in names if name.endswith(".gguf") and not NO_MODEL.match(name.lower())]
     return sorted((name for name in models if name == parts(name)[0]), key=lambda name: (len(name), name))
 

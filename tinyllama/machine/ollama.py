@@ -1,7 +1,7 @@
 """Models of Ollama's store, which keeps them as GGUF files under the names of their SHA-256.
 
 `manifests/HOST/USER/NAME/TAG` is JSON: its layer of the media type `application/vnd.ollama.image.model` names
-the file in `blobs`. What the hosts and users are if nobody says: registry.ollama.ai, library.
+the file in `blobs`. By default the host is registry.ollama.ai and the user library.
 """
 
 import json

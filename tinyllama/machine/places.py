@@ -1,4 +1,4 @@
-"""Where models lie: a path, a name, and the stores of others."""
+"""Where models lie: at a path, under a name, in the Hugging Face hub's cache, in Ollama's store."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from ..errors import naming, require
 from . import hub, ollama
 from .download import MODELS, cache_folder, models_folder, small_folder
 
-#: The stores of others, by the beginning of a name: each has `find(name)`.
+#: The stores of other programs by the prefix of a name: each has `find(name)`.
 STORES = {"hf:": hub, "ollama:": ollama}
 DEEPEST = 3  # folders below one of `folders`: models/7B/ggml-model-q4_0.bin, models/org/name/model.gguf
 GGML = (b"lmgg", b"fmgg", b"tjgg")  # the first bytes of files of 2023
