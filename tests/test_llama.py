@@ -256,6 +256,8 @@ def test_a_prompt_may_be_an_array_of_ids():
     said = json.loads(json.dumps(text.settings))
     assert said["prompt"] == [1, 2] and said["seed"] == 1 and said["temp"] == 0.5
     assert eval(text.call()) == text and "array" not in text.call() and "np." not in text.call()
+    text = llama.generate(np.array(["Once"])[0], **settings)
+    assert type(text.settings["prompt"]) is str and eval(text.call()) == text
     for empty in ([], "", b"", np.array([], int)):
         with pytest.raises(TinyllamaError, match="the prompt is empty"):
             llama.tokens(empty)

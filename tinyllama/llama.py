@@ -68,7 +68,7 @@ class Llama(AbstractContextManager):
         n_ctx = wanted.ctx_size or default_ctx_size(self.config)
         ids = self.tokens(prompt, n_ctx)
         cache = self.new_cache(n_ctx, at_once=min(wanted.batch_size, len(ids)))
-        origin = {"prompt": prompt if isinstance(prompt, str) else ids, "model": self.name}
+        origin = {"prompt": str(prompt) if isinstance(prompt, str) else ids, "model": self.name}
         origin |= {"backend": self.backend.name, "threads": self.backend.threads}
         run, doubts = partial(self.forward, last=True, cancel=cancel), self._doubts(prompt, ids, n_ctx)
         generation = Generation(run, self.tokenizer, cache, ids, wanted, origin, doubts, self.backend.running)
