@@ -191,6 +191,8 @@ def notes(checkpoint: Checkpoint, choice: Choice, types: dict[str, str]) -> Iter
 def gguf_file(checkpoint: Checkpoint, path: Path, types: dict[str, str], file_type: int) -> Output:
     """Tensors whole and in the order of `types`: their pieces side by side or one below the other."""
     config, rows = checkpoint.config, []
+    if config.output_bias and config.family != "llama":
+        warnings.warn(f"{path}: llama.cpp can't open it: its {config.family} has no bias of wo", stacklevel=4)
     tensors = [_as_in_gguf(checkpoint.tensors[name], config) for name in types]
     if config.rope_scaling and config.rope_scaling.kind == "llama3":  # which no key tells
         tensors.append(Tensor.from_array(gguf.ROPE_FREQS, rope_factors(config).astype(np.float32)))
