@@ -1,10 +1,13 @@
 """Builds the C backend, tinyllama._native, from ext/. Everything else stands in pyproject.toml."""
 
+import os
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 #: Python's stable interface as of 3.11, the first with the buffer protocol: one build serves all later ones.
 STABLE_ABI = "0x030b0000"
@@ -24,4 +27,24 @@ native = Extension(
     optional=True,  # without a compiler tinyllama installs all the same and runs on NumPy
 )
 
-setup(ext_modules=[native], options={"bdist_wheel": {"py_limited_api": "cp311"}})
+
+class BuildExt(build_ext):
+    """Compiles the files of an extension at the same time, on all cores."""
+
+    def build_extensions(self):
+        compile = self.compiler.compile
+
+        def together(sources, **options):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                made = pool.map(lambda source: compile([source], **options), sources)
+                return [file for files in made for file in files]
+
+        self.compiler.compile = together
+        super().build_extensions()
+
+
+setup(
+    cmdclass={"build_ext": BuildExt},
+    ext_modules=[native],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
