@@ -436,8 +436,8 @@ for file in dict.fromkeys([f16, q4_0, f16_gguf, q4_0_gguf, path]):
 
 # %% [markdown]
 # Two bytes a weight in f16, 0.625 in 2023's q4_0, 0.5625 in today's, and more on average: today's quantizers
-# keep the output matrix finer, in q6_k. The rest is nearly all vocabulary, which is next to nothing in a large
-# model.
+# keep the output matrix finer, in q6_k. The rest is nearly all vocabulary, which is next to nothing in a
+# large model.
 
 # %% [markdown]
 # ## At 7B
