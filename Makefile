@@ -58,7 +58,7 @@ notebooks: .venv/test.installed
 # Their library must be in the process before Python is: LD_PRELOAD, so Linux and GCC.
 LIBASAN := $(if $(findstring clang,$(shell $(compiler) --version)),,\
   $(filter /%,$(shell $(compiler) -print-file-name=libasan.so)))
-SANITIZE := -g -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
+SANITIZE := -g1 -fno-var-tracking -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
 ifeq ($(shell uname -sm),Linux x86_64)
 TILES := build/sanitize/tiles.so
 SANITIZE += -DTINYLLAMA_EMULATE_TILES
@@ -69,7 +69,7 @@ ifeq ($(LIBASAN),)
 	@echo "$(compiler) is not GCC with libasan.so: the C backend is not tested under sanitizers."
 else
 	@echo "The C backend under the address, undefined-behaviour and thread sanitizers:"
-	@CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build --build-base build/sanitize \
+	@OPTIMIZE=-O1 CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build --build-base build/sanitize \
 	  --build-lib build/sanitize/lib
 	@$(if $(TILES),$(compiler) -O2 $(SANITIZE) -shared -fPIC tests/ext/tiles.c -lm -o $(TILES))
 	@LD_PRELOAD="$(strip $(LIBASAN)) $(TILES)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \

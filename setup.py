@@ -12,6 +12,9 @@ from setuptools.command.build_ext import build_ext
 #: Python's stable interface as of 3.11, the first with the buffer protocol: one build serves all later ones.
 STABLE_ABI = "0x030b0000"
 
+#: With the sanitizers' checks in it, -O3 takes minutes a file.
+OPTIMIZE = os.environ.get("OPTIMIZE", "-O3")
+
 #: Apple's library of matrix products, for ext/accelerate.c. The platform is the one that is compiled for.
 ACCELERATE = ["-framework", "Accelerate"] if sysconfig.get_platform().startswith("macosx") else []
 
@@ -21,7 +24,7 @@ native = Extension(
     depends=sorted(str(path) for path in Path("ext").glob("*.h")),
     define_macros=[("Py_LIMITED_API", STABLE_ABI)],
     # A product and a sum stay two roundings unless the code says otherwise: the same bits from any compiler.
-    extra_compile_args=[] if sys.platform == "win32" else ["-O3", "-std=gnu11", "-ffp-contract=off"],
+    extra_compile_args=[] if sys.platform == "win32" else [OPTIMIZE, "-std=gnu11", "-ffp-contract=off"],
     extra_link_args=[] if sys.platform == "win32" else ["-lm", "-pthread", *ACCELERATE],
     py_limited_api=True,
     optional=True,  # without a compiler tinyllama installs all the same and runs on NumPy
