@@ -13,7 +13,7 @@ from ..machine.limits import human
 from ..settings import default_ctx_size
 from ..tensor import Tensor
 from ..tokenizer import Tokenizer, make_tokenizer
-from .mixes import MIXES
+from .mixes import ALIASES
 from .printing import columns
 from .tables import ranges, split_name, type_table
 
@@ -97,7 +97,7 @@ def inspect(model: str | Path, ctx_size: int | None = None, check: bool = False)
 def _mix(checkpoint: Checkpoint) -> str | None:
     """The name of what a file says it is mostly, "Q4_K_M" say."""
     said = checkpoint.metadata.get("general.file_type") if checkpoint.format == "gguf" else None
-    return next((name for name, mix in MIXES.items() if mix.number == said), None)
+    return ALIASES.get(str(said))
 
 
 def _scaling(checkpoint: Checkpoint) -> dict:

@@ -22,7 +22,7 @@ from ..machine.download import cache_folder
 from ..machine.files import read_file, written
 from ..machine.limits import UNKNOWN, available_memory, human
 from ..settings import default_ctx_size
-from .mixes import MIXES, SUBSTITUTES
+from .mixes import ALIASES, MIXES, SUBSTITUTES
 from .printing import columns
 
 LARGEST_CACHE = 1 << 24  # bytes; a model takes about 300
@@ -116,11 +116,9 @@ def type_of(checkpoint: Checkpoint) -> str:
     sizes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         sizes[tensor.type] = sizes.get(tensor.type, 0) + prod(tensor.shape)
-    most, number = max(sizes, key=sizes.get), checkpoint.metadata.get("general.file_type")
-    for name, mix in MIXES.items():
-        if mix.number == number and most in (mix.type, SUBSTITUTES.get(mix.type)):
-            return name
-    return most.upper()
+    most, name = max(sizes, key=sizes.get), ALIASES.get(str(checkpoint.metadata.get("general.file_type")))
+    base = name and MIXES[name].type
+    return name if most in (base, SUBSTITUTES.get(base)) else most.upper()
 
 
 def table(found: dict) -> str:

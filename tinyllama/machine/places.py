@@ -42,8 +42,8 @@ def find(model: str | Path) -> Path:
 def everything() -> Iterator[tuple[str, Path | None]]:
     """A name that `find` takes, and the file or folder, of all that looks like a model on this computer.
 
-    First the models with a name of their own, then what lies in FOLDERS, in the Hugging Face hub's cache, and
-    in Ollama's store, where the path is None: `find` says it, or what is wrong with the store.
+    First the models with a name of their own, then what lies in `folders`, in the Hugging Face hub's cache,
+    and in Ollama's store, where the path is None: `find` says it, or what is wrong with the store.
     """
     known = {"small": small_folder()} | {name: models_folder() / MODELS[name].filename for name in MODELS}
     known = {name: path for name, path in known.items() if path.exists()}
