@@ -60,7 +60,9 @@ def everything() -> Iterator[tuple[str, Path | None]]:
 
 def folders() -> list[Path]:
     """Where models lie that have no name but their path."""
-    return [models_folder(), cache_folder() / "models", Path("models"), Path("data/models")]
+    checkout = models_folder().parents[1]
+    others = [checkout / "models", Path("models"), Path("data/models")]
+    return [models_folder(), cache_folder() / "models", *others]
 
 
 def in_folder(folder: Path, deepest: int) -> Iterator[Path]:
