@@ -125,7 +125,8 @@ INLINE __m256i unpack(const weight_type type, const weight *w, const uint8_t *bl
     __m256i q = bits_of(low, block + w->low, r, column, 0);
     if (high) q = _mm256_or_si256(q, bits_of(high, block + w->high, r, column, low));
     if (type == Q8_0) return _mm256_xor_si256(q, _mm256_set1_epi8(-128));
-    return has_table(type) ? _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(*(const __m128i *)iq4_values), q) : q;
+    if (!has_table(type)) return q;
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)iq4_values)), q);
 }
 
 INLINE int is_signed(const weight_type type) { return type == Q8_0 || has_table(type); }
