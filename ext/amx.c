@@ -320,9 +320,9 @@ static void multiply_panel_of_strips(const weight *w, const void *inputs, long n
 
 #include "amx_attention.h"
 
-/* Up to 12 tokens, two tiles of avx512.c, multiplying blocks costs less than making numbers of them. */
+/* FEW tokens are multiplied one by one or side by side with the same result, which these sums wouldn't give. */
 static const panel_kernels panels = {
-    13, PANEL, ROWS, inputs_bytes, pack_inputs, panel_scratch, multiply_panel_of_strips,
+    FEW + 1, PANEL, ROWS, inputs_bytes, pack_inputs, panel_scratch, multiply_panel_of_strips,
 };
 
 static double multiply_registers(long rounds, float *sink) {
@@ -346,6 +346,6 @@ static double multiply_registers(long rounds, float *sink) {
     return (double)rounds * 4 * ROWS * ROWS * STEP;
 }
 
-LEVEL(amx, TILE_TOKENS, 4, avx512_multiply_blocks, attend_in_tiles, &panels)
+LEVEL(amx, 6, 4, avx512_multiply_blocks, attend_in_tiles, &panels)
 TARGET_END
 #endif

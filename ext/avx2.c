@@ -108,8 +108,10 @@ static void quantize(const float *x, long n_blocks, input_block *out) {
 /* GCC would first compute all products, put them aside on the stack, and then add them up. */
 #define DO_NOW(x) __asm__("" : "+x"(x))
 
-/* TOKENS of a tile; how far ahead of its use a strip is asked for, in bytes. */
-enum { TOKENS = 6, AHEAD = 8192 };
+enum { TOKENS = 8, EVEN = 0, WIDE = 1 }; /* blocks.h says what they are */
+
+/* Few tokens have registers left for the sums of more columns, and a single one would wait for each of its sums. */
+INLINE int at_once(const int n) { return n == 1 ? 4 : n == 2 ? 2 : 1; }
 
 /* `bits` bits, at bit `at` of each byte, of four r of 8 rows (column 0..3 of the strip). */
 INLINE __m256i bits_of(const int bits, const uint8_t *from, const int r, const int column, const int at) {
@@ -229,43 +231,9 @@ INLINE void add_block(const weight_type type, const int n, const weight *w, cons
     }
 }
 
-/* All tokens, n at a time, `columns` vectors of 8 rows from column `first` on. */
-INLINE void multiply_columns(const weight_type type, const int n, const int columns, int first, const weight *w,
-                             const activations *acts, long strip, float *out, long stride) {
-    const uint8_t *data = w->data + strip * w->strip_bytes;
-    const long rows = w->n_out - strip * STRIP;
-    for (long token = 0; token < acts->n_tokens; token += n) {
-        const uint8_t *x = acts->tiles + token / n * acts->tile_stride;
-        __m256 totals[4][TOKENS];
-        for (int c = 0; c < columns; c++)
-            for (int t = 0; t < n; t++) totals[c][t] = _mm256_setzero_ps();
-        for (long i = 0; i < acts->n_tile_blocks[token / n]; i++, x += tile_block_bytes(n)) {
-            const int32_t number = read_i32(number_at(x, n));
-            const uint8_t *block = data + block_place(type, w, number), *head = data + head_place(w, number);
-            if (n == 1)
-                for (long at = 0; at < w->block_bytes; at += 64)
-                    _mm_prefetch((const char *)(block + AHEAD + at), _MM_HINT_T0);
-            UNROLL
-            for (int c = 0; c < columns; c++) add_block(type, n, w, block, head, first + c, x, totals[c]);
-        }
-        for (long t = 0; t < smaller(acts->n_tokens - token, n); t++)
-            for (int c = 0; c < columns && rows > (first + c) * 8; c++)
-                v_store_part(out + (token + t) * stride + strip * STRIP + (first + c) * 8,
-                             _mm256_mul_ps(totals[c][t], _mm256_set1_ps(w->factor)), rows - (first + c) * 8);
-    }
-}
-
-INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
-                          long stride) {
-    if (acts->tile_tokens == 1) {
-        multiply_columns(type, 1, 4, 0, w, acts, strip, out, stride);
-        return;
-    }
-    for (int column = 0; column < STRIP / 8; column++)
-        multiply_columns(type, TOKENS, 1, column, w, acts, strip, out, stride);
-}
-
-static MULTIPLY_BLOCKS(multiply_blocks)
+#include "blocks.h"
+static MULTIPLY_TILE(multiply_any)
+static MULTIPLY_BLOCKS(multiply_blocks, multiply_any)
 
 static double multiply_registers(long rounds, float *sink) {
     enum { SUMS = 8 }; /* enough of them to hide the latency of each */

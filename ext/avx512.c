@@ -12,20 +12,21 @@ TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
 
 /* ---- products of blocks ---- */
 
-/* How far ahead of its use a strip is asked for, in bytes. */
-enum { AHEAD = 8192 };
+enum { TOKENS = 6, EVEN = 0, WIDE = 2 }; /* blocks.h says what they are */
+
+INLINE int at_once(const int n) { return n > 0; } /* a column is a whole strip */
 
 INLINE __m512i broadcast_int(const uint8_t *p) { return _mm512_set1_epi32(read_i32(p)); }
 
 INLINE __m512 broadcast_float(const uint8_t *p) { return _mm512_castsi512_ps(broadcast_int(p)); }
 
 /* Adds a block of a strip's 32 rows times a tile_block x of n tokens to left (rows 0-15) and right. */
-INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
+INLINE void add_whole(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
                       const uint8_t *x, __m512 *left, __m512 *right) {
     const __m512i zero = _mm512_set1_epi16((short)zero_of(type));
     /* A single token's two sums would wait for each other: it gets two more, for the other elements. */
     const int more = n == 1;
-    __m512i a[2][TILE_TOKENS], b[2][TILE_TOKENS];
+    __m512i a[2][TOKENS], b[2][TOKENS];
     UNROLL
     for (int t = 0; t < n; t++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
         a[more][t] = _mm512_setzero_si512(), b[more][t] = a[more][t], a[0][t] = a[more][t];
@@ -72,7 +73,7 @@ INLINE void add_block(const weight_type type, const int n, const weight *w, cons
 INLINE void add_halves(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
                        const int side, const uint8_t *x, __m512 *totals) {
     const __m512i zeros[2] = {_mm512_set1_epi32(zero_of(type)), _mm512_set1_epi32(zero_of(type) << 16)};
-    __m512i sums[2][TILE_TOKENS];
+    __m512i sums[2][TOKENS];
     UNROLL
     for (int half = 0; half < 2; half++)
         UNROLL
@@ -104,47 +105,20 @@ INLINE void add_halves(const weight_type type, const int n, const weight *w, con
     }
 }
 
-/* All tokens, n at a time. */
-INLINE void multiply_strip(const weight_type type, const int n, const weight *w, const activations *acts,
-                           long strip, float *out, long stride) {
-    const uint8_t *data = w->data + strip * w->strip_bytes;
-    const long rows = smaller(w->n_out - strip * STRIP, STRIP);
-    const uint32_t have = rows == STRIP ? 0xffffffffu : (1u << rows) - 1;
-    const __m512 factor = _mm512_set1_ps(w->factor);
-    for (long token = 0; token < acts->n_tokens; token += n) {
-        const uint8_t *x = acts->tiles + token / n * acts->tile_stride;
-        __m512 left[TILE_TOKENS], right[TILE_TOKENS];
-        for (int t = 0; t < n; t++) left[t] = right[t] = _mm512_setzero_ps();
-        for (long i = 0; i < acts->n_tile_blocks[token / n]; i++, x += tile_block_bytes(n)) {
-            const int32_t number = read_i32(number_at(x, n));
-            const uint8_t *block = data + block_place(type, w, number), *head = data + head_place(w, number);
-            if (n == 1)
-                for (long at = 0; at < w->block_bytes; at += 64)
-                    _mm_prefetch((const char *)(block + AHEAD + at), _MM_HINT_T0);
-            if (has_halves(type)) {
-                add_halves(type, n, w, block, head, 0, x, left);
-                add_halves(type, n, w, block, head, 1, x, right);
-            } else {
-                add_block(type, n, w, block, head, x, left, right);
-            }
-        }
-        for (long t = 0; t < smaller(acts->n_tokens - token, n); t++) {
-            float *to = out + (token + t) * stride + strip * STRIP;
-            _mm512_mask_storeu_ps(to, (__mmask16)have, _mm512_mul_ps(left[t], factor));
-            _mm512_mask_storeu_ps(to + 16, (__mmask16)(have >> 16), _mm512_mul_ps(right[t], factor));
-        }
+INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
+                      const int column, const uint8_t *x, __m512 *totals) {
+    (void)column; /* always the first */
+    if (!has_halves(type)) {
+        add_whole(type, n, w, block, head, x, totals, totals + n);
+        return;
     }
+    add_halves(type, n, w, block, head, 0, x, totals);
+    add_halves(type, n, w, block, head, 1, x, totals + n);
 }
 
-INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
-                          long stride) {
-    if (acts->tile_tokens == 1)
-        multiply_strip(type, 1, w, acts, strip, out, stride);
-    else
-        multiply_strip(type, TILE_TOKENS, w, acts, strip, out, stride);
-}
-
-MULTIPLY_BLOCKS(avx512_multiply_blocks)
+#include "blocks.h"
+static MULTIPLY_TILE(multiply_any)
+MULTIPLY_BLOCKS(avx512_multiply_blocks, multiply_any)
 
 static double multiply_registers(long rounds, float *sink) {
     enum { SUMS = 12 }; /* enough of them to hide the latency of each */
@@ -160,6 +134,6 @@ static double multiply_registers(long rounds, float *sink) {
     return (double)rounds * SUMS * 64;
 }
 
-LEVEL(avx512, TILE_TOKENS, 4, avx512_multiply_blocks, attend_tile, NULL)
+LEVEL(avx512, TOKENS, 4, avx512_multiply_blocks, attend_tile, NULL)
 TARGET_END
 #endif

@@ -9,7 +9,7 @@
 #define __ARM_FEATURE_DOTPROD 1
 #endif
 TARGET("dotprod", "arch=armv8.2-a+dotprod")
-enum { PAIRS = 0, COLUMNS_AT_ONCE = 2 };
+enum { PAIRS = 0, AT_ONCE = 2 };
 #include "neon_blocks.h"
 
 /* Adds 4 elements of 4 rows times the i-th four inputs of a tile_block. */
@@ -23,22 +23,20 @@ INLINE int32x4_t dot(int32x4_t sums, int8x16_t q, const uint8_t *x, int i) {
     }
 }
 
-INLINE void block_products(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
-                           const int half, const int column, const uint8_t *x, sums_of_tokens *sums) {
+INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, const int half,
+                           const int column, const uint8_t *x, int32x4_t *sums) {
     UNROLL
     for (int i = 0; i < n_fours(type); i++) {
         const int r = four_of(type, half, i);
         const int8x16_t q = unpack(type, w, block, r, column);
         UNROLL
-        for (int part = 0; part < parts; part++)
-            UNROLL
-            for (int t = 0; t < n; t++)
-                sums[part][t] = dot(sums[part][t], q, x + part * tile_block_bytes(n), (r % 2 * 4 + r / 2) * n + t);
+        for (int t = 0; t < n; t++) sums[t] = dot(sums[t], q, x, (r % 2 * 4 + r / 2) * n + t);
     }
 }
 
-MULTIPLY_BLOCKS(dotprod_multiply_blocks)
+MULTIPLY_TILE(dotprod_multiply_tile)
+MULTIPLY_BLOCKS(dotprod_multiply_blocks, dotprod_multiply_tile)
 MULTIPLY_REGISTERS(vdotq_s32, 16)
-LEVEL(dotprod, TILE_TOKENS, 4, dotprod_multiply_blocks, attend_tile, NULL)
+LEVEL(dotprod, TOKENS, 4, dotprod_multiply_blocks, attend_tile, NULL)
 TARGET_END
 #endif

@@ -10,7 +10,7 @@
 #define __ARM_FEATURE_MATMUL_INT8 1
 #endif
 TARGET("dotprod,i8mm", "arch=armv8.2-a+dotprod+i8mm")
-enum { PAIRS = 1, COLUMNS_AT_ONCE = 2 };
+enum { PAIRS = 1, AT_ONCE = 2 };
 #include "neon_blocks.h"
 
 /* Rows 0, 1 and rows 2, 3 of two quarters: 8 elements of a row side by side. */
@@ -28,25 +28,25 @@ INLINE void add_products(const int n, int8x16x2_t rows, const int8_t *x, int32x4
     }
 }
 
-INLINE void block_products(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
-                           const int half, const int column, const uint8_t *x, sums_of_tokens *sums) {
-    (void)parts; /* always 1 for many tokens */
+INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, const int half,
+                           const int column, const uint8_t *x, int32x4_t *sums) {
     UNROLL
     for (int i = 0; i < n_fours(type); i++) {
         const int r = four_of(type, half, i), k = r / 2;
         if (k % 2) continue; /* has been its neighbour */
         const int8x16x2_t rows = zip(unpack(type, w, block, r, column), unpack(type, w, block, r + 2, column));
-        add_products(n, rows, inputs(x, (r % 2 * 4 + k) * n * 4), *sums);
+        add_products(n, rows, inputs(x, (r % 2 * 4 + k) * n * 4), sums);
     }
 }
 
-static MULTIPLY_BLOCKS(multiply_pairs)
+static MULTIPLY_TILE(multiply_pairs)
 
-static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
-    (acts->tile_tokens == 1 ? dotprod_multiply_blocks : multiply_pairs)(w, acts, strip, out, stride);
+static void multiply_any(const weight *w, const token_tile *x, long strip, float *out, long stride) {
+    (x->n == 1 ? dotprod_multiply_tile : multiply_pairs)(w, x, strip, out, stride);
 }
 
+static MULTIPLY_BLOCKS(multiply_blocks, multiply_any)
 MULTIPLY_REGISTERS(vmmlaq_s32, 32)
-LEVEL(i8mm, TILE_TOKENS, 8, multiply_blocks, attend_tile, NULL)
+LEVEL(i8mm, TOKENS, 8, multiply_blocks, attend_tile, NULL)
 TARGET_END
 #endif

@@ -19,8 +19,7 @@ enum {
     MAX_SHARED = 64,   /* query heads that share a key/value head */
     SPAN = 256,        /* positions of the KV cache that one piece of decoding attends to */
     TILE = 36,         /* queries that one piece of prefill attention handles */
-    TOGETHER = 12,     /* tokens that share a choice of refined blocks */
-    REFINED = 4,       /* one block in so many is refined */
+    FEW = 16,          /* tokens: up to so many at once each has the bits that it has alone */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -235,24 +234,28 @@ static inline void write_u16(uint8_t *p, uint16_t x) { memcpy(p, &x, 2); }
 /* ---- activations ---- */
 
 /* Inputs as int8, quantized once for all weights that share them, in tiles of one or several tokens: all the
- * numbers of a tile that meet one block of weights lie side by side, as a tile_block
+ * numbers of a tile of n tokens that meet one block of weights lie side by side, as a tile_block
  *
- *     q          [32 / run][tile_tokens][run] int8    `run` neighbouring elements of each token (4 or 8)
- *     scale      [tile_tokens] float                  x = scale * q
- *     minus_sum  [tile_tokens] float                  of the 32 q
- *     halves     [tile_tokens][2] int16               minus the sum of the first 16 q, and of the last
- *     number     int32                                which block of the weights
+ *     q          [32 / run][n][run] int8    `run` neighbouring elements of each token (4 or 8)
+ *     scale      [n] float                  x = scale * q
+ *     minus_sum  [n] float                  of the 32 q
+ *     halves     [n][2] int16               minus the sum of the first 16 q, and of the last
+ *     number     int32                      which block of the weights
  *
- * Tokens that aren't there, in the last tile, are zeros.
- *
- * A few inputs of a model are far larger than the rest and make their blocks coarse. So the coarsest quarter
- * of the blocks is refined: what rounding left is quantized too, as a second tile_block for the same block of
- * weights. That takes away four fifths of the error for a quarter more work. */
+ * A few inputs of a model are far larger than the rest and make their blocks coarse. So blocks that are much coarser than
+ * others of the same token are refined: what rounding left is quantized too, as a second tile_block for the same block of
+ * weights. Where another token of the tile has no rest, it has zeros, which add nothing: the result of a token
+ * doesn't depend on those beside it. */
 typedef struct {
-    long n_tokens, n_in;
-    long tile_tokens, tile_stride; /* bytes from tile to tile */
-    uint8_t *tiles;
-    int32_t *n_tile_blocks;        /* of each tile */
+    long first, n_tokens; /* which tokens */
+    long n;               /* as the tile is laid out: n_tokens, or one more, a token of zeros */
+    uint8_t *blocks;
+    long n_blocks;
+} token_tile;
+
+typedef struct {
+    long n_tokens, n_in, n_tiles;
+    token_tile *tiles;
 } activations;
 
 INLINE size_t tile_block_bytes(long n) { return (size_t)(44 * n + 4 + 15) / 16 * 16; }
@@ -314,8 +317,8 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    long tile_tokens; /* that multiply_blocks wants, if there are several; it divides TOGETHER */
-    long run;         /* of a token's elements in such a tile */
+    long tile_tokens; /* that multiply_blocks takes at once, at most */
+    long run;         /* of a token's elements in a tile; of 8, tiles have an even number of tokens, or one */
     void (*quantize)(const float *x, long n_blocks, input_block *out);
     /* What `of` has left of x, in units of its scale / REST. */
     void (*refine)(const float *x, const input_block *of, input_block *out);
@@ -345,19 +348,11 @@ typedef struct {
 
 /* multiply_blocks of levels that others share it with. */
 void avx512_multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride);
+void dotprod_multiply_tile(const weight *w, const token_tile *x, long strip, float *out, long stride);
 void dotprod_multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride);
 
-/* What each level's file ends with: multiply_type for each type, known to the compiler ... */
-#define TYPE_CASE(id, ...) case id: multiply_type(id, w, acts, strip, out, stride); break;
-#define MULTIPLY_BLOCKS(name)                                                                                 \
-    void name(const weight *w, const activations *acts, long strip, float *out, long stride) {                \
-        switch (w->type) {                                                                                    \
-            BLOCK_TYPES(TYPE_CASE)                                                                            \
-        default: break;                                                                                       \
-        }                                                                                                     \
-    }
-
-/* ... and its table: what generic.h, cast.h and the file itself define under the kernels' names. */
+/* What each level's file ends with: its table, of what generic.h, cast.h, blocks.h and the file itself define under the
+ * kernels' names. */
 #define LEVEL(name, tile_tokens, run, multiply_blocks, attend_tile, panels)                                  \
     const kernels name##_kernels = {                                                                          \
         #name, tile_tokens, run, quantize, refine, multiply_blocks, multiply_floats, rms_norm_one, swiglu_run, \

@@ -620,7 +620,7 @@ static int fill_module(PyObject *module) {
         return fail(PyExc_ImportError, "TINYLLAMA_CPU=%s: %s", wanted, found ? found : "this computer has no such level");
     }
     active_kernels(); /* chosen now, before there are threads */
-    if (PyModule_AddIntMacro(module, STRIP) || PyModule_AddIntMacro(module, TOGETHER)) return -1;
+    if (PyModule_AddIntMacro(module, STRIP) || PyModule_AddIntMacro(module, FEW)) return -1;
     return PyModule_AddObjectRef(module, "Weight", (PyObject *)weight_type_object);
 }
 

@@ -3,7 +3,7 @@
  * Products of bytes have 16 bits and are added up there, in neighbouring lanes for a row's neighbouring elements,
  * until another could overflow; then lanes are added in pairs. */
 #if defined(__aarch64__)
-enum { PAIRS = 0, COLUMNS_AT_ONCE = 1 };
+enum { PAIRS = 0, AT_ONCE = 1 };
 #include "neon_blocks.h"
 
 /* How many products of bytes 16 bits can sum up: 8 of 31 * 127 or of 32 * 127, 2 of 128 * 127. Half a block has 4. */
@@ -20,25 +20,22 @@ INLINE void add_products(const weight_type type, int step, int8x16_t q, const in
         *sums = vaddq_s32(*sums, vpaddq_s32(vpaddlq_s16(*upper), vpaddlq_s16(*lower)));
 }
 
-INLINE void block_products(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
-                           const int half, const int column, const uint8_t *x, sums_of_tokens *sums) {
-    int16x8_t upper[2][TILE_TOKENS], lower[2][TILE_TOKENS]; /* of rows 0, 1 and of rows 2, 3 */
+INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, const int half,
+                           const int column, const uint8_t *x, int32x4_t *sums) {
+    int16x8_t upper[TOKENS], lower[TOKENS]; /* of rows 0, 1 and of rows 2, 3 */
     UNROLL
     for (int i = 0; i < n_fours(type); i++) {
         const int r = four_of(type, half, i);
         const int8x16_t q = unpack(type, w, block, r, column);
         UNROLL
-        for (int part = 0; part < parts; part++)
-            UNROLL
-            for (int t = 0; t < n; t++) {
-                const uint8_t *of_part = x + part * tile_block_bytes(n);
-                add_products(type, i, q, (const int32_t *)inputs(of_part, ((r % 2 * 4 + r / 2) * n + t) * 4),
-                             &upper[part][t], &lower[part][t], &sums[part][t]);
-            }
+        for (int t = 0; t < n; t++)
+            add_products(type, i, q, (const int32_t *)inputs(x, ((r % 2 * 4 + r / 2) * n + t) * 4), &upper[t],
+                         &lower[t], &sums[t]);
     }
 }
 
-static MULTIPLY_BLOCKS(multiply_blocks)
+static MULTIPLY_TILE(multiply_any)
+static MULTIPLY_BLOCKS(multiply_blocks, multiply_any)
 
 static double multiply_registers(long rounds, float *sink) {
     enum { SUMS = 16 }; /* enough of them to hide the latency of each */
@@ -55,5 +52,5 @@ static double multiply_registers(long rounds, float *sink) {
     return (double)rounds * SUMS * 8;
 }
 
-LEVEL(neon, TILE_TOKENS, 4, multiply_blocks, attend_tile, NULL)
+LEVEL(neon, TOKENS, 4, multiply_blocks, attend_tile, NULL)
 #endif

@@ -10,23 +10,22 @@
 #define IN_ORDER __asm__ volatile("" ::: "memory")
 #endif
 
-/* How far ahead of its use a strip is asked for, in bytes. */
-enum { AHEAD = 8192 };
-
 /* Sums of products over the elements of a block. */
-typedef int32x4_t sums_of_tokens[TILE_TOKENS];
+enum { TOKENS = 6, EVEN = PAIRS, WIDE = 1 }; /* blocks.h says what they are */
 
-/* Adds those of 4 rows (column 0..7 of the strip) with the n tokens of each of `parts` tile_blocks to sums[part]: of the
- * first half of the block or the last, or, if halves have no scales of their own, of all of it. */
-INLINE void block_products(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
-                           const int half, const int column, const uint8_t *x, sums_of_tokens *sums);
+INLINE int at_once(const int n) { return n == 1 ? STRIP / LANES : AT_ONCE; }
+
+/* Adds those of 4 rows (column 0..7 of the strip) with the n tokens of a tile_block to sums: of the first half of the
+ * block or the last, or, if halves have no scales of their own, of all of it. */
+INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, const int half,
+                           const int column, const uint8_t *x, int32x4_t *sums);
 
 /* Which four is the i-th of those. */
 INLINE int four_of(const weight_type type, const int half, const int i) { return has_halves(type) ? 2 * i + half : i; }
 INLINE int n_fours(const weight_type type) { return has_halves(type) ? 4 : 8; }
 
-/* sums[part][i] are those of token i and 4 rows. Where tokens come in PAIRS they are, for an even i, those of tokens i
- * and i + 1 with row 0 and then with row 1, and sums[part][i + 1] those with rows 2 and 3. What each of 4 rows has, or
+/* sums[i] are those of token i and 4 rows. Where tokens come in PAIRS they are, for an even i, those of tokens i
+ * and i + 1 with row 0 and then with row 1, and sums[i + 1] those with rows 2 and 3. What each of 4 rows has, or
  * each token, is spread over lanes in the same way. */
 INLINE float32x4_t by_row(float32x4_t rows, int i) {
     return !PAIRS ? rows : i % 2 ? vzip2q_f32(rows, rows) : vzip1q_f32(rows, rows);
@@ -55,98 +54,40 @@ INLINE void part_tokens(const int n, float32x4_t *totals) {
 
 INLINE const int8_t *inputs(const uint8_t *x, int at) { return (const int8_t *)x + at; }
 
-/* Adds a block of 4 rows times tile_blocks of n tokens, a refined one's two parts at once, to totals. */
-INLINE void add_block(const weight_type type, const int n, const int parts, const weight *w, const uint8_t *block,
-                      const uint8_t *head, const int column, const uint8_t *x, float32x4_t *totals) {
-    sums_of_tokens sums[2][2]; /* of a half, a part */
+/* Adds a block of 4 rows times a tile_block of n tokens to totals. */
+INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
+                      const int column, const uint8_t *x, float32x4_t *totals) {
+    int32x4_t sums[2][TOKENS]; /* of a half */
     UNROLL
     for (int half = 0; half < 1 + has_halves(type); half++) {
         UNROLL
-        for (int part = 0; part < parts; part++)
-            UNROLL
-            for (int i = 0; i < n; i++) sums[half][part][i] = vdupq_n_s32(0);
-        block_products(type, n, parts, w, block, half, column, x, sums[half]);
+        for (int i = 0; i < n; i++) sums[half][i] = vdupq_n_s32(0);
+        block_products(type, n, w, block, half, column, x, sums[half]);
     }
     const scales s = scales_of(type, w, block, head, column);
     UNROLL
-    for (int part = 0; part < parts; part++)
-        UNROLL
-        for (int i = 0; i < n; i++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
-            const uint8_t *of_part = x + part * tile_block_bytes(n);
-            const float32x4_t scale = by_token((const float *)scale_at(of_part, n, 0), i);
-            const float32x4_t minus_sum = by_token((const float *)minus_sum_at(of_part, n, 0), i);
-            float32x4_t sum = vcvtq_f32_s32(sums[0][part][i]);
-            if (zero_left(type)) sum = vfmaq_n_f32(sum, minus_sum, (float)zero_left(type));
-            if (has_halves(type)) {
-                sum = vmulq_f32(sum, by_row(s.d[0], i));
-                sum = vfmaq_f32(sum, vcvtq_f32_s32(sums[1][part][i]), by_row(s.d[1], i));
-                UNROLL
-                for (int half = 0; half < 2 * has_minimum(type); half++)
-                    sum = vfmsq_f32(sum, by_half(minus_halves_at(of_part, n, 0), half, i), by_row(s.m[half], i));
-                totals[i] = vfmaq_f32(totals[i], sum, scale);
-                continue;
-            }
-            totals[i] = vfmaq_f32(totals[i], sum, vmulq_f32(by_row(s.d[0], i), scale));
-            if (has_minimum(type)) totals[i] = vfmsq_f32(totals[i], by_row(s.m[0], i), vmulq_f32(minus_sum, scale));
+    for (int i = 0; i < n; i++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
+        const float32x4_t scale = by_token((const float *)scale_at(x, n, 0), i);
+        const float32x4_t minus_sum = by_token((const float *)minus_sum_at(x, n, 0), i);
+        float32x4_t sum = vcvtq_f32_s32(sums[0][i]);
+        if (zero_left(type)) sum = vfmaq_n_f32(sum, minus_sum, (float)zero_left(type));
+        if (has_halves(type)) {
+            sum = vmulq_f32(sum, by_row(s.d[0], i));
+            sum = vfmaq_f32(sum, vcvtq_f32_s32(sums[1][i]), by_row(s.d[1], i));
+            UNROLL
+            for (int half = 0; half < 2 * has_minimum(type); half++)
+                sum = vfmsq_f32(sum, by_half(minus_halves_at(x, n, 0), half, i), by_row(s.m[half], i));
+            totals[i] = vfmaq_f32(totals[i], sum, scale);
+            continue;
         }
+        totals[i] = vfmaq_f32(totals[i], sum, vmulq_f32(by_row(s.d[0], i), scale));
+        if (has_minimum(type)) totals[i] = vfmsq_f32(totals[i], by_row(s.m[0], i), vmulq_f32(minus_sum, scale));
+    }
+    IN_ORDER;
 }
 
-/* All tokens, n at a time, with `columns` vectors of 4 rows from column `first` on. */
-INLINE void multiply_columns(const weight_type type, const int n, const int columns, int first, const weight *w,
-                             const activations *acts, long strip, float *out, long stride) {
-    const uint8_t *data = w->data + strip * w->strip_bytes;
-    const long row = strip * STRIP + first * LANES, rows = smaller(w->n_out - row, columns * LANES);
-    for (long token = 0; rows > 0 && token < acts->n_tokens; token += n) {
-        const uint8_t *x = acts->tiles + token / n * acts->tile_stride;
-        float32x4_t totals[STRIP / LANES][TILE_TOKENS];
-        UNROLL
-        for (int c = 0; c < columns; c++)
-            UNROLL
-            for (int t = 0; t < n; t++) totals[c][t] = vdupq_n_f32(0);
-        const uint8_t *last = x + (acts->n_tile_blocks[token / n] - 1) * (long)tile_block_bytes(n);
-        for (; x <= last; x += tile_block_bytes(n)) {
-            const int32_t number = read_i32(number_at(x, n));
-            const uint8_t *block = data + block_place(type, w, number), *head = data + head_place(w, number);
-            if (n > 1) {
-                UNROLL
-                for (int c = 0; c < columns; c++) {
-                    add_block(type, n, 1, w, block, head, first + c, x, totals[c]);
-                    IN_ORDER;
-                }
-                continue;
-            }
-            for (long at = 0; at < w->block_bytes; at += 64) __builtin_prefetch(block + AHEAD + at);
-            if (x < last && read_i32(number_at(x + tile_block_bytes(n), n)) == number) {
-                UNROLL
-                for (int c = 0; c < columns; c++) add_block(type, n, 2, w, block, head, first + c, x, totals[c]);
-                x += tile_block_bytes(n);
-            } else {
-                UNROLL
-                for (int c = 0; c < columns; c++) add_block(type, n, 1, w, block, head, first + c, x, totals[c]);
-            }
-        }
-        float results[TILE_TOKENS][STRIP];
-        UNROLL
-        for (int c = 0; c < columns; c++) {
-            part_tokens(n, totals[c]);
-            UNROLL
-            for (int t = 0; t < n; t++) vst1q_f32(results[t] + c * LANES, vmulq_n_f32(totals[c][t], w->factor));
-        }
-        for (long t = 0; t < smaller(acts->n_tokens - token, n); t++)
-            memcpy(out + (token + t) * stride + row, results[t], (size_t)rows * sizeof(float));
-    }
-}
-
-/* A strip times all tokens, in pieces that suit the registers. Single tokens never come in PAIRS. */
-INLINE void multiply_type(const weight_type type, const weight *w, const activations *acts, long strip, float *out,
-                          long stride) {
-    if (!PAIRS && acts->tile_tokens == 1) {
-        multiply_columns(type, 1, STRIP / LANES, 0, w, acts, strip, out, stride);
-        return;
-    }
-    for (int column = 0; column < STRIP / LANES; column += COLUMNS_AT_ONCE)
-        multiply_columns(type, TILE_TOKENS, COLUMNS_AT_ONCE, column, w, acts, strip, out, stride);
-}
+#define FINISH_SUMS part_tokens
+#include "blocks.h"
 
 /* multiply_registers for products that are added up in 32 bits: 16 of these for each 128-bit register. There are
  * enough sums to hide the latency of each. */

@@ -9,6 +9,9 @@
  * product are shorter: whoever shares the last of them with a slow core should not wait long. */
 enum { WORTH_A_THREAD = 48 * 1024, PIECE = 32 * 1024, CACHE_LINE = 64 };
 
+/* A block of inputs this many times as coarse as the average is refined. */
+static const float COARSE = 2;
+
 /* Memory that is kept from call to call, since fresh pages would cost more than a small product. One
  * buffer for the activations and one a thread; the pool's lock guards them. */
 typedef struct {
@@ -59,24 +62,17 @@ typedef struct {
     size_t room;        /* for strips of a mapped weight, in front of each thread's scratch memory */
 } product;
 
-/* Marks the blocks of n tokens that carry most of the error, which goes with the square of the scale: at most
- * one in REFINED. The threshold is found by bisection over the bits of a float, whose order is that of the
- * numbers. */
-static void choose_blocks(const input_block *blocks, long n_blocks, long n, uint32_t *errors, char *chosen) {
-    uint32_t too_low = 0, enough = 1;
-    for (long b = 0; b < n_blocks; b++) {
-        float error = 0;
-        for (long t = 0; t < n; t++) error += blocks[t * n_blocks + b].scale * blocks[t * n_blocks + b].scale;
-        memcpy(&errors[b], &error, 4);
-        if (errors[b] >= enough) enough = errors[b] + 1;
-    }
-    while (enough - too_low > 1 << 16) { /* to 1 part in 128 */
-        uint32_t middle = too_low + (enough - too_low) / 2;
-        long above = 0;
-        for (long b = 0; b < n_blocks; b++) above += errors[b] >= middle;
-        *(above * REFINED > n_blocks ? &too_low : &enough) = middle;
-    }
-    for (long b = 0; b < n_blocks; b++) chosen[b] = errors[b] >= enough;
+/* Marks the blocks of a token whose scale is more than COARSE times the average. The error that rounding leaves goes with
+ * the square of the scale: of a real model's inputs these few, 8%, carry three quarters of it. */
+static void choose_blocks(const input_block *blocks, long n_blocks, char *chosen) {
+    float sum = 0;
+    for (long b = 0; b < n_blocks; b++) sum += blocks[b].scale;
+    for (long b = 0; b < n_blocks; b++) chosen[b] = blocks[b].scale * (float)n_blocks > COARSE * sum;
+}
+
+/* A tile's last token, if there is none. */
+static void clear_spare(uint8_t *to, const token_tile *of) {
+    if (of->n > of->n_tokens) memset(to, 0, tile_block_bytes(of->n));
 }
 
 static void put_block(uint8_t *to, long n, long run, long t, int32_t block, const input_block *from) {
@@ -89,45 +85,45 @@ static void put_block(uint8_t *to, long n, long run, long t, int32_t block, cons
     memcpy(number_at(to, n), &block, 4);
 }
 
-/* One tile of tokens first..last-1; blocks are theirs, x their inputs. */
-static void make_tile(const product *p, long first, long last, const input_block *blocks, const char *chosen) {
-    const activations *acts = p->acts;
-    long n = acts->tile_tokens, n_blocks = acts->n_in / BLOCK;
-    size_t size = tile_block_bytes(n);
-    uint8_t *start = acts->tiles + first / n * acts->tile_stride, *to = start;
-    if (last - first < n) memset(start, 0, (size_t)acts->tile_stride);
-    for (long b = 0; b < n_blocks; b++, to += size) {
-        for (long t = 0; t < last - first; t++) put_block(to, n, p->k->run, t, (int32_t)b, &blocks[t * n_blocks + b]);
-        if (!chosen[b]) continue;
-        to += size;
-        for (long t = 0; t < last - first; t++) {
-            input_block rest;
-            p->k->refine(p->x + (first + t) * acts->n_in + b * BLOCK, &blocks[t * n_blocks + b], &rest);
+/* What a thread needs to quantize the tokens of a tile: of each its blocks, and which of them are chosen. */
+static size_t quantizing_bytes(long n_in, long n_tokens) {
+    return (size_t)(n_in / BLOCK * n_tokens) * (sizeof(input_block) + 1);
+}
+
+static void make_tile(const product *p, token_tile *made, input_block *blocks, char *chosen) {
+    const long n_in = p->acts->n_in, n_blocks = n_in / BLOCK, n = made->n;
+    const float *x = p->x + made->first * n_in;
+    uint8_t *to = made->blocks;
+    for (long t = 0; t < made->n_tokens; t++) {
+        p->k->quantize(x + t * n_in, n_blocks, blocks + t * n_blocks);
+        choose_blocks(blocks + t * n_blocks, n_blocks, chosen + t * n_blocks);
+    }
+    for (long b = 0; b < n_blocks; b++, to += tile_block_bytes(n)) {
+        int refined = 0;
+        clear_spare(to, made);
+        for (long t = 0; t < made->n_tokens; t++) {
+            put_block(to, n, p->k->run, t, (int32_t)b, &blocks[t * n_blocks + b]);
+            refined |= chosen[t * n_blocks + b];
+        }
+        if (!refined) continue;
+        to += tile_block_bytes(n);
+        clear_spare(to, made);
+        for (long t = 0; t < made->n_tokens; t++) {
+            input_block rest = {.scale = 0};
+            if (chosen[t * n_blocks + b]) p->k->refine(x + t * n_in + b * BLOCK, &blocks[t * n_blocks + b], &rest);
             put_block(to, n, p->k->run, t, (int32_t)b, &rest);
         }
     }
-    acts->n_tile_blocks[first / n] = (int32_t)((size_t)(to - start) / size);
+    made->n_blocks = (to - made->blocks) / (long)tile_block_bytes(n);
 }
 
-/* TOGETHER tokens share a choice of blocks, so that the choice doesn't depend on a kernel's tiles. */
-static void quantize_sets(void *job, long first, long last, int worker) {
-    product *p = job;
-    long n_in = p->acts->n_in, n_blocks = n_in / BLOCK, n = p->acts->tile_tokens;
+static void make_tiles(void *job, long first, long last, int worker) {
+    const product *p = job;
     input_block *blocks = thread_buffers[worker].data;
-    uint32_t *errors = (uint32_t *)(blocks + TOGETHER * n_blocks);
-    char *chosen = (char *)(errors + n_blocks);
-    for (long start = first * TOGETHER; start < last * TOGETHER && start < p->n_tokens; start += TOGETHER) {
-        long end = start + TOGETHER < p->n_tokens ? start + TOGETHER : p->n_tokens;
-        for (long t = start; t < end; t++) p->k->quantize(p->x + t * n_in, n_blocks, blocks + (t - start) * n_blocks);
-        choose_blocks(blocks, n_blocks, end - start, errors, chosen);
-        for (long t = start; t < end; t += n)
-            make_tile(p, t, t + n < end ? t + n : end, blocks + (t - start) * n_blocks, chosen);
+    for (long i = first; i < last; i++) {
+        token_tile *made = p->acts->tiles + i;
+        make_tile(p, made, blocks, (char *)(blocks + made->n_tokens * (p->acts->n_in / BLOCK)));
     }
-}
-
-static size_t quantizing_bytes(long n_in) {
-    size_t n_blocks = (size_t)(n_in / BLOCK);
-    return n_blocks * (TOGETHER * sizeof(input_block) + sizeof(uint32_t) + 1);
 }
 
 static long strips_of(const weight *w) { return (w->n_out + STRIP - 1) / STRIP; }
@@ -209,15 +205,18 @@ static int multiply_many(product *p, long n_in, long strips, int threads) {
     return 0;
 }
 
-static long sets_of(long n_tokens) { return (n_tokens + TOGETHER - 1) / TOGETHER; }
-
-static int reserve_activations(activations *acts) {
-    long n_blocks = acts->n_in / BLOCK, n_tiles = (acts->n_tokens + acts->tile_tokens - 1) / acts->tile_tokens;
-    acts->tile_stride = (n_blocks + n_blocks / REFINED) * (long)tile_block_bytes(acts->tile_tokens);
-    size_t tiles = (size_t)(n_tiles * acts->tile_stride);
-    acts->tiles = reserve(&shared_buffer, tiles + (size_t)n_tiles * sizeof(int32_t));
-    if (!acts->tiles) return -1;
-    acts->n_tile_blocks = (int32_t *)(acts->tiles + tiles);
+/* As few tiles as possible, as equal as possible. */
+static int plan_tiles(const kernels *k, activations *acts) {
+    const long n_tiles = (acts->n_tokens + k->tile_tokens - 1) / k->tile_tokens;
+    const long most = (acts->n_tokens + n_tiles - 1) / n_tiles, even = k->run == 8 && most > 1;
+    const size_t size = 2 * (size_t)(acts->n_in / BLOCK) * tile_block_bytes(most + (even && most % 2));
+    uint8_t *memory = reserve(&shared_buffer, (size_t)n_tiles * (size + sizeof(token_tile)));
+    if (!memory) return -1;
+    acts->n_tiles = n_tiles, acts->tiles = (token_tile *)(memory + (size_t)n_tiles * size);
+    for (long i = 0; i < n_tiles; i++) {
+        const long first = acts->n_tokens * i / n_tiles, n = acts->n_tokens * (i + 1) / n_tiles - first;
+        acts->tiles[i] = (token_tile){first, n, n + (even && n % 2), memory + (size_t)i * size, 0};
+    }
     return 0;
 }
 
@@ -225,7 +224,7 @@ int matmul(const float *x, long n_tokens, long n_weights, const weight *const *w
            int threads) {
     const kernels *k = active_kernels();
     long n_in = weights[0]->n_in, strips = 0;
-    activations acts = {.n_tokens = n_tokens, .n_in = n_in, .tile_tokens = n_tokens > 2 ? k->tile_tokens : 1};
+    activations acts = {.n_tokens = n_tokens, .n_in = n_in};
     product job = {k, x, &acts, n_tokens, n_weights, weights, outs, x, 0};
     int many = k->panels && n_tokens >= k->panels->from_tokens, blocks = 0;
     double bytes = 0;
@@ -239,9 +238,9 @@ int matmul(const float *x, long n_tokens, long n_weights, const weight *const *w
     double work = bytes * (double)n_tokens;
     threads = worthwhile(threads, work);
     if (many) return multiply_many(&job, n_in, strips, threads);
-    if (reserve_scratch(threads, larger(job.room + scratch_bytes(0), quantizing_bytes(n_in)))) return -1;
-    if (blocks && reserve_activations(&acts)) return -1;
-    if (blocks) run_parallel(threads, sets_of(n_tokens), 1, quantize_sets, &job);
+    if (reserve_scratch(threads, larger(job.room + scratch_bytes(0), quantizing_bytes(n_in, k->tile_tokens)))) return -1;
+    if (blocks && plan_tiles(k, &acts)) return -1;
+    if (blocks) run_parallel(threads, acts.n_tiles, 1, make_tiles, &job);
     ask_for_next(n_weights, weights, threads);
     run_parallel(threads, strips, 1 + (long)(PIECE * (double)strips / work), multiply_strips, &job);
     return 0;

@@ -74,22 +74,23 @@ static float block_product(const weight *w, const plain_block *plain, const uint
     return total;
 }
 
-static void multiply_row(const weight *w, const activations *acts, long row, float *out, long stride) {
-    for (long token = 0; token < acts->n_tokens; token++) {
-        long n = acts->tile_tokens, tile = token / n;
-        const uint8_t *x = acts->tiles + tile * acts->tile_stride;
+static void multiply_row(const weight *w, const token_tile *tile, long row, float *out, long stride) {
+    const long n = tile->n;
+    for (long t = 0; t < tile->n_tokens; t++) {
+        const uint8_t *x = tile->blocks;
         float total = 0;
-        for (long i = 0; i < acts->n_tile_blocks[tile]; i++, x += tile_block_bytes(n)) {
+        for (long i = 0; i < tile->n_blocks; i++, x += tile_block_bytes(n)) {
             plain_block plain = unpack_block(w, row, read_i32(number_at(x, n)));
-            total += block_product(w, &plain, x, n, token % n);
+            total += block_product(w, &plain, x, n, t);
         }
-        out[token * stride + row] = total * w->factor;
+        out[(tile->first + t) * stride + row] = total * w->factor;
     }
 }
 
 static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
-    for (long row = strip * STRIP; row < smaller((strip + 1) * STRIP, w->n_out); row++)
-        multiply_row(w, acts, row, out, stride);
+    for (long i = 0; i < acts->n_tiles; i++)
+        for (long row = strip * STRIP; row < smaller((strip + 1) * STRIP, w->n_out); row++)
+            multiply_row(w, acts->tiles + i, row, out, stride);
 }
 
 static double multiply_registers(long rounds, float *sink) {

@@ -74,12 +74,12 @@ class Native(Backend):
     def matmul(self, x: np.ndarray, *weights):
         """As ops.matmul."""
         outs = tuple([np.empty((len(x), weight.shape[0]), np.float32) for weight in weights])
-        if len(x) <= _native.TOGETHER:
+        if len(x) <= _native.FEW:
             _native.matmul(x, weights, outs, self.threads)
         else:
             at_once = AT_ONCE_IN_TILES if self.level in ("amx", "accelerate") else AT_ONCE
             n_weights = sum(weight.shape[0] * weight.shape[1] for weight in weights)
-            step = max(1, at_once // (n_weights * _native.TOGETHER)) * _native.TOGETHER
+            step = max(1, at_once // (n_weights * _native.FEW)) * _native.FEW
             for some in (slice(start, start + step) for start in range(0, len(x), step)):
                 check_cancelled()
                 _native.matmul(x[some], weights, tuple([out[some] for out in outs]), self.threads)
