@@ -35,18 +35,18 @@ INLINE void put_numbers(int8x16_t q, float32x4_t d, float32x4_t c, float *to) {
     }
 }
 
-INLINE void numbers_of_block(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head,
+INLINE void numbers_of_block(const weight_type type, const uint8_t *block, const uint8_t *head,
                              float *to) {
     const float32x4_t factor = v_set1(w->factor);
     for (int column = 0; column < STRIP / LANES; column++, to += LANES) {
-        const scales s = scales_of(type, w, block, head, column);
+        const scales s = scales_of(type, block, head, column);
         UNROLL
         for (int r = 0; r < 8; r++) {
             const int half = has_halves(type) ? r % 2 : 0;
             const float32x4_t d = v_mul(s.d[half], factor);
             const float32x4_t m = has_minimum(type) ? v_mul(s.m[half], factor) : v_set1(0);
             const float32x4_t c = vfmsq_n_f32(m, d, (float)zero_left(type));
-            put_numbers(unpack(type, w, block, r, column), d, c, to + (r % 2 * 16 + r / 2 * 4) * PANEL);
+            put_numbers(unpack(type, block, r, column), d, c, to + (r % 2 * 16 + r / 2 * 4) * PANEL);
         }
     }
 }
@@ -54,9 +54,9 @@ INLINE void numbers_of_block(const weight_type type, const weight *w, const uint
 INLINE void numbers_of_blocks(const weight_type type, const weight *w, long strip, long first, long n, float *to) {
     const uint8_t *data = w->data + strip * w->strip_bytes;
     for (long i = first / BLOCK; i < (first + n) / BLOCK; i++, to += BLOCK * PANEL) {
-        const uint8_t *block = data + block_place(type, w, i);
-        for (long at = 0; at < w->block_bytes; at += 64) __builtin_prefetch(block + w->block_bytes + at);
-        numbers_of_block(type, w, block, data + head_place(w, i), to);
+        const uint8_t *block = data + block_place(layout_of(type), i);
+        for (long at = 0; at < w->at.block_bytes; at += 64) __builtin_prefetch(block + w->at.block_bytes + at);
+        numbers_of_block(type, block, data + head_place(layout_of(type), i), to);
     }
 }
 

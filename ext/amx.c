@@ -108,25 +108,25 @@ INLINE void two_pairs(__m512i q, __m512 d, __m512 c, uint8_t *to) {
     _mm512_store_si512(to + 64, pair(third, fourth));
 }
 
-INLINE void numbers_of_block(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head,
+INLINE void numbers_of_block(const weight_type type, const uint8_t *block, const uint8_t *head,
                              uint8_t *to) {
     const __m512 factor = _mm512_set1_ps(w->factor), shift = _mm512_set1_ps((float)(0x8000 + zero_of(type)));
     for (int side = 0; side < 2; side++, to += TILE_BYTES) {
-        const scales s = scales_of(type, w, block, head, side);
+        const scales s = scales_of(type, block, head, side);
         UNROLL
         for (int r = 0; r < 8; r++) {
             const int part = has_halves(type) ? r % 2 : 0;
             const __m512 d = plain_nan(_mm512_mul_ps(s.d[part], factor));
             const __m512 m = has_minimum(type) ? plain_nan(_mm512_mul_ps(s.m[part], factor)) : s.m[part];
             const __m512 c = _mm512_fnmadd_ps(d, shift, m); /* m - (2^15 + zero) d */
-            two_pairs(unpack(type, w, block, r, side), d, c, to + 128 * (r % 2 * 4 + r / 2));
+            two_pairs(unpack(type, block, r, side), d, c, to + 128 * (r % 2 * 4 + r / 2));
         }
     }
 }
 
 INLINE void numbers_of_blocks(const weight_type type, const weight *w, long strip, long step, uint8_t *to) {
     const uint8_t *data = w->data + strip * w->strip_bytes;
-    numbers_of_block(type, w, data + block_place(type, w, step), data + head_place(w, step), to);
+    numbers_of_block(type, data + block_place(layout_of(type), step), data + head_place(layout_of(type), step), to);
 }
 
 /* 16 rows of numbers from `row` on; behind the last they repeat it. A pair is to v_transpose what a float is. */
@@ -161,8 +161,8 @@ static void make_numbers(const weight *w, long strip, long step, uint8_t *to) {
 /* Asks for what make_numbers will read. */
 static void ask_for_step(const weight *w, long strip, long step) {
     if (has_blocks(w->type)) {
-        const uint8_t *block = w->data + strip * w->strip_bytes + block_place(w->type, w, step);
-        for (long at = 0; at < w->block_bytes; at += 64) __builtin_prefetch(block + at);
+        const uint8_t *block = w->data + strip * w->strip_bytes + block_place(w->at, step);
+        for (long at = 0; at < w->at.block_bytes; at += 64) __builtin_prefetch(block + at);
         return;
     }
     long at = step * STEP * (w->type == F32 ? 4 : 2);

@@ -122,10 +122,10 @@ INLINE __m256i bits_of(const int bits, const uint8_t *from, const int r, const i
 }
 
 /* Four r of 8 rows. Unsigned; q8_0 and what nibbles stand for signed. */
-INLINE __m256i unpack(const weight_type type, const weight *w, const uint8_t *block, const int r, const int column) {
+INLINE __m256i unpack(const weight_type type, const uint8_t *block, const int r, const int column) {
     const int low = low_bits(type), high = high_bits(type);
-    __m256i q = bits_of(low, block + w->low, r, column, 0);
-    if (high) q = _mm256_or_si256(q, bits_of(high, block + w->high, r, column, low));
+    __m256i q = bits_of(low, block + layout_of(type).low, r, column, 0);
+    if (high) q = _mm256_or_si256(q, bits_of(high, block + layout_of(type).high, r, column, low));
     if (type == Q8_0) return _mm256_xor_si256(q, _mm256_set1_epi8(-128));
     if (!has_table(type)) return q;
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)iq4_values)), q);
@@ -169,12 +169,12 @@ typedef struct {
     __m256i half[2], zeros, minima;
 } scales;
 
-INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head,
+INLINE scales scales_of(const weight_type type, const uint8_t *block, const uint8_t *head,
                         const int column) {
     scales s = {0};
     const uint8_t *from = has_super_blocks(type) ? head : block;
     s.d = load_scales(from + column * 16);
-    if (has_minimum(type)) s.m = load_scales(from + (has_super_blocks(type) ? 2 * STRIP : w->m) + column * 16);
+    if (has_minimum(type)) s.m = load_scales(from + (has_super_blocks(type) ? 2 * STRIP : layout_of(type).m) + column * 16);
     if (has_halves(type)) {
         const __m128i nibble = _mm_set1_epi8(15), small = _mm_load_si128((const __m128i *)(block + column * 16));
         const __m256i pairs = _mm256_cvtepi8_epi16(type == Q2_K ? _mm_and_si128(small, nibble) : small);
@@ -184,20 +184,20 @@ INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *
         if (has_minimum(type)) s.minima = _mm256_cvtepi8_epi16(_mm_and_si128(_mm_srli_epi16(small, 4), nibble));
     } else if (has_super_blocks(type)) {
         s.d = _mm256_mul_ps(s.d, load_small(block + column * 8));
-        if (has_minimum(type)) s.m = _mm256_mul_ps(s.m, load_small(block + w->m + column * 8));
+        if (has_minimum(type)) s.m = _mm256_mul_ps(s.m, load_small(block + layout_of(type).m + column * 8));
     }
     return s;
 }
 
 /* Products of a block of 8 rows with a tile_block x of n tokens. Halves, if they have scales, one after the other. */
-INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, const int column,
+INLINE void block_products(const weight_type type, const int n, const uint8_t *block, const int column,
                            const uint8_t *x, const __m256i *factors, __m256i *sums) {
     __m256i words[TOKENS];
     UNROLL
     for (int step = 0; step < 8; step++) {
         const int r = has_halves(type) ? step % 4 * 2 + step / 4 : step, k = r / 2, half = r % 2;
         const int in_words = step % together(type);
-        const __m256i q = unpack(type, w, block, r, column);
+        const __m256i q = unpack(type, block, r, column);
         UNROLL
         for (int t = 0; t < n; t++) {
             __m256i product = byte_products(type, q, broadcast_int(x + ((4 * half + k) * n + t) * 4));
@@ -211,23 +211,21 @@ INLINE void block_products(const weight_type type, const int n, const weight *w,
 }
 
 /* Adds a block of 8 rows times a tile_block x of n tokens to totals. */
-INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
+INLINE void add_block(const weight_type type, const int n, const uint8_t *block, const uint8_t *head,
                       const int column, const uint8_t *x, __m256 *totals) {
-    const scales s = scales_of(type, w, block, head, column);
+    const scales s = scales_of(type, block, head, column);
     __m256i sums[TOKENS];
-    block_products(type, n, w, block, column, x, s.half, sums);
+    block_products(type, n, block, column, x, s.half, sums);
     UNROLL
     for (int t = 0; t < n; t++) { /* sum of (q - zero) x = sum of q x - zero * sum of x, in whole numbers below 2^24 */
         const __m256 scale = broadcast_float(scale_at(x, n, t)), zero = _mm256_set1_ps((float)zero_left(type));
         const __m256i halves = broadcast_int(minus_halves_at(x, n, t));
-        __m256 minus_sum = broadcast_float(minus_sum_at(x, n, t));
         if (has_halves(type) && zero_left(type)) sums[t] = _mm256_add_epi32(sums[t], _mm256_madd_epi16(halves, s.zeros));
-        __m256 sum = _mm256_cvtepi32_ps(sums[t]);
-        if (!has_halves(type) && zero_left(type)) sum = _mm256_fmadd_ps(minus_sum, zero, sum);
+        __m256 sum = _mm256_cvtepi32_ps(sums[t]), offset = broadcast_float(offset_at(x, n, t));
+        if (!has_halves(type) && zero_left(type)) sum = _mm256_fmadd_ps(broadcast_float(minus_sum_at(x, n, t)), zero, sum);
         totals[t] = _mm256_fmadd_ps(sum, _mm256_mul_ps(s.d, scale), totals[t]);
-        if (!has_minimum(type)) continue;
-        if (has_halves(type)) minus_sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(halves, s.minima));
-        totals[t] = _mm256_fnmadd_ps(s.m, _mm256_mul_ps(minus_sum, scale), totals[t]);
+        if (has_halves(type)) offset = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(halves, s.minima)), scale);
+        if (has_minimum(type)) totals[t] = _mm256_fnmadd_ps(s.m, offset, totals[t]);
     }
 }
 

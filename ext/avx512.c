@@ -21,7 +21,7 @@ INLINE __m512i broadcast_int(const uint8_t *p) { return _mm512_set1_epi32(read_i
 INLINE __m512 broadcast_float(const uint8_t *p) { return _mm512_castsi512_ps(broadcast_int(p)); }
 
 /* Adds a block of a strip's 32 rows times a tile_block x of n tokens to left (rows 0-15) and right. */
-INLINE void add_whole(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
+INLINE void add_whole(const weight_type type, const int n, const uint8_t *block, const uint8_t *head,
                       const uint8_t *x, __m512 *left, __m512 *right) {
     const __m512i zero = _mm512_set1_epi16((short)zero_of(type));
     /* A single token's two sums would wait for each other: it gets two more, for the other elements. */
@@ -35,8 +35,8 @@ INLINE void add_whole(const weight_type type, const int n, const weight *w, cons
     }
     UNROLL
     for (int k = 0; k < 4; k++) {
-        const __m512i low[2] = {unpack(type, w, block, 2 * k, 0), unpack(type, w, block, 2 * k, 1)};
-        const __m512i high[2] = {unpack(type, w, block, 2 * k + 1, 0), unpack(type, w, block, 2 * k + 1, 1)};
+        const __m512i low[2] = {unpack(type, block, 2 * k, 0), unpack(type, block, 2 * k, 1)};
+        const __m512i high[2] = {unpack(type, block, 2 * k + 1, 0), unpack(type, block, 2 * k + 1, 1)};
         UNROLL
         for (int t = 0; t < n; t++) {
             const __m512i first = broadcast_int(x + (k * n + t) * 4);
@@ -50,7 +50,7 @@ INLINE void add_whole(const weight_type type, const int n, const weight *w, cons
             b[more][t] = _mm512_dpbusd_epi32(b[more][t], high[1], other);
         }
     }
-    const scales s = scales_of(type, w, block, head, 0), z = scales_of(type, w, block, head, 1);
+    const scales s = scales_of(type, block, head, 0), z = scales_of(type, block, head, 1);
     UNROLL
     for (int t = 0; t < n; t++) {
         const __m512 scale = broadcast_float(scale_at(x, n, t));
@@ -61,16 +61,15 @@ INLINE void add_whole(const weight_type type, const int n, const weight *w, cons
     if (!has_minimum(type)) return;
     UNROLL
     for (int t = 0; t < n; t++) {
-        const __m512 scale = broadcast_float(scale_at(x, n, t));
-        const __m512 minus_sum = _mm512_mul_ps(broadcast_float(minus_sum_at(x, n, t)), scale);
-        left[t] = _mm512_fnmadd_ps(s.m[0], minus_sum, left[t]);
-        right[t] = _mm512_fnmadd_ps(z.m[0], minus_sum, right[t]);
+        const __m512 offset = broadcast_float(offset_at(x, n, t));
+        left[t] = _mm512_fnmadd_ps(s.m[0], offset, left[t]);
+        right[t] = _mm512_fnmadd_ps(z.m[0], offset, right[t]);
     }
 }
 
 /* The same where halves of a block have scales, of 16 rows: two sums of each token, for the first elements and the last,
  * are as independent as those of two sides. */
-INLINE void add_halves(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
+INLINE void add_halves(const weight_type type, const int n, const uint8_t *block, const uint8_t *head,
                        const int side, const uint8_t *x, __m512 *totals) {
     const __m512i zeros[2] = {_mm512_set1_epi32(zero_of(type)), _mm512_set1_epi32(zero_of(type) << 16)};
     __m512i sums[2][TOKENS];
@@ -81,14 +80,14 @@ INLINE void add_halves(const weight_type type, const int n, const weight *w, con
             sums[half][t] = _mm512_madd_epi16(broadcast_int(minus_halves_at(x, n, t)), zeros[half]); /* or 0 */
     UNROLL
     for (int r = 0; r < 8; r++) {
-        const __m512i q = unpack(type, w, block, r, side);
+        const __m512i q = unpack(type, block, r, side);
         UNROLL
         for (int t = 0; t < n; t++) {
             const __m512i four = broadcast_int(x + ((r % 2 * 4 + r / 2) * n + t) * 4);
             sums[r % 2][t] = _mm512_dpbusd_epi32(sums[r % 2][t], q, four);
         }
     }
-    const scales s = scales_of(type, w, block, head, side);
+    const scales s = scales_of(type, block, head, side);
     UNROLL
     for (int t = 0; t < n; t++) {
         const __m512 scale = broadcast_float(scale_at(x, n, t));
@@ -105,15 +104,15 @@ INLINE void add_halves(const weight_type type, const int n, const weight *w, con
     }
 }
 
-INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
+INLINE void add_block(const weight_type type, const int n, const uint8_t *block, const uint8_t *head,
                       const int column, const uint8_t *x, __m512 *totals) {
     (void)column; /* always the first */
     if (!has_halves(type)) {
-        add_whole(type, n, w, block, head, x, totals, totals + n);
+        add_whole(type, n, block, head, x, totals, totals + n);
         return;
     }
-    add_halves(type, n, w, block, head, 0, x, totals);
-    add_halves(type, n, w, block, head, 1, x, totals + n);
+    add_halves(type, n, block, head, 0, x, totals);
+    add_halves(type, n, block, head, 1, x, totals + n);
 }
 
 #include "blocks.h"

@@ -98,10 +98,10 @@ INLINE __m512i bits_of(const int bits, const uint8_t *from, const int r, const i
 }
 
 /* Four r of 16 rows, as unsigned bytes. */
-INLINE __m512i unpack(const weight_type type, const weight *w, const uint8_t *block, const int r, const int side) {
+INLINE __m512i unpack(const weight_type type, const uint8_t *block, const int r, const int side) {
     const int low = low_bits(type), high = high_bits(type);
-    __m512i q = bits_of(low, block + w->low, r, side, 0);
-    if (high) q = _mm512_or_si512(q, bits_of(high, block + w->high, r, side, low));
+    __m512i q = bits_of(low, block + layout_of(type).low, r, side, 0);
+    if (high) q = _mm512_or_si512(q, bits_of(high, block + layout_of(type).high, r, side, low));
     if (!has_table(type)) return q;
     const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)iq4_values));
     return _mm512_shuffle_epi8(_mm512_xor_si512(table, _mm512_set1_epi8(-128)), q);
@@ -129,12 +129,12 @@ INLINE __m128i half_of(const uint8_t *pairs, const int half) {
     return _mm_packus_epi16(_mm_and_si128(first, byte), _mm_and_si128(last, byte));
 }
 
-INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head,
+INLINE scales scales_of(const weight_type type, const uint8_t *block, const uint8_t *head,
                         const int side) {
     const uint8_t *from = has_super_blocks(type) ? head : block;
     const __m512 d = load_scales(from + side * 32);
     __m512 m = _mm512_setzero_ps();
-    if (has_minimum(type)) m = load_scales(from + (has_super_blocks(type) ? 2 * STRIP : w->m) + side * 32);
+    if (has_minimum(type)) m = load_scales(from + (has_super_blocks(type) ? 2 * STRIP : layout_of(type).m) + side * 32);
     scales s = {{d, d}, {m, m}};
     if (has_halves(type)) {
         UNROLL
@@ -144,7 +144,7 @@ INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *
             if (has_minimum(type)) s.m[half] = _mm512_mul_ps(m, high_nibbles(small));
         }
     } else if (has_super_blocks(type)) {
-        const __m128i *small = (const __m128i *)(block + side * 16), *minima = (const __m128i *)(block + w->m + side * 16);
+        const __m128i *small = (const __m128i *)(block + side * 16), *minima = (const __m128i *)(block + layout_of(type).m + side * 16);
         s.d[0] = _mm512_mul_ps(d, whole(_mm_load_si128(small)));
         if (has_minimum(type)) s.m[0] = _mm512_mul_ps(m, whole(_mm_load_si128(minima)));
     }

@@ -18,7 +18,15 @@ enum {
 #define FINISH_SUMS(n, sums) (void)0
 #endif
 
-INLINE void ask_ahead(const uint8_t *block, long block_bytes, const int share, const int shares) {
+/* GCC would mix the columns and put half of what they need aside on the stack. */
+#if defined(__clang__)
+#define IN_ORDER (void)0
+#else
+#define IN_ORDER __asm__ volatile("" ::: "memory")
+#endif
+
+INLINE void ask_ahead(const uint8_t *block, const long block_bytes, const int share, const int shares) {
+    UNROLL
     for (long at = share * 64; at < block_bytes; at += shares * 64) __builtin_prefetch(block + AHEAD + at);
 }
 
@@ -26,6 +34,7 @@ INLINE void ask_ahead(const uint8_t *block, long block_bytes, const int share, c
 INLINE void multiply_chunk(const weight_type type, const int n, const weight *w, const uint8_t *data, const uint8_t *x,
                            long n_blocks, int column, int ask, vec *sums) {
     const int columns = at_once(n);
+    const layout at = layout_of(type);
     vec totals[COLUMNS_OF_STRIP][WIDE * TOKENS];
     UNROLL
     for (int c = 0; c < columns; c++)
@@ -33,10 +42,13 @@ INLINE void multiply_chunk(const weight_type type, const int n, const weight *w,
         for (int i = 0; i < WIDE * n; i++) totals[c][i] = sums[c * WIDE * n + i];
     for (long i = 0; i < n_blocks; i++, x += tile_block_bytes(n)) {
         const int32_t number = read_i32(number_at(x, n));
-        const uint8_t *block = data + block_place(type, w, number), *head = data + head_place(w, number);
-        if (ask) ask_ahead(block, w->block_bytes, column / columns, COLUMNS_OF_STRIP / columns);
+        const uint8_t *block = data + block_place(at, number), *head = data + head_place(at, number);
+        if (ask) ask_ahead(block, at.block_bytes, column / columns, COLUMNS_OF_STRIP / columns);
         UNROLL
-        for (int c = 0; c < columns; c++) add_block(type, n, w, block, head, column + c, x, totals[c]);
+        for (int c = 0; c < columns; c++) {
+            add_block(type, n, block, head, column + c, x, totals[c]);
+            if (columns > 1) IN_ORDER;
+        }
     }
     UNROLL
     for (int c = 0; c < columns; c++)

@@ -23,12 +23,12 @@ INLINE int32x4_t dot(int32x4_t sums, int8x16_t q, const uint8_t *x, int i) {
     }
 }
 
-INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, const int half,
+INLINE void block_products(const weight_type type, const int n, const uint8_t *block, const int half,
                            const int column, const uint8_t *x, int32x4_t *sums) {
     UNROLL
     for (int i = 0; i < n_fours(type); i++) {
         const int r = four_of(type, half, i);
-        const int8x16_t q = unpack(type, w, block, r, column);
+        const int8x16_t q = unpack(type, block, r, column);
         UNROLL
         for (int t = 0; t < n; t++) sums[t] = dot(sums[t], q, x, (r % 2 * 4 + r / 2) * n + t);
     }

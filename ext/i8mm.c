@@ -28,13 +28,13 @@ INLINE void add_products(const int n, int8x16x2_t rows, const int8_t *x, int32x4
     }
 }
 
-INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, const int half,
+INLINE void block_products(const weight_type type, const int n, const uint8_t *block, const int half,
                            const int column, const uint8_t *x, int32x4_t *sums) {
     UNROLL
     for (int i = 0; i < n_fours(type); i++) {
         const int r = four_of(type, half, i), k = r / 2;
         if (k % 2) continue; /* has been its neighbour */
-        const int8x16x2_t rows = zip(unpack(type, w, block, r, column), unpack(type, w, block, r + 2, column));
+        const int8x16x2_t rows = zip(unpack(type, block, r, column), unpack(type, block, r + 2, column));
         add_products(n, rows, inputs(x, (r % 2 * 4 + k) * n * 4), sums);
     }
 }

@@ -104,6 +104,21 @@ static inline int low_bits(weight_type type) { /* that lie together: 2, 4 or 8 *
 static inline int high_bits(weight_type type) { return types[type].bits - low_bits(type); }
 static inline long file_row_bytes(weight_type type, long n_cols) { return n_cols / types[type].block * types[type].bytes; }
 
+/* Where the parts of a block of 32 rows start, in bytes: minima, high and low bits; its size; the size of what lies in front
+ * of a super-block. Constants where the type is one. README.md draws it, and so does `weight`. */
+typedef struct {
+    long m, high, low, block_bytes, head_bytes;
+} layout;
+INLINE layout layout_of(const weight_type type) {
+    const int super = has_super_blocks(type), minimum = has_minimum(type) && type != Q2_K; /* whose lie beside scales */
+    layout at = {.m = STRIP * (super ? BLOCK / types[type].shared : 2)};
+    at.high = at.m + (minimum ? at.m : 0);
+    at.low = at.high + STRIP * BLOCK / 8 * high_bits(type);
+    at.block_bytes = at.low + STRIP * BLOCK / 8 * low_bits(type);
+    at.head_bytes = super ? 2 * STRIP * (1 + has_minimum(type)) : 0;
+    return at;
+}
+
 /* What the nibbles of iq4_nl and iq4_xs stand for. */
 static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
@@ -161,9 +176,8 @@ typedef struct {
     long n_out, n_in;
     long row_bytes;               /* of numbers */
     long n_blocks, n_strips;      /* a row's; all */
-    long block_bytes, strip_bytes;
-    long head_bytes;              /* in front of a super-block */
-    long m, high, low;            /* where minima, high and low bits start in a block of 32 rows */
+    layout at;
+    long strip_bytes;
     float factor;                 /* a power of two, so that scales that were float32 fit into f16 */
     uint8_t *data;                /* SLACK bytes behind the last row can be read; NULL: mapped */
     const piece *pieces;
@@ -196,12 +210,8 @@ weight rows_of(const weight *w, long first, long last, uint8_t *memory);
 void unpack_row(const weight *w, long row, float *out);
 
 /* Where in a strip a block begins, and what is in front of the super-block that it belongs to. */
-INLINE long block_place(const weight_type type, const weight *w, long block) {
-    return block * w->block_bytes + (has_super_blocks(type) ? (block / SUPER + 1) * w->head_bytes : 0);
-}
-INLINE long head_place(const weight *w, long block) {
-    return block / SUPER * (SUPER * w->block_bytes + w->head_bytes);
-}
+INLINE long block_place(const layout at, long block) { return block * at.block_bytes + (block / SUPER + 1) * at.head_bytes; }
+INLINE long head_place(const layout at, long block) { return block / SUPER * (SUPER * at.block_bytes + at.head_bytes); }
 
 /* One block of one row. */
 typedef struct {
@@ -239,6 +249,7 @@ static inline void write_u16(uint8_t *p, uint16_t x) { memcpy(p, &x, 2); }
  *     q          [32 / run][n][run] int8    `run` neighbouring elements of each token (4 or 8)
  *     scale      [n] float                  x = scale * q
  *     minus_sum  [n] float                  of the 32 q
+ *     offset     [n] float                  scale * minus_sum, for minima
  *     halves     [n][2] int16               minus the sum of the first 16 q, and of the last
  *     number     int32                      which block of the weights
  *
@@ -258,11 +269,12 @@ typedef struct {
     token_tile *tiles;
 } activations;
 
-INLINE size_t tile_block_bytes(long n) { return (size_t)(44 * n + 4 + 15) / 16 * 16; }
+INLINE size_t tile_block_bytes(long n) { return (size_t)(48 * n + 4 + 15) / 16 * 16; }
 INLINE uint8_t *scale_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 32 * n + 4 * t; }
 INLINE uint8_t *minus_sum_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 36 * n + 4 * t; }
-INLINE uint8_t *minus_halves_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 40 * n + 4 * t; }
-INLINE uint8_t *number_at(const uint8_t *x, long n) { return (uint8_t *)x + 44 * n; }
+INLINE uint8_t *offset_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 40 * n + 4 * t; }
+INLINE uint8_t *minus_halves_at(const uint8_t *x, long n, long t) { return (uint8_t *)x + 44 * n + 4 * t; }
+INLINE uint8_t *number_at(const uint8_t *x, long n) { return (uint8_t *)x + 48 * n; }
 
 /* One token's blocks on their way into a tile. */
 typedef struct {

@@ -20,13 +20,13 @@ INLINE void add_products(const weight_type type, int step, int8x16_t q, const in
         *sums = vaddq_s32(*sums, vpaddq_s32(vpaddlq_s16(*upper), vpaddlq_s16(*lower)));
 }
 
-INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, const int half,
+INLINE void block_products(const weight_type type, const int n, const uint8_t *block, const int half,
                            const int column, const uint8_t *x, int32x4_t *sums) {
     int16x8_t upper[TOKENS], lower[TOKENS]; /* of rows 0, 1 and of rows 2, 3 */
     UNROLL
     for (int i = 0; i < n_fours(type); i++) {
         const int r = four_of(type, half, i);
-        const int8x16_t q = unpack(type, w, block, r, column);
+        const int8x16_t q = unpack(type, block, r, column);
         UNROLL
         for (int t = 0; t < n; t++)
             add_products(type, i, q, (const int32_t *)inputs(x, ((r % 2 * 4 + r / 2) * n + t) * 4), &upper[t],

@@ -124,12 +124,12 @@ INLINE uint8x16_t upper_bits(const weight_type type, const uint8_t *from, const 
 }
 
 /* Four r of 4 rows as signed bytes: less their zero, unless that is left. */
-INLINE int8x16_t unpack(const weight_type type, const weight *w, const uint8_t *block, const int r, const int column) {
+INLINE int8x16_t unpack(const weight_type type, const uint8_t *block, const int r, const int column) {
     const int low = low_bits(type);
-    uint8x16_t q = bits_of(low, block + w->low, r, column);
+    uint8x16_t q = bits_of(low, block + layout_of(type).low, r, column);
     if (type == Q8_0) return vreinterpretq_s8_u8(veorq_u8(q, vdupq_n_u8(0x80)));
     if (high_bits(type)) {
-        const uint8x16_t upper = upper_bits(type, block + w->high, r, column);
+        const uint8x16_t upper = upper_bits(type, block + layout_of(type).high, r, column);
         return vreinterpretq_s8_u8(low == 2 ? vsliq_n_u8(q, upper, 2) : vsliq_n_u8(q, upper, 4));
     }
     if (r % (8 / low) < 8 / low - 1) q = vandq_u8(q, vdupq_n_u8((uint8_t)((1 << low) - 1)));
@@ -151,11 +151,11 @@ INLINE float32x4_t load_small(const uint8_t *from) {
     return numbers_of(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)from)))));
 }
 
-INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *block, const uint8_t *head,
+INLINE scales scales_of(const weight_type type, const uint8_t *block, const uint8_t *head,
                         const int column) {
     const uint8_t *from = has_super_blocks(type) ? head : block;
     const float32x4_t d = v_load_f16((const uint16_t *)from + 4 * column);
-    const uint8_t *minima = from + (has_super_blocks(type) ? 2 * STRIP : w->m);
+    const uint8_t *minima = from + (has_super_blocks(type) ? 2 * STRIP : layout_of(type).m);
     const float32x4_t m = has_minimum(type) ? v_load_f16((const uint16_t *)minima + 4 * column) : d;
     scales s = {{d, d}, {m, m}};
     if (has_halves(type)) { /* in pairs */
@@ -169,7 +169,7 @@ INLINE scales scales_of(const weight_type type, const weight *w, const uint8_t *
         s.m[1] = vmulq_f32(m, numbers_of(vget_low_s16(vuzp2q_s16(upper, upper))));
     } else if (has_super_blocks(type)) {
         s.d[0] = vmulq_f32(d, load_small(block + 4 * column));
-        if (has_minimum(type)) s.m[0] = vmulq_f32(m, load_small(block + w->m + 4 * column));
+        if (has_minimum(type)) s.m[0] = vmulq_f32(m, load_small(block + layout_of(type).m + 4 * column));
     }
     return s;
 }

@@ -3,13 +3,6 @@
  * rows registers hold AT_ONCE. */
 #include "neon.h"
 
-/* GCC would mix the columns and put half of what they need aside on the stack. */
-#if defined(__clang__)
-#define IN_ORDER (void)0
-#else
-#define IN_ORDER __asm__ volatile("" ::: "memory")
-#endif
-
 /* Sums of products over the elements of a block. */
 enum { TOKENS = 6, EVEN = PAIRS, WIDE = 1 }; /* blocks.h says what they are */
 
@@ -17,7 +10,7 @@ INLINE int at_once(const int n) { return n == 1 ? STRIP / LANES : AT_ONCE; }
 
 /* Adds those of 4 rows (column 0..7 of the strip) with the n tokens of a tile_block to sums: of the first half of the
  * block or the last, or, if halves have no scales of their own, of all of it. */
-INLINE void block_products(const weight_type type, const int n, const weight *w, const uint8_t *block, const int half,
+INLINE void block_products(const weight_type type, const int n, const uint8_t *block, const int half,
                            const int column, const uint8_t *x, int32x4_t *sums);
 
 /* Which four is the i-th of those. */
@@ -55,16 +48,16 @@ INLINE void part_tokens(const int n, float32x4_t *totals) {
 INLINE const int8_t *inputs(const uint8_t *x, int at) { return (const int8_t *)x + at; }
 
 /* Adds a block of 4 rows times a tile_block of n tokens to totals. */
-INLINE void add_block(const weight_type type, const int n, const weight *w, const uint8_t *block, const uint8_t *head,
+INLINE void add_block(const weight_type type, const int n, const uint8_t *block, const uint8_t *head,
                       const int column, const uint8_t *x, float32x4_t *totals) {
     int32x4_t sums[2][TOKENS]; /* of a half */
     UNROLL
     for (int half = 0; half < 1 + has_halves(type); half++) {
         UNROLL
         for (int i = 0; i < n; i++) sums[half][i] = vdupq_n_s32(0);
-        block_products(type, n, w, block, half, column, x, sums[half]);
+        block_products(type, n, block, half, column, x, sums[half]);
     }
-    const scales s = scales_of(type, w, block, head, column);
+    const scales s = scales_of(type, block, head, column);
     UNROLL
     for (int i = 0; i < n; i++) { /* sum of (q - zero) x = sum of q x - zero * sum of x */
         const float32x4_t scale = by_token((const float *)scale_at(x, n, 0), i);
@@ -81,9 +74,8 @@ INLINE void add_block(const weight_type type, const int n, const weight *w, cons
             continue;
         }
         totals[i] = vfmaq_f32(totals[i], sum, vmulq_f32(by_row(s.d[0], i), scale));
-        if (has_minimum(type)) totals[i] = vfmsq_f32(totals[i], by_row(s.m[0], i), vmulq_f32(minus_sum, scale));
+        if (has_minimum(type)) totals[i] = vfmsq_f32(totals[i], by_row(s.m[0], i), by_token((const float *)offset_at(x, n, 0), i));
     }
-    IN_ORDER;
 }
 
 #define FINISH_SUMS part_tokens

@@ -119,7 +119,7 @@ INLINE void put_bytes(const int n, const bytes q[LANES], uint8_t *to) {
 
 INLINE void pack_quants(const weight_type type, const int n, const lanes *l, long i, uint8_t *block) {
     const places at = places_of(type, l->n_blocks, i);
-    uint8_t *low = block + l->w->low + l->lane * 4, *high = block + l->w->high + l->lane * 4;
+    uint8_t *low = block + l->w->at.low + l->lane * 4, *high = block + l->w->at.high + l->lane * 4;
     bytes q[LANES] = {{0}}, more[LANES] = {{0}};
     words fifth = {0};
     for (int r = 0; r < n; r++) {
@@ -152,11 +152,11 @@ INLINE void pack_scales(const weight_type type, const uint8_t *from, long step, 
         if (wide)
             scales[i] = read_f32(from + i * step) / l->w->factor;
         else
-            memcpy(to + i * l->w->block_bytes, from + i * step, 2);
+            memcpy(to + i * l->w->at.block_bytes, from + i * step, 2);
     }
     if (!wide) return;
     active_kernels()->to_f16(scales, n, halves);
-    for (long i = 0; i < n; i++) write_u16(to + i * l->w->block_bytes, halves[i]);
+    for (long i = 0; i < n; i++) write_u16(to + i * l->w->at.block_bytes, halves[i]);
 }
 
 /* The i-th small scale of a super-block. q2_k's are packed with their minima. */
@@ -179,8 +179,8 @@ INLINE void pack_super_scales(const weight_type type, const uint8_t *row, long l
     const int shared = types[type].shared, parts = BLOCK / shared;
     for (long i = l->first; i < l->last; i++) {
         const uint8_t *from = row + i / SUPER * types[type].bytes, *scales = from + types[type].scales;
-        uint8_t *head = l->strip + head_place(l->w, l->block + i);
-        uint8_t *to = l->strip + block_place(type, l->w, l->block + i);
+        uint8_t *head = l->strip + head_place(l->w->at, l->block + i);
+        uint8_t *to = l->strip + block_place(l->w->at, l->block + i);
         if (i % SUPER == 0) {
             memcpy(head + 2 * lane, from + types[type].d, 2);
             if (has_minimum(type)) write_u16(head + 2 * (STRIP + lane), read_u16(from + types[type].d + 2) ^ 0x8000);
@@ -188,7 +188,7 @@ INLINE void pack_super_scales(const weight_type type, const uint8_t *row, long l
         for (int j = 0; j < parts; j++) {
             const long part = i % SUPER * parts + j;
             to[lane * parts + j] = (uint8_t)small_scale(type, scales, part);
-            if (has_minimum(type) && !has_halves(type)) to[l->w->m + lane] = (uint8_t)small_minimum(scales, part);
+            if (has_minimum(type) && !has_halves(type)) to[l->w->at.m + lane] = (uint8_t)small_minimum(scales, part);
         }
     }
 }
@@ -196,9 +196,9 @@ INLINE void pack_super_scales(const weight_type type, const uint8_t *row, long l
 INLINE void pack_plain_scales(const weight_type type, const uint8_t *row, long lane, const lanes *l) {
     const places first = places_of(type, l->n_blocks, l->first);
     const long step = types[type].planar ? types[type].scale_bytes : types[type].bytes;
-    uint8_t *to = l->strip + block_place(type, l->w, l->block + l->first) + 2 * lane;
+    uint8_t *to = l->strip + block_place(l->w->at, l->block + l->first) + 2 * lane;
     pack_scales(type, row + first.d, step, l, to);
-    if (has_minimum(type)) pack_scales(type, row + first.m, step, l, to + l->w->m);
+    if (has_minimum(type)) pack_scales(type, row + first.m, step, l, to + l->w->at.m);
 }
 
 /* ---- all of it ---- */
@@ -210,7 +210,7 @@ INLINE void pack_lanes(const weight_type type, const int n, const lanes *l) {
         else
             pack_plain_scales(type, l->rows[r], l->lane + r, l);
     for (long i = l->first; i < l->last; i++)
-        pack_quants(type, n, l, i, l->strip + block_place(type, l->w, l->block + i));
+        pack_quants(type, n, l, i, l->strip + block_place(l->w->at, l->block + i));
 }
 
 INLINE void pack_type(const weight_type type, const lanes *l) {

@@ -49,14 +49,8 @@ void weight_layout(weight *w, weight_type type, long n_out, long n_in) {
         return;
     }
     w->n_blocks = n_in / BLOCK, w->n_strips = (n_out + STRIP - 1) / STRIP;
-    const int nibbles = type == Q2_K; /* minima lie beside scales */
-    const long scales = STRIP * (has_super_blocks(type) ? BLOCK / types[type].shared : 2);
-    if (has_super_blocks(type)) w->head_bytes = 2 * STRIP * (1 + has_minimum(type));
-    w->m = scales;
-    w->high = w->m + (has_minimum(type) && !nibbles ? scales : 0);
-    w->low = w->high + STRIP * BLOCK / 8 * high_bits(type);
-    w->block_bytes = w->low + STRIP * BLOCK / 8 * low_bits(type);
-    w->strip_bytes = w->n_blocks * w->block_bytes + w->n_blocks / SUPER * w->head_bytes;
+    w->at = layout_of(type);
+    w->strip_bytes = w->n_blocks * w->at.block_bytes + w->n_blocks / SUPER * w->at.head_bytes;
 }
 
 size_t weight_bytes(const weight *w) {
@@ -127,10 +121,10 @@ void return_memory(slab *slab) {
 
 /* The scale and the minimum of each half of a row's block, whose strip begins at `strip`. */
 static void unpack_scales(const weight *w, const uint8_t *strip, long lane, long block, float *d, float *m) {
-    const uint8_t *at = strip + block_place(w->type, w, block), *head = strip + head_place(w, block);
-    const int8_t *scales = (const int8_t *)at, *minima = (const int8_t *)at + w->m;
+    const uint8_t *at = strip + block_place(w->at, block), *head = strip + head_place(w->at, block);
+    const int8_t *scales = (const int8_t *)at, *minima = (const int8_t *)at + w->at.m;
     const uint8_t *from = has_super_blocks(w->type) ? head : at;
-    const long m_place = has_super_blocks(w->type) ? 2 * STRIP : w->m;
+    const long m_place = has_super_blocks(w->type) ? 2 * STRIP : w->at.m;
     for (int half = 0; half < 2; half++) {
         const long i = has_halves(w->type) ? 2 * lane + half : lane;
         d[half] = f32_from_f16(read_u16(from + 2 * lane));
@@ -149,13 +143,13 @@ static int unpack_bits(const uint8_t *from, int bits, long lane, int r, int j) {
 
 plain_block unpack_block(const weight *w, long row, long block) {
     plain_block plain;
-    const uint8_t *strip = w->data + row / STRIP * w->strip_bytes, *at = strip + block_place(w->type, w, block);
+    const uint8_t *strip = w->data + row / STRIP * w->strip_bytes, *at = strip + block_place(w->at, block);
     const int low = low_bits(w->type), high = high_bits(w->type);
     unpack_scales(w, strip, row % STRIP, block, plain.d, plain.m);
     for (int i = 0; i < BLOCK; i++) {
         const int r = i % 16 / 4 * 2 + i / 16;
-        int q = unpack_bits(at + w->low, low, row % STRIP, r, i % 4);
-        if (high) q |= unpack_bits(at + w->high, high, row % STRIP, r, i % 4) << low;
+        int q = unpack_bits(at + w->at.low, low, row % STRIP, r, i % 4);
+        if (high) q |= unpack_bits(at + w->at.high, high, row % STRIP, r, i % 4) << low;
         plain.q[i] = (uint8_t)(has_table(w->type) ? iq4_values[q] + zero_of(w->type) : q);
     }
     return plain;
