@@ -75,8 +75,16 @@ static void clear_spare(uint8_t *to, const token_tile *of) {
     if (of->n > of->n_tokens) memset(to, 0, tile_block_bytes(of->n));
 }
 
+INLINE void put_runs(const long run, uint8_t *to, long n, long t, const int8_t *q) {
+    UNROLL
+    for (long k = 0; k < BLOCK; k += run) memcpy(to + k * n + t * run, q + k, (size_t)run);
+}
+
 static void put_block(uint8_t *to, long n, long run, long t, int32_t block, const input_block *from) {
-    for (long k = 0; k < BLOCK; k += run) memcpy(to + k * n + t * run, from->q + k, (size_t)run);
+    if (run == 8) /* each known to the compiler */
+        put_runs(8, to, n, t, from->q);
+    else
+        put_runs(4, to, n, t, from->q);
     float minus_sum = (float)-from->sum, offset = from->scale * minus_sum;
     int16_t minus_halves[2] = {(int16_t)-from->half, (int16_t)(from->half - from->sum)};
     memcpy(scale_at(to, n, t), &from->scale, 4);
