@@ -48,7 +48,7 @@ def measure(weights: list, tokens: list[int], threads: int) -> list[list[float]]
     What one leaves in the caches the others have pushed out before its next turn.
     """
     rows, n_in = weights[0].shape
-    turns = [[seconds(_native.read_all, weight, threads) for weight in weights]]
+    turns = [[seconds(_native.read_all, (weight,), threads) for weight in weights]]
     for n in tokens:
         x = np.random.default_rng(n).standard_normal((n, n_in), np.float32)
         outs = (np.empty((n, rows), np.float32),)

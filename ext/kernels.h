@@ -439,7 +439,7 @@ int unpack_rows(const weight *w, const int64_t *rows, long n, float *out);
 int pack(const file_blocks *from, const weight *to, long row, long col, int threads);
 
 /* The two limits that `tinyllama bench` holds speeds against: bytes read, products of registers. */
-uint64_t read_all(const uint8_t *data, size_t n_bytes, int threads);
+uint64_t read_all(long n, const stretch *stretches, int threads);
 double multiply_all(long rounds, int threads);
 
 #endif

@@ -505,11 +505,30 @@ static PyObject *py_cast(PyObject *module, PyObject *args) {
     return result(overflows ? fail(PyExc_OverflowError, "NaN or numbers too large for %s", types[to].name) : 0);
 }
 
-static uint64_t read_weight(const weight *w, int threads) {
-    uint64_t sum = w->data ? read_all(w->data, weight_bytes(w), threads) : 0;
-    for (const piece *p = w->pieces; p < w->pieces + w->n_pieces; p++)
-        sum += read_all(p->blocks.data, (size_t)piece_bytes(p), threads);
-    return sum;
+/* What a product by a weight reads. Returns how many stretches that is. */
+static long stretches_of(const weight *w, stretch *out) {
+    if (w->data) *out = (stretch){w->data, weight_bytes(w)};
+    for (long i = 0; i < w->n_pieces; i++)
+        out[i] = (stretch){w->pieces[i].blocks.data, (size_t)piece_bytes(&w->pieces[i])};
+    return w->data ? 1 : w->n_pieces;
+}
+
+static PyObject *read_weights(PyObject *weights, int threads) {
+    Py_ssize_t n_weights = PyTuple_Size(weights);
+    long n = 0;
+    uint64_t sum;
+    WeightObject *one;
+    for (Py_ssize_t i = 0; i < n_weights; i++) {
+        if (!parse_weight(PyTuple_GetItem(weights, i), &one)) return NULL;
+        n += 1 + one->w.n_pieces;
+    }
+    stretch *all = malloc((size_t)(n + 1) * sizeof *all);
+    if (!all) return PyErr_NoMemory();
+    n = 0;
+    for (Py_ssize_t i = 0; i < n_weights; i++) n += stretches_of(weight_of(PyTuple_GetItem(weights, i)), all + n);
+    WITHOUT_GIL(sum, read_all(n, all, threads));
+    free(all);
+    return PyLong_FromUnsignedLongLong(sum);
 }
 
 static PyObject *py_read_all(PyObject *module, PyObject *args) {
@@ -519,12 +538,10 @@ static PyObject *py_read_all(PyObject *module, PyObject *args) {
     int threads;
     uint64_t sum;
     if (!PyArg_ParseTuple(args, "OO&", &object, parse_threads, &threads)) return NULL;
-    if (PyObject_TypeCheck(object, weight_type_object))
-        WITHOUT_GIL(sum, read_weight(weight_of(object), threads));
-    else if (parse_array(object, &data))
-        WITHOUT_GIL(sum, read_all(data.view.buf, (size_t)data.view.len, threads));
-    else
-        return NULL;
+    if (PyTuple_Check(object)) return read_weights(object, threads);
+    if (!parse_array(object, &data)) return NULL;
+    stretch all = {data.view.buf, (size_t)data.view.len};
+    WITHOUT_GIL(sum, read_all(1, &all, threads));
     return PyLong_FromUnsignedLongLong(sum);
 }
 
@@ -589,7 +606,7 @@ static PyMethodDef functions[] = {
     {"attention", py_attention, METH_VARARGS, "attention(q, k, v, keys, values, pos, out, threads, window=0)"},
     {"cast", py_cast, METH_VARARGS, "cast(type, numbers, to, out): numbers as bytes of another type; in this thread"},
     {"read_all", py_read_all, METH_VARARGS,
-     "read_all(data, threads): the sum of the words of a Weight or an array, as fast as memory allows"},
+     "read_all(data, threads): the sum of the words of an array or of a tuple of Weights, as fast as memory allows"},
     {"multiply_all", py_multiply_all, METH_VARARGS,
      "multiply_all(rounds, threads): the number of products of registers it has done, as fast as the level can"},
     {"types", py_types, METH_NOARGS, "types(): {name: (weights of a block, its bytes, the type it is prepared as)}"},

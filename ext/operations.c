@@ -424,32 +424,63 @@ int pack(const file_blocks *from, const weight *to, long row, long col, int thre
 
 /* ---- the pure-read probe ---- */
 
+/* A thread takes so many bytes at a time and reads them in several streams: a core's own prefetchers then keep more
+ * lines under way than for one stream, and more than with instructions that ask for lines ahead. On a Zen 3 one
+ * thread reads 17 GB/s in one stream 8 KB ahead, 21 without asking, 27 in three; more streams or wider loads add nothing. */
+enum { READ_PIECE = 256 * 1024, STREAMS = 3 };
+
+typedef uint64_t words __attribute__((vector_size(16), aligned(1), may_alias));
+enum { LINE_WORDS = CACHE_LINE / sizeof(words) };
+
 typedef struct {
-    const uint8_t *data;
-    uint64_t sums[MAX_THREADS][8]; /* a cache line each */
+    long n;
+    const stretch *stretches;
+    words sums[MAX_THREADS][LINE_WORDS];
 } reading;
 
+INLINE void add_line(words sums[LINE_WORDS], const uint8_t *p) {
+    UNROLL
+    for (int j = 0; j < LINE_WORDS; j++) sums[j] += ((const words *)p)[j];
+}
+
+static void read_piece(const uint8_t *p, size_t n_bytes, words to[LINE_WORDS]) {
+    size_t part = n_bytes / STREAMS / CACHE_LINE * CACHE_LINE;
+    words sums[LINE_WORDS] = {{0}};
+    for (size_t i = 0; i < part; i += CACHE_LINE) {
+        UNROLL
+        for (int s = 0; s < STREAMS; s++) add_line(sums, p + (size_t)s * part + i);
+    }
+    for (size_t i = STREAMS * part; i + CACHE_LINE <= n_bytes; i += CACHE_LINE) add_line(sums, p + i);
+    for (int j = 0; j < LINE_WORDS; j++) to[j] += sums[j];
+}
+
+static long pieces_of(stretch s) { return (long)((s.n_bytes + READ_PIECE - 1) / READ_PIECE); }
+
+/* All stretches' pieces follow each other as one range. */
 static void read_some(void *job, long first, long last, int worker) {
     reading *r = job;
-    uint64_t sums[8] = {0}, line[8];
-    for (const uint8_t *p = r->data + first * CACHE_LINE; p < r->data + last * CACHE_LINE; p += CACHE_LINE) {
-        __builtin_prefetch(p + 4096);
-        memcpy(line, p, sizeof line);
-        for (int j = 0; j < 8; j++) sums[j] += line[j];
+    for (const stretch *s = r->stretches; s < r->stretches + r->n && last > 0; s++) {
+        long n = pieces_of(*s);
+        for (long i = first > 0 ? first : 0; i < last && i < n; i++) {
+            size_t start = (size_t)i * READ_PIECE, left = s->n_bytes - start;
+            read_piece(s->start + start, left < READ_PIECE ? left : READ_PIECE, r->sums[worker]);
+        }
+        first -= n, last -= n;
     }
-    for (int j = 0; j < 8; j++) r->sums[worker][j] += sums[j];
 }
 
 /* Reads whole cache lines of memory and does next to nothing with them: the speed that decoding can't
  * exceed. Returns the sum of the words, which the compiler therefore can't leave out. */
-uint64_t read_all(const uint8_t *data, size_t n_bytes, int threads) {
+uint64_t read_all(long n, const stretch *stretches, int threads) {
     static reading job;
+    long pieces = 0;
     memset(&job, 0, sizeof job);
-    job.data = data;
-    run_parallel(threads, (long)(n_bytes / CACHE_LINE), 4096, read_some, &job);
+    job.n = n, job.stretches = stretches;
+    for (long i = 0; i < n; i++) pieces += pieces_of(stretches[i]);
+    run_parallel(threads, pieces, 1, read_some, &job);
     uint64_t total = 0;
     for (int i = 0; i < MAX_THREADS; i++)
-        for (int j = 0; j < 8; j++) total += job.sums[i][j];
+        for (int j = 0; j < LINE_WORDS; j++) total += job.sums[i][j][0] + job.sums[i][j][1];
     return total;
 }
 

@@ -68,7 +68,8 @@ static void compute(results *r, int threads) {
     store_heads(r->turned, TOKENS, HEADS, HEAD_DIM, CONTEXT, 250, r->keys);
     store_heads(inputs, TOKENS, HEADS, HEAD_DIM, CONTEXT, 250, r->values);
     attention(&h, threads);
-    r->sum = read_all(shared[0].data, weight_bytes(&shared[0]), threads) + (uint64_t)multiply_all(100, threads);
+    const stretch all[2] = {{shared[0].data, weight_bytes(&shared[0])}, {shared[1].data, weight_bytes(&shared[1])}};
+    r->sum = read_all(2, all, threads) + (uint64_t)multiply_all(100, threads);
 }
 
 static results *alone;

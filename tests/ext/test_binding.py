@@ -158,11 +158,11 @@ def test_a_new_weight_is_all_zeros_even_where_another_has_been(shape, type):
         weights = [_native.Weight(type, *shape) for _ in range(3)]
         for i in (1, 0, 2):
             assert weights[i].nbytes >= shape[0] * shape[1] // 2
-            assert _native.read_all(weights[i], 2) == 0
+            assert _native.read_all((weights[i],), 2) == 0
         weights[1] = None
         data = quantize(np.arange(shape[1], dtype=np.float32)[None], type).reshape(-1).view(np.uint8)
         _native.pack(type, data, 1, shape[1], weights[0], shape[0] - 1, 0, 1)
-        assert _native.read_all(weights[0], 2) != 0 and _native.read_all(weights[2], 2) == 0
+        assert _native.read_all((weights[0],), 2) != 0 and _native.read_all((weights[2],), 2) == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells how much is mapped")
@@ -182,8 +182,29 @@ def test_a_mapped_weight_takes_no_memory_and_is_read_where_it_lies():
     data, whole = packed(8, 64), _native.Weight("q4_0", 8, 64, mapped=True)
     _native.pack("q4_0", data, 8, 64, whole, 0, 0, 1)
     assert (whole.nbytes, whole.bytes_read) == (0, len(data))
-    assert _native.read_all(whole, 1) == _native.read_all(data, 1)
+    assert _native.read_all((whole,), 1) == _native.read_all(data, 1)
     assert weight().bytes_read == weight().nbytes
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_several_weights_are_read_as_one_to_the_last_line(threads):
+    """In pieces of 256 KB, each in three streams: no line may be left out or read twice."""
+    data = np.random.default_rng(0).integers(0, 256, (1 << 20) + 640, np.uint8)
+    for n_bytes in (64, 128, 256, 1 << 18, (1 << 18) + 64, len(data)):
+        words = data[:n_bytes].view(np.uint64)
+        assert _native.read_all(data[:n_bytes], threads) == int(words.sum(dtype=np.uint64))
+    weights = [weight(8 * n, 64) for n in (1, 40, 2000)]
+    mapped = _native.Weight("q4_0", 8, 64, mapped=True)
+    _native.pack("q4_0", packed(8, 64), 8, 64, mapped, 0, 0, 1)
+    alone = sum(_native.read_all((one,), 1) for one in (*weights, mapped))
+    assert _native.read_all((*weights, mapped), threads) == alone % 2**64
+    assert _native.read_all((), threads) == 0
+
+
+def test_only_bytes_and_tuples_of_weights_are_read():
+    for wrong in ((weight(), X), [weight()], weight(), X):
+        with pytest.raises(TypeError):
+            _native.read_all(wrong, 1)
 
 
 def test_the_types_of_c_are_those_of_quant():

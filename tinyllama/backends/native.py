@@ -137,8 +137,7 @@ class Native(Backend):
     def read_speed(self, weights: list) -> float:
         """Bytes a second at which memory is read: all of prepared weights, and nothing else."""
         started = time.perf_counter()
-        for weight in weights:
-            _native.read_all(weight, self.threads)
+        _native.read_all(tuple(weights), self.threads)
         return sum(weight.bytes_read for weight in weights) / (time.perf_counter() - started)
 
     def multiply_speed(self) -> float:
