@@ -148,7 +148,7 @@ for backend, level, threads in rungs:
 # It is, within what the arithmetic explains. Then the speeds. (`bench` is what `tinyllama bench` prints.)
 
 # %% tags=["machine"]
-N_PREDICT = 64 if config.n_params() < 1e8 else 8  # tokens
+N_PREDICT = 16 if config.n_params() < 1e8 else 8  # tokens
 results = []
 for backend, level, threads in rungs:
     settings = {"backends": [backend], "levels": [level] if level else None, "threads": [threads]}
@@ -157,10 +157,10 @@ for backend, level, threads in rungs:
 titles = [f"{r.backend} {r.level}" if r.level else r.backend for r in results]
 counts = [f"{r.threads} thread{'s' * (r.threads > 1)}" for r in results]
 names = [f"{title}, {count}" for title, count in zip(titles, counts, strict=True)]
-plots.bars([r.decode for r in results], names, "writing, one token after the other", "tokens a second")
+plots.bars([r.speeds[1] for r in results], names, "writing, one token after the other", "tokens a second")
 
 # %% tags=["machine"]
-plots.bars([r.prefill[64] for r in results], names, "reading 64 tokens at once", "tokens a second")
+plots.bars([r.speeds[64] for r in results], names, "reading 64 tokens at once", "tokens a second")
 
 # %% [markdown]
 # In writing, the plain C reference is slower than NumPy, which has SIMD of its own: it is there to be read,
@@ -219,8 +219,8 @@ plots.lines(
 measured = results[-1]
 if measured.read_bandwidth:
     print(f"memory: {measured.read_bandwidth / 1e9:.0f} GB/s (a small model may fit into the cache)")
-    print(f"writing takes {measured.decode / measured.read_probe:.0%} of what memory allows")
-    reading = measured.prefill[64] / measured.multiply_probe
+    print(f"writing takes {measured.speeds[1] / measured.read_probe:.0%} of what memory allows")
+    reading = measured.speeds[64] / measured.multiply_probe
     print(f"reading 64 tokens takes {reading:.0%} of what arithmetic allows")
 
 # %% [markdown]

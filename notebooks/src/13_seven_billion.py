@@ -109,8 +109,8 @@ MEASURE = "TINYLLAMA_MEASURE" in os.environ  # or True: all layers of 7B, measur
 
 if MEASURE:
     (measured,) = bench.bench(shape="7B", n_predict=16, prefill=(128,))
-    print(f"writing: {measured.decode:.1f} tokens a second, predicted {1 / predicted['7B']:.1f}")
-    print(f"reading a prompt of 128 tokens: {measured.prefill[128]:.0f} tokens a second")
+    print(f"writing: {measured.speeds[1]:.1f} tokens a second, predicted {1 / predicted['7B']:.1f}")
+    print(f"reading a prompt of 128 tokens: {measured.speeds[128]:.0f} tokens a second")
     print(f"memory was read at {measured.read_bandwidth / 1e9:.0f} GB/s")
 
 # %% [markdown]

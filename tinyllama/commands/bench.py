@@ -1,74 +1,69 @@
 """How fast this computer runs a model, and how far that is from what the hardware allows.
 
-Two limits hold. To write a token every weight is read once, so decoding is no faster than memory: the
-*read probe* reads the same bytes and does nothing else. To read a prompt each weight is used for many
-tokens, so prefill is no faster than arithmetic: the *multiply probe* multiplies registers. Speeds are given
-as a share of them. The read probe runs in turn with the tokens, so that both see the same computer.
+Two limits hold. Every pass reads each weight once, so it is no faster than memory: the *read probe* reads
+the same bytes and does nothing else. And a weight is multiplied by every token of a pass, so a long prompt is
+no faster than arithmetic: the *multiply probe* multiplies registers. What is measured takes turns with the
+probes, and with the other program if there is one: what disturbs one disturbs them all. Speeds are medians of
+these rounds; shares and ratios are medians of each round's own.
 
 A model needs no file: of a shape alone, weights are random, and as fast as real ones.
 """
 
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
-from ..backends import Backend, get_backend
-from ..config import PRESETS, Config
-from ..errors import require
+from ..backends import get_backend
+from ..config import PRESETS
+from ..errors import naming, require
 from ..formats import open_checkpoint
-from ..machine.limits import human
-from ..model import build, forward
-from ..quant import TYPES, quantize
-from ..tensor import Piece, Tensor
-from .printing import columns
+from ..machine.limits import human, require_disk, require_memory
+from ..machine.places import find
+from ..machine.terminal import say
+from ..quant import TYPES
+from .mixes import ALIASES, MIXES
+from .printing import counted
+from .programs import AsItComes, Elsewhere, Task, Tinyllama, find_other, opened
+from .random_weights import RandomWeights
 
-REPEATS = 3  # of each prompt; the median counts
-SHORT_PROMPT = 5  # tokens
 CONTEXT = 512  # tokens that the KV cache has room for, beyond the prompts
+MOST, LEAST = 15, 3  # rounds of each number of tokens: at least so many,
+ENOUGH, LONG = 3.0, 60.0  # and more until so many seconds have passed; fewer where even that takes so long
+FIRST_TOKENS = 3  # rounds of fresh processes, after one that brings the file into the system's cache
 
 
 @dataclass
 class Result:
-    """What one backend, level and number of threads reached: tokens a second, seconds and bytes."""
+    """What one program, backend, level and number of threads reached: tokens a second, seconds and bytes."""
 
     model: str
     type: str
-    backend: str
+    backend: str  # or "llama.cpp"
     level: str | None
     threads: int
-    decode: float = 0.0  # tokens a second, one at a time
-    read_probe: float | None = None  # those that reading the weights alone would allow; None without C
-    read_bandwidth: float | None = None  # bytes a second, in which it read them
-    prefill: dict[int, float] = field(default_factory=dict)  # tokens a second by length of the prompt
-    multiply_probe: float | None = None  # those that multiplying alone would allow; None without C
+    mapped: bool = False  # the weights stayed in their file
     load: float = 0.0  # seconds to prepare the weights, reading a file included
     first_token: float = 0.0  # seconds until a short prompt's next token is known, loading included
-    memory: int = 0  # bytes that weights and cache take, beside a file that is mapped
-    mapped: bool = False  # the weights stayed in their file
+    #: Bytes of weights and cache, beside a file that is mapped; of two programs, the most that each had.
+    memory: int = 0
+    #: Tokens a second by how many are computed at once: of 1, a text is written, of more, a prompt is read.
+    speeds: dict[int, float] = field(default_factory=dict)
+    shares: dict[int, float] = field(default_factory=dict)  # of what the two limits allow; none without C
+    ratios: dict[int, float] = field(default_factory=dict)  # of another program: tinyllama's speed by its own
+    read_bandwidth: float | None = None  # bytes a second, in which the read probe read the weights
+    read_probe: float | None = None  # tokens a second that this allows, one by one; n at once, n times that
+    multiply_probe: float | None = None  # tokens a second that multiplying alone would allow
 
-
-class RandomWeights(dict):
-    """Weights of a shape by Meta's names. `values()` know their sizes alone; `[name]` makes numbers, anew."""
-
-    def __init__(self, config: Config, type: str):
-        for name, shape in config.tensor_shapes().items():
-            self[name] = Tensor(name, shape, (Piece(b"", 0, type if len(shape) == 2 else "f32", shape),))
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = super().__getitem__(name)
-        if len(tensor.shape) == 1:
-            return Tensor.from_array(name, np.ones(tensor.shape, np.float32))
-        n_rows, n_cols = tensor.shape
-        noise = np.random.default_rng(0).standard_normal((min(n_rows, 32), n_cols), dtype=np.float32)
-        rows = quantize(noise * np.float32(n_cols**-0.5), tensor.type)
-        blocks = np.resize(rows, (n_rows, *rows.shape[1:]))  # a few rows over and over: as fast as any
-        return Tensor.from_blocks(name, tensor.shape, tensor.type, blocks)
+    @property
+    def name(self) -> str:
+        """What runs: "c avx2"."""
+        return " ".join(filter(None, (self.backend, self.level)))
 
 
 def bench(
@@ -82,123 +77,148 @@ def bench(
     mmap: bool = False,
     n_predict: int = 16,
     prefill: Sequence[int] = (32, 128, 512),
+    tokens: Sequence[int] = (),
+    against: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Result]:
     """Measure a file, or random weights of a shape, on backends, levels of the C backend and thread counts.
 
     Args:
         model: as `load` takes it; not looked at where there is a `shape`: "7B", "13B", "30B" or "65B".
-        type: of the random weights.
+        type: of the random weights: a key of TYPES for all matrices, "q4_k", or of mixes.MIXES, "Q4_K_M".
         backends, levels, threads: None for the fastest that runs here, its best level, one a core.
         mmap: measure each a second time, running from the mapped file.
-        n_predict, prefill: tokens to write, and lengths of prompts to read.
+        n_predict: tokens to write.
+        prefill, tokens: how many tokens to compute at once: lengths of prompts, and others.
+        against: "llama.cpp": each is followed by what llama-cpp-python makes of the same file on as many
+            threads. Each runs in a process of its own, in turns. Of a shape a file is written, and removed.
+        progress: called with what is being measured, again and again.
     Raises:
         TinyllamaError: there is no such model, backend or level, or it doesn't fit into memory.
     """
     require(shape is None or shape in PRESETS, f"there is no shape {shape!r}: there are {', '.join(PRESETS)}")
-    require(shape is None or not mmap, "a shape has no file that could be mapped")
-    require(type in TYPES, f"there is no type {type!r}: there are {', '.join(TYPES)}")
+    require(shape is None or not mmap or against, "a shape has no file that could be mapped")
+    known = type in TYPES or str(type).upper() in {*MIXES, *ALIASES}
+    require(known, f"there is no type {type!r}: there are {', '.join(TYPES)}, and {', '.join(MIXES)}")
     require(1 <= n_predict <= CONTEXT, f"n_predict must be from 1 to {CONTEXT}, not {n_predict}")
+    other = find_other(against) if against else None
+    lengths = sorted({1, *prefill, *tokens})
+    sizes = {"n_ctx": lengths[-1] + CONTEXT, "at_once": lengths[-1]}
+    tasks = []
     for name, n_threads in product(backends or [None], threads or [None]):
         backend = get_backend(name, n_threads)
         for level, mapped in product((backend.level and levels) or [None], sorted({False, mmap})):
-            with backend.at_level(level) if level else nullcontext(), backend.running():
-                result = _measure(backend, model, shape, type, mapped, n_predict, prefill)
-            yield result
+            how = backend.name, level or backend.level, backend.threads, mapped
+            tasks.append(Task(str(model), shape, type, *how, **sizes))
+            opened(tasks[-1], backend)  # so that what doesn't fit is refused before anything takes long
+    title = _title(model, shape, type, other)
+    with _random_file(shape, type, progress) if shape and other else nullcontext() as file:
+        for task in tasks:
+            task = replace(task, model=file, shape=None) if file else task
+            yield from _measure(task, title, lengths, n_predict, other, progress)
 
 
-def _measure(backend: Backend, model, shape, type, mmap, n_predict, prefill) -> Result:
+def _title(model: str | Path, shape: str | None, type: str, other: type | None) -> tuple[str, str]:
+    """What a model and its type are called."""
     if shape:
-        name, config = f"{shape}, random weights", PRESETS[shape]
-        tensors = RandomWeights(config, type)
-    else:
-        checkpoint = open_checkpoint(model)
-        name, config, tensors = str(model), checkpoint.config, checkpoint.tensors
-        type = tensors["layers.0.attention.wq.weight"].type
-    copy = not (mmap or backend.keeps_in_file(tensors))
-    mapped = not (copy or shape)
-    n_ctx, at_once = max(prefill, default=0) + CONTEXT, max(prefill, default=1)
-    backend.require_run(config, n_ctx, at_once)
-    backend.require_load(Path(name), backend.memory(config, tensors, n_ctx, at_once, mmap), mapped)
-    result = Result(name, type, backend.name, backend.level, backend.threads, mapped=mapped)
-
-    def prepare(tensor: Tensor):  # in which making random numbers doesn't count
-        started = time.perf_counter()
-        ready = backend.prepare(tensor, copy)
-        result.load += time.perf_counter() - started
-        return ready
-
-    loaded, cache = build(config, tensors, prepare), backend.new_cache(config, n_ctx)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, at_once)
-
-    def seconds(n_tokens: int, n_past: int = 0) -> float:
-        cache.trim(n_past)
-        started = time.perf_counter()
-        forward(loaded, backend, tokens[:n_tokens], cache, last=True)
-        return time.perf_counter() - started
-
-    result.first_token = result.load + seconds(SHORT_PROMPT)
-    for n_tokens in prefill:
-        result.prefill[n_tokens] = n_tokens / median(seconds(n_tokens) for _ in range(REPEATS))
-    matrices = [w for layer in loaded.layers for w in layer.values() if len(w.shape) == 2] + [loaded.output]
-    seconds(1)  # wakes the threads
-    decode, reads = [], []
-    for n_past in range(1, n_predict + 1):  # in turns: what disturbs one disturbs the other
-        decode.append(seconds(1, n_past))
-        if backend.level:
-            reads.append(backend.read_speed(matrices))
-    result.decode = 1 / median(decode)
-    if backend.level:
-        result.read_bandwidth = median(reads)
-        result.read_probe = result.read_bandwidth / sum(matrix.bytes_read for matrix in matrices)
-        # A token multiplies every weight of the layers once; the output layer runs for the last token alone.
-        per_token = config.n_params() - 2 * config.vocab_size * config.dim
-        result.multiply_probe = backend.multiply_speed() / per_token
-    result.memory = cache.nbytes + (0 if mapped else sum(matrix.nbytes for matrix in matrices))
-    return result
+        return f"{shape}, random weights", type
+    checkpoint = open_checkpoint(model)
+    is_gguf = checkpoint.format == "gguf"
+    lacks = f"{model}: no GGUF file, which is all that others open; `tinyllama convert` makes one"
+    require(is_gguf or not other, lacks)
+    mix = ALIASES.get(str(checkpoint.metadata.get("general.file_type"))) if is_gguf else None
+    return str(model), mix or checkpoint.tensors["layers.0.attention.wq.weight"].type
 
 
-def table(results: list[Result]) -> str:
-    """Results as a table: speeds in tokens a second, with the share of their limit."""
-    lengths = sorted({length for result in results for length in result.prefill})
-    reads = (f"read {length}" for length in lengths)
-    rows = [["backend", "threads", "write", *reads, "load", "first token", "memory"]]
-    for result in results:
-        write = _share(result.decode, result.read_probe)
-        reads = (_share(result.prefill[length], result.multiply_probe) for length in lengths)
-        took = (f"{result.load:.2f} s", f"{result.first_token:.2f} s")
-        rows.append([_name(result), result.threads, write, *reads, *took, human(result.memory)])
-    what = "tokens a second, and the share of what memory or arithmetic allow"
-    title = f"{results[0].model}, {results[0].type}: {what}"
-    lines = [title, "", *columns(rows, ">" * len(rows[0]), indent="")]
-    if probed := [result for result in results if result.read_bandwidth]:
-        best = max(probed, key=lambda result: result.read_bandwidth)
-        lines += ["", f"Memory was read at {best.read_bandwidth / 1e9:.1f} GB/s with {best.threads} threads."]
-    return "\n".join(lines)
+@contextmanager
+def _random_file(shape: str, type: str, progress: Callable[[str], None]) -> Iterator[str]:
+    """Random weights in a file, which is removed at the end."""
+    weights = RandomWeights(PRESETS[shape], type)
+    with tempfile.TemporaryDirectory(prefix="tinyllama-bench-") as folder:
+        path, size = Path(folder, f"{shape}-{type}.gguf"), sum(tensor.nbytes for tensor in weights.values())
+        require_disk(size, path.parent, f"{shape}, random weights")
+        say(f"{path}: {human(size)} of random weights; removed at the end")
+        with naming(path):
+            weights.write_gguf(path, shape, progress)
+        yield str(path)
 
 
-def _name(result: Result) -> str:
-    return " ".join(filter(None, (result.backend, result.level))) + ", mapped" * result.mapped
+def _measure(
+    task: Task, title: tuple[str, str], lengths: list[int], n_predict: int, other: type | None, progress
+) -> list[Result]:
+    """One backend, level and number of threads, and what another program makes of the same."""
+    ours = Result(*title, task.backend, task.level, task.threads)
+    results = [ours, Result(*title, other.name, None, task.threads)] if other else [ours]
+
+    def show(what: str) -> None:
+        progress(f"{ours.name}, {counted(task.threads, 'thread')}: {what}")
+
+    as_users_do = [AsItComes, other] if other else [AsItComes]
+    first_tokens = [] if task.shape else _first_tokens(task, as_users_do, show)
+    with ExitStack() as within:
+        show("load")
+        first = Elsewhere(Tinyllama, task) if other else Tinyllama(task, show)
+        programs = [within.enter_context(closing(first))]
+        if other:
+            require_memory(find(task.model).stat().st_size, f"{title[0]} in two programs at once")
+            show(f"load into {other.name}")
+            programs.append(within.enter_context(closing(Elsewhere(other, task))))
+        probes = []  # of each number of tokens
+        for number, n_tokens in enumerate(lengths, 1):
+            what = f"{n_tokens} tokens at once" if n_tokens > 1 else "tokens one by one"
+            step = partial("{}, {}, round {}".format, f"[{number}/{len(lengths)}]", what)
+            turns = _take_turns(n_tokens, n_predict, programs, results, lambda i, step=step: show(step(i)))
+            probes.append(turns)
+        facts = [program.facts() for program in programs]
+    for result, found in zip(results, facts, strict=True):
+        result.load, result.first_token = found["load"], found["first_token"]
+        result.memory = found["peak_memory" if other else "memory"]
+    for result, seconds in zip(results, first_tokens, strict=False):
+        result.first_token = seconds
+    ours.mapped = facts[0]["mapped"]
+    if probes[0]:  # where each limit counts: memory for one token, arithmetic for the most
+        reading = median(reading for reading, _ in probes[0])
+        ours.read_bandwidth, ours.read_probe = facts[0]["bytes_read"] / reading, 1 / reading
+        ours.multiply_probe = 1 / median(multiplying for _, multiplying in probes[-1])
+    return results
 
 
-def _share(speed: float, limit: float | None) -> str:
-    number = f"{speed:.1f}" if speed < 100 else f"{speed:.0f}"
-    return f"{number} ({speed / limit:.0%})" if limit else number
+def _first_tokens(task: Task, programs: list[type], show: Callable[[str], None]) -> list[float]:
+    """Seconds until each program's first token, in processes of their own."""
+    took = [[] for _ in programs]
+    rounds = FIRST_TOKENS if len(programs) > 1 else 1
+    for number, (i, program) in product(range(1 + rounds), enumerate(programs)):
+        if number or not i:
+            show(f"first token of {program.name}, {number} of {rounds}")
+            with closing(Elsewhere(program, task)) as running:
+                took[i] += [running.facts()["first_token"]] * bool(number)
+    return [median(seconds) for seconds in took]
 
 
-def plot(results: list[Result], path: str | Path) -> None:
-    """Save a roofline: speed over the tokens that are computed together, below its two limits."""
-    from matplotlib.figure import Figure
+def _rounds(n_tokens: int, n_predict: int) -> Iterator[int]:
+    """Numbers of rounds, as many as the constants above say; of single tokens n_predict."""
+    started = time.perf_counter()
+    for number in range(MOST if n_tokens > 1 else n_predict):
+        yield number
+        took = time.perf_counter() - started
+        if n_tokens > 1 and (took > LONG or (took > ENOUGH and number + 1 >= LEAST)):
+            return
 
-    axes = Figure(figsize=(8, 5), layout="constrained").subplots()
-    for result in results:
-        speeds, name = {1: result.decode, **result.prefill}, f"{_name(result)}, {result.threads} threads"
-        (line,) = axes.plot(list(speeds), list(speeds.values()), marker="o", label=name)
-        if result.read_probe:
-            together = np.geomspace(1, max(speeds), 50)
-            roof = np.minimum(together * result.read_probe, result.multiply_probe)
-            axes.plot(together, roof, "--", color=line.get_color(), label=f"limit of {name}")
-    axes.set(xscale="log", yscale="log", xlabel="tokens computed together", ylabel="tokens a second")
-    axes.set_title(f"{results[0].model}, {results[0].type}")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    axes.figure.savefig(path)
+
+def _take_turns(n_tokens: int, n_predict: int, programs: list, results: list[Result], show) -> list[tuple]:
+    """Rounds of so many tokens in each program, and of the probes, which are returned; results get speeds."""
+    took, probes = [], []
+    for number in _rounds(n_tokens, n_predict):
+        show(number + 1)
+        n_past = number if n_tokens == 1 else 0
+        took.append([program.seconds(n_tokens, n_past) for program in programs])
+        probes += [probe] if (probe := programs[0].probe()) else []
+    for i, result in enumerate(results):
+        result.speeds[n_tokens] = n_tokens / median(seconds[i] for seconds in took)
+        if i:
+            result.ratios[n_tokens] = median(seconds[i] / seconds[0] for seconds in took)
+    if probes:
+        least = [max(reading, n_tokens * multiplying) for reading, multiplying in probes]
+        shares = [limit / seconds[0] for limit, seconds in zip(least, took, strict=True)]
+        results[0].shares[n_tokens] = median(shares)
+    return probes

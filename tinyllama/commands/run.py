@@ -20,7 +20,7 @@ from ..errors import check_cancelled, naming, require
 from ..generation import STOP_REASONS, Timings
 from ..llama import Llama, load
 from ..machine.limits import human, peak_memory
-from ..machine.terminal import say
+from ..machine.terminal import say, status_line
 from .cli import ON_HUB
 from .printing import counted, harmless
 
@@ -149,14 +149,17 @@ def inspect(args: argparse.Namespace) -> None:
 
 def bench(args: argparse.Namespace) -> None:
     """Measure how fast this computer runs a model."""
-    from . import bench
+    from . import bench, bench_report
 
     _check_plot(args)
-    how = {name: getattr(args, name) for name in ("shape", "type", "threads", "mmap", "n_predict", "prefill")}
-    results = [*bench.bench(args.model, backends=args.backend, levels=args.level, **how)]
-    _print_found(results, bench.table, args)
+    names = "shape", "type", "threads", "mmap", "n_predict", "prefill", "tokens", "against"
+    how = {name: getattr(args, name) for name in names}
+    with status_line() as progress:
+        measured = bench.bench(args.model, backends=args.backend, levels=args.level, progress=progress, **how)
+        results = [*measured]
+    _print_found(results, bench_report.table, args)
     if args.plot:
-        bench.plot(results, args.plot)
+        bench_report.plot(results, args.plot)
 
 
 def compare(args: argparse.Namespace) -> None:
