@@ -108,15 +108,17 @@ class Tokenizer:
     _unk_id: int | None = None  # of a byte without a token; None: leave it out
 
     def __init__(self, vocabulary: Vocabulary):
-        self.vocabulary = vocabulary
-        self.vocab_size = len(vocabulary.pieces)
+        self.vocabulary, self.vocab_size = vocabulary, len(vocabulary.pieces)
         self.bos_id, self.eos_id, self.add_bos = vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos
         self.stop_ids = frozenset({vocabulary.eos_id, *vocabulary.stop_ids} - {None})
-        self.unused_ids = [number for number, kind in enumerate(vocabulary.types) if kind == UNUSED]
-        self._of_type = {kind: {} for kind in range(NORMAL, BYTE + 1)}  # type -> piece -> id
-        for token_id, (piece, kind) in enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True)):
-            if piece:
-                self._of_type[kind][piece] = token_id
+        ids = dict(zip(vocabulary.pieces, range(self.vocab_size), strict=True))
+        self._of_type = {NORMAL: ids} | {kind: {} for kind in range(UNKNOWN, BYTE + 1)}  # type -> piece -> id
+        others = [(number, kind) for number, kind in enumerate(vocabulary.types) if kind != NORMAL]  # few
+        self.unused_ids = [number for number, kind in others if kind == UNUSED]
+        for number, kind in others:
+            self._of_type[kind][vocabulary.pieces[number]] = ids.pop(vocabulary.pieces[number], number)
+        for of_one in self._of_type.values():
+            of_one.pop("", None)  # which stands for nothing
         always = {} if vocabulary.prefixed == "text" else self._of_type[USER_DEFINED]  # found in every text
         self._special_ids = always | self._of_type[CONTROL] | self._of_type[UNKNOWN]
         self._special = {False: _any_of(always), True: _any_of(self._special_ids)}
@@ -278,16 +280,12 @@ class ByteLevelBPE(Tokenizer):
 
     def __init__(self, vocabulary: Vocabulary):
         super().__init__(vocabulary)
-        ids, pieces, self._ranks = dict(self._of_type[NORMAL]), set(vocabulary.pieces), {}
+        ids, pieces, merges = dict(self._of_type[NORMAL]), set(vocabulary.pieces), vocabulary.merges
         for kind in (UNKNOWN, USER_DEFINED, BYTE):  # their "Ġ" isn't a space but means itself
             ids |= {piece: token_id for piece, token_id in self._of_type[kind].items() if piece.isascii()}
-        for number, pair in enumerate(vocabulary.merges):
-            left, _, right = pair.partition(" ")
-            if left in ids and right in ids and left + right in ids and " " not in right:
-                self._ranks[pair] = number
-            elif not {left, right, left + right} <= pieces:
-                raise TinyllamaError(f"the merge {pair[:80]!r} isn't of two pieces into a third")
-        self._ids = ids
+        lost = next((pair for pair in merges if pair.replace(" ", "", 1) not in pieces), "")
+        require(not lost, f"the merge {lost[:80]!r} isn't of two pieces into a third")
+        self._ids, self._ranks = ids, dict(zip(merges, range(len(merges)), strict=True))
         self._byte_ids = {byte: ids[char] for byte, char in _CHAR_OF.items() if char in ids}
         self.missing_bytes = frozenset(range(256)) - self._byte_ids.keys()
         # A word is also what lies between those that a rule finds.
@@ -298,12 +296,16 @@ class ByteLevelBPE(Tokenizer):
         spelled = printed(word.encode())
         if self.vocabulary.ignore_merges and spelled in self._ids:
             return [self._ids[spelled]]
-        symbols = (char for char in spelled if char in self._ids)
-        return [self._ids[s] for s in merge(symbols, lambda left, right: self._ranks.get(f"{left} {right}"))]
+
+        def rank(left: str, right: str) -> int | None:
+            return self._ranks.get(f"{left} {right}") if left + right in self._ids else None
+
+        return [self._ids[symbol] for symbol in merge(filter(self._ids.__contains__, spelled), rank)]
 
     @cached_property
     def _library(self) -> libraries.Encode | None:
-        possible = filter(self._ranks.__contains__, self.vocabulary.merges)
+        pairs = (tuple(pair.split(" ")) for pair in self.vocabulary.merges)
+        possible = [pair for pair in pairs if len(pair) == 2 and {*pair, "".join(pair)} <= self._ids.keys()]
         encode = libraries.tokenizers(self._ids, possible, self.vocabulary.ignore_merges)
         return encode and (lambda word: encode(printed(word.encode())))
 

@@ -6,7 +6,7 @@ are no faster for a whole text: tokenizer.py remembers the words that it has cut
 """
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 
 Encode = Callable[[str], list[int] | None]  # a word -> ids; None if that failed
@@ -37,16 +37,17 @@ def sentencepiece(pieces: Sequence[str], scores: Sequence[float], types: Sequenc
 
 
 @_safe
-def tokenizers(ids: dict[str, int], merges: Iterable[str], ignore_merges: bool) -> Encode | None:
+def tokenizers(ids: dict[str, int], merges: list[tuple[str, str]], ignore_merges: bool) -> Encode | None:
     """Byte-level BPE, of words as it spells them. None where the package is missing or can't use the pieces.
 
     Args:
-        ids: of the pieces that merges are of and lead to. A merge into none could end it in a Rust panic.
+        ids: of the pieces.
+        merges: of two of them into one of them: another could end it in a Rust panic.
         ignore_merges: take a word that is a piece as it is.
     """
     from tokenizers.models import BPE
 
-    bpe = BPE(ids, [tuple(merge.split(" ")) for merge in merges], ignore_merges=ignore_merges)
+    bpe = BPE(ids, merges, ignore_merges=ignore_merges)
     return _safe(lambda word: [token.id for token in bpe.tokenize(word)])
 
 

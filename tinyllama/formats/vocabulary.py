@@ -49,7 +49,7 @@ LAST = -10000.0  # the score of a piece of SentencePiece that nothing is merged 
 
 def with_ends(vocabulary: Vocabulary) -> Vocabulary:
     """END_PIECES end a text, and stand for none."""
-    ends = [i for i, piece in enumerate(vocabulary.pieces) if piece in END_PIECES]
+    ends = sorted(map(vocabulary.pieces.index, END_PIECES.intersection(vocabulary.pieces)))
     types, stops = list(vocabulary.types), dict.fromkeys([*vocabulary.stop_ids, *ends])
     for token_id in ends:
         types[token_id] = CONTROL
@@ -102,6 +102,8 @@ def with_added(
 
 def _longer(vocabulary: Vocabulary, more: list[tuple[str, int]]) -> Vocabulary:
     """With more pieces, and their types, at the end; of a name that is there already, an empty piece."""
+    if not more:
+        return vocabulary
     known = set(vocabulary.pieces)
     return replace(
         vocabulary,
@@ -168,7 +170,8 @@ def _special_id(metadata, name: str, n: int, default: int | None) -> int | None:
 
 def _types(types: tuple[int, ...], pieces: tuple[str, ...]) -> tuple[int, ...]:
     """Types as llama.cpp takes them: an unknown one is NORMAL, SentencePiece's bytes go by spelling."""
-    known = [kind if NORMAL <= kind <= BYTE else NORMAL for kind in types]
+    unknown = set(types) - set(range(NORMAL, BYTE + 1))
+    known = [NORMAL if kind in unknown else kind for kind in types] if unknown else [*types]
     spelled = [i for i, piece in enumerate(pieces[: len(types)]) if piece in BYTES]
     for token_id in spelled if len(spelled) == len(BYTES) else ():
         known[token_id] = BYTE
