@@ -58,15 +58,30 @@ def test_help_and_the_refusal_of_an_option_do_not_wait_for_numpy(argv):
     assert run_python(program).endswith("set()\n")
 
 
-def test_a_first_word_does_not_wait_for_what_other_commands_need(smollm2_file):
-    names = "commands.bench commands.compare commands.convert commands.inspect formats.ggml formats.meta"
+#: What takes long to import, and a model that is here runs without.
+NEEDLESS = {
+    *"huggingface_hub ipywidgets jinja2 matplotlib numexpr psutil sentencepiece tokenizers torch tqdm".split(),
+    *"asyncio concurrent.futures logging multiprocessing socket subprocess urllib.request zipfile".split(),
+}
+
+
+def needless(program: str, names: set[str]) -> str:
+    return run_python(f"import sys\n{program}\nprint('needless:', *sorted({names} & set(sys.modules)))")
+
+
+def test_a_first_word_does_not_wait_for_what_it_can_do_without(smollm2_file):
     program = (
-        "import sys; from tinyllama.commands import main\n"
-        "main(['generate', '-m', 'smollm2', '-p', 'Hi', '-n', '1'])\n"
-        f"wanted = {{'sentencepiece', 'numexpr', *(f'tinyllama.{{name}}' for name in {names.split()})}}\n"
-        "print('needless:', sorted(wanted & set(sys.modules)))"
+        "from tinyllama.commands import main; main(['generate', '-m', 'smollm2', '-p', 'Hi', '-n', '1'])"
     )
-    assert run_python(program).endswith("needless: []\n")
+    names = "commands.bench commands.compare commands.convert commands.inspect formats.ggml formats.meta"
+    names += " formats.huggingface machine.hub machine.ollama lab"
+    others = {f"tinyllama.{name}" for name in names.split()}
+    assert needless(program, NEEDLESS | {"threadpoolctl"} | others).endswith("needless:\n")
+
+
+def test_importing_tinyllama_waits_for_nothing_and_loading_a_model_for_little():
+    assert needless("import tinyllama", NEEDLESS | {"numpy"}).endswith("needless:\n")
+    assert needless("import tinyllama; tinyllama.load", NEEDLESS).endswith("needless:\n")
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

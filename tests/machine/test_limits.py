@@ -45,16 +45,18 @@ def test_more_memory_or_disk_than_there_is_is_refused_with_both_figures(tmp_path
 @linux
 def test_free_memory_is_what_psutil_says_without_psutil(monkeypatch):
     psutil = pytest.importorskip("psutil")
-    monkeypatch.setattr(limits, "psutil", None)
-    monkeypatch.setattr(limits, "CGROUP", limits.Path("/none"))
-    assert limits.available_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.2)
-    assert limits.used_memory() == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "psutil", None)
+        without.setattr(limits, "CGROUP", limits.Path("/none"))
+        free, used = limits.available_memory(), limits.used_memory()
+    assert free == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    assert used == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
 
 
 def elsewhere(monkeypatch, psutil=None, numbers=MappingProxyType({})):
     """A system without /proc: a Mac, of which these numbers are known, or a browser."""
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(limits, "psutil", psutil)
+    monkeypatch.setitem(sys.modules, "psutil", psutil)  # None: it isn't installed
     monkeypatch.setattr(limits, "macos_number", numbers.get)
     for name in ("MEMINFO", "OWN_STATUS", "CGROUP", "OWN_CGROUPS"):
         monkeypatch.setattr(limits, name, limits.Path("/none"))

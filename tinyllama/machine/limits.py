@@ -13,10 +13,6 @@ from pathlib import Path
 from ..errors import require
 
 try:
-    import psutil
-except ImportError:
-    psutil = None
-try:
     import resource
 except ImportError:  # there are no limits then
     resource = None
@@ -43,6 +39,7 @@ def available_memory() -> int:
     The least of what the system has, what containers (Linux's cgroups) leave, and what `ulimit -v` leaves.
     """
     free = _kilobytes(MEMINFO, "MemAvailable")
+    psutil = None if free else _psutil()
     left = [free or (psutil.virtual_memory().available if psutil else UNKNOWN), *_left_in_cgroups()]
     if used := _kilobytes(OWN_STATUS, "VmSize"):
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -73,6 +70,7 @@ def _left_in_cgroups() -> Iterator[int]:
 def used_memory() -> int:
     """Bytes that this process has in memory now; where the system doesn't say, the most that it has had."""
     used = _kilobytes(OWN_STATUS, "VmRSS")
+    psutil = None if used else _psutil()
     return used or (psutil.Process().memory_info().rss if psutil else peak_memory())
 
 
@@ -98,6 +96,15 @@ def disk_needed(needed: int, folder: Path, what: str) -> str:
     """Both figures in a sentence."""
     free = shutil.disk_usage(folder).free
     return f"{what} needs {human(needed)} of disk in {folder}, and {human(free)} are free"
+
+
+def _psutil():
+    """The package, or None; imported where the system's own files don't say, since that takes 15 ms."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return psutil
 
 
 def _lines(path: Path) -> list[str]:

@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from ..errors import naming, require
-from . import hub, ollama
 from .download import MODELS, cache_folder, models_folder, small_folder
 
-#: The stores of other programs by the prefix of a name: each has `find(name)`.
-STORES = {"hf:": hub, "ollama:": ollama}
+#: The stores of other programs by the prefix of a name: modules beside this one, imported when they are
+#: asked. Each has `find(name)` and `models()`.
+STORES = {"hf:": "hub", "ollama:": "ollama"}
 DEEPEST = 3  # folders below one of `folders`: models/7B/ggml-model-q4_0.bin, models/org/name/model.gguf
 GGML = (b"lmgg", b"fmgg", b"tjgg")  # the first bytes of files of 2023
 
@@ -31,7 +33,7 @@ def find(model: str | Path) -> Path:
         return small_folder()
     for prefix, store in STORES.items():
         if str(model).startswith(prefix):
-            return store.find(str(model))
+            return _store(store).find(str(model))
     names = ", ".join(["small", *MODELS, "hf:org/name", "ollama:name"])
     require(model in MODELS, f"{model}: there is no such file, nor a model of this name ({names})")
     path = models_folder() / MODELS[model].filename
@@ -54,8 +56,12 @@ def everything() -> Iterator[tuple[str, Path | None]]:
             seen.add(path.resolve())
             is_below = path.is_relative_to(Path.cwd())
             yield str(path.relative_to(Path.cwd()) if is_below else path), path
-    yield from hub.models()
-    yield from ((name, None) for name in ollama.models())
+    yield from _store("hub").models()
+    yield from ((name, None) for name in _store("ollama").models())
+
+
+def _store(name: str) -> ModuleType:
+    return import_module(f".{name}", __package__)
 
 
 def folders() -> list[Path]:
@@ -67,6 +73,7 @@ def folders() -> list[Path]:
 
 def in_folder(folder: Path, deepest: int) -> Iterator[Path]:
     """GGUF and ggml files, of those in parts the first, and folders of Meta's and of Hugging Face's."""
+    first_part = _store("hub").parts
     is_open = os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
     paths = sorted(folder.iterdir()) if is_open else []
     suffixes, names = {path.suffix for path in paths}, {path.name for path in paths}
@@ -75,7 +82,7 @@ def in_folder(folder: Path, deepest: int) -> Iterator[Path]:
     for path in paths:
         if deepest and os.path.isdir(path) and not path.name.startswith("."):
             yield from in_folder(path, deepest - 1)
-        elif os.path.isfile(path) and path.name == hub.parts(path.name)[0] and _is_model(path):
+        elif os.path.isfile(path) and path.name == first_part(path.name)[0] and _is_model(path):
             yield path
 
 
