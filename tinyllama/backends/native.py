@@ -17,7 +17,7 @@ from ..errors import check_cancelled, require
 from ..machine.files import MappedFile
 from ..quant import TYPES
 from ..tensor import Piece, Tensor
-from .numpy import FLOAT_LIMIT, HALF_LIMIT, INT8_LIMIT, Backend
+from .numpy import FLOAT_LIMIT, HALF_LIMIT, INT8_LIMIT, Backend, one_blas_thread
 
 try:
     from .. import _native
@@ -35,7 +35,7 @@ class Native(Backend):
     name = "c"
     cache_type = np.float16
     unpack_below = np.inf  # a copy is as large as the file, and twice as fast
-    makes_scores = False
+    makes_scores = uses_blas = False
 
     def prepare(self, tensor: Tensor, copy: bool):
         """As ops.prepare, but a matrix becomes a `_native.Weight`: a repacked copy, or where it lies."""
@@ -92,7 +92,8 @@ class Native(Backend):
     def attention(self, q, k, v, cache, layer, tap=None, window=0) -> np.ndarray:
         """As ops.attention, which it is where the attention weights are to be looked at."""
         if tap:
-            return ops.attention(q, k, v, cache, layer, tap, window)
+            with one_blas_thread():
+                return ops.attention(q, k, v, cache, layer, tap, window)
         out = np.empty((len(q), q[0].size), np.float32)
         keys, values = cache.room(layer, len(q))
         window = min(window, keys.shape[1])

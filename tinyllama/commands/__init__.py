@@ -6,6 +6,8 @@ of a pipe has gone; 143 where it was told to end, 129 where its terminal was clo
 """
 
 import argparse
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -22,6 +24,7 @@ from .cli import ON_HUB, parse
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status. Raises SystemExit for --help and bad arguments."""
     _open_closed_streams()
+    atexit.register(gc.freeze)  # or Python, as it ends, looks for garbage among all there is: 20 ms
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character gets a "?"
     args, flag, status = parse(sys.argv[1:] if argv is None else argv), None, 0
