@@ -39,7 +39,7 @@ class Cursor:
         return struct.unpack_from("<" + codes, self.data, self.skip(struct.calcsize("<" + codes), what))
 
     def texts(self, count: int, what: str, longest: int = LONGEST_STRING, code: str = "Q") -> list[bytes]:
-        """Strings, each behind its length. A vocabulary has 100,000 of them: this loop is half of opening it."""
+        """Strings, each behind its length. A vocabulary has 100,000 of them, which is half of opening it."""
         length, data, texts = struct.Struct("<" + code), self.data, []
         read, width, end, start = length.unpack_from, length.size, min(self.size, self.limit), self.offset
         for index in range(count):
