@@ -117,8 +117,6 @@ class Tokenizer:
         self.unused_ids = [number for number, kind in others if kind == UNUSED]
         for number, kind in others:
             self._of_type[kind][vocabulary.pieces[number]] = ids.pop(vocabulary.pieces[number], number)
-        for of_one in self._of_type.values():
-            of_one.pop("", None)  # which stands for nothing
         always = {} if vocabulary.prefixed == "text" else self._of_type[USER_DEFINED]  # found in every text
         self._special_ids = always | self._of_type[CONTROL] | self._of_type[UNKNOWN]
         self._special = {False: _any_of(always), True: _any_of(self._special_ids)}
@@ -283,9 +281,11 @@ class ByteLevelBPE(Tokenizer):
         ids, pieces, merges = dict(self._of_type[NORMAL]), set(vocabulary.pieces), vocabulary.merges
         for kind in (UNKNOWN, USER_DEFINED, BYTE):  # their "Ġ" isn't a space but means itself
             ids |= {piece: token_id for piece, token_id in self._of_type[kind].items() if piece.isascii()}
-        lost = next((pair for pair in merges if pair.replace(" ", "", 1) not in pieces), "")
-        require(not lost, f"the merge {lost[:80]!r} isn't of two pieces into a third")
         self._ids, self._ranks = ids, dict(zip(merges, range(len(merges)), strict=True))
+        for pair in [pair for pair in merges if pair.replace(" ", "", 1) not in ids]:
+            is_piece = pair.replace(" ", "", 1) in pieces  # of a type that nothing is merged into
+            require(is_piece, f"the merge {pair[:80]!r} isn't of two pieces into a third")
+            self._ranks.pop(pair, None)
         self._byte_ids = {byte: ids[char] for byte, char in _CHAR_OF.items() if char in ids}
         self.missing_bytes = frozenset(range(256)) - self._byte_ids.keys()
         # A word is also what lies between those that a rule finds.
@@ -296,11 +296,8 @@ class ByteLevelBPE(Tokenizer):
         spelled = printed(word.encode())
         if self.vocabulary.ignore_merges and spelled in self._ids:
             return [self._ids[spelled]]
-
-        def rank(left: str, right: str) -> int | None:
-            return self._ranks.get(f"{left} {right}") if left + right in self._ids else None
-
-        return [self._ids[symbol] for symbol in merge(filter(self._ids.__contains__, spelled), rank)]
+        symbols = (char for char in spelled if char in self._ids)
+        return [self._ids[s] for s in merge(symbols, lambda left, right: self._ranks.get(f"{left} {right}"))]
 
     @cached_property
     def _library(self) -> libraries.Encode | None:
@@ -322,7 +319,7 @@ def printed(data: bytes) -> str:
 
 def _any_of(pieces: Iterable[str]) -> re.Pattern:
     """Splits text before and after these pieces; of two that begin together the longer one is meant."""
-    longest_first = sorted(pieces, key=len, reverse=True)
+    longest_first = sorted(filter(None, pieces), key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
