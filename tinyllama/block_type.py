@@ -85,11 +85,11 @@ class BlockType:
             return self._unpack(blocks).reshape(len(blocks), -1)
 
     def _unpack(self, blocks: np.ndarray) -> np.ndarray:
-        """(q - zero) * d, or q * d + m: [n_rows, n_blocks, 32]."""
-        x = self.integers(blocks).astype(np.float32)
-        x *= blocks["d"].astype(np.float32)[..., None]
+        """(q - zero) * d, or q * d + m: [n_rows, n_blocks * 32]."""
+        x = self.integers(blocks).reshape(len(blocks), -1).astype(np.float32)
+        x *= each(blocks["d"], self.block)
         if "m" in blocks.dtype.names:
-            x += blocks["m"].astype(np.float32)[..., None]
+            x += each(blocks["m"], self.block)
         return x
 
     def integers(self, blocks: np.ndarray) -> np.ndarray:
@@ -102,3 +102,9 @@ class BlockType:
         fields = [blocks[name] for name in names] or [blocks]
         bits = [numbers.view(f"<u{numbers.itemsize}") & self.exponent for numbers in fields]
         return all(exponents.max() < self.exponent for exponents in bits)
+
+
+def each(numbers: np.ndarray, n: int) -> np.ndarray:
+    """Each number n times, [..., m] -> float32 [..., m * n]; copied by fours, as if they were one: faster."""
+    fours = np.repeat(numbers.astype(np.float32), 4, axis=-1).view(np.complex128)
+    return np.repeat(fours, n // 4, axis=-1).view(np.float32)

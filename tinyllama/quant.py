@@ -14,8 +14,8 @@ planar, and f1eaff472 of 12 March); the others are GGUF's (ggml-quants.c of toda
 
 import numpy as np
 
-from . import superblocks  # noqa: F401  it registers its types
 from .block_type import BLOCK, TYPES, BlockType
+from .superblocks import planes  # and all its types, which register themselves
 
 # --- plain numbers --------------------------------------------------------------------------------
 
@@ -73,19 +73,14 @@ class BF16(BlockType):
 class _Nibbles(BlockType):
     """Byte j holds elements j (low nibble) and j + 16 (high); a fifth bit of element j is bit j of `qh`."""
 
-    bits, low, high = 4, np.s_[..., :16], np.s_[..., 16:]
+    bits, planes = 4, (("qs", 4, 16),)
 
     def _pack(self, x, blocks):
         q = (_affine if "m" in blocks.dtype.names else _symmetric)(x, blocks, self.bits)
-        blocks["qs"] = q[self.low] & 15 | q[self.high] << 4
-        if self.bits == 5:
-            blocks["qh"] = np.packbits(q >> 4, axis=-1, bitorder="little")
+        planes.store(blocks.reshape(-1), self.planes, q.reshape(-1, BLOCK))
 
     def integers(self, blocks):
-        q = np.empty((*blocks["qs"].shape[:-1], BLOCK), np.int8)
-        q[self.low], q[self.high] = blocks["qs"] & 15, blocks["qs"] >> 4
-        if self.bits == 5:
-            q |= np.unpackbits(blocks["qh"], axis=-1, bitorder="little").view(np.int8) << 4
+        q = planes.load(blocks, self.planes).view(np.int8)
         if "m" not in blocks.dtype.names:
             q -= 1 << (self.bits - 1)
         return q
@@ -106,14 +101,15 @@ class Q4_1(_Nibbles):
 class Q5_0(_Nibbles):
     """f16 d, u32 fifth bits, 16 bytes of nibbles."""
 
-    fields, gguf_id, file_type, bits = (("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)), 6, 8, 5
+    fields, gguf_id, file_type = (("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)), 6, 8
+    bits, planes = 5, (("qs", 4, 16), ("qh", 1, 1))
 
 
 class Q5_1(_Nibbles):
     """f16 d, f16 m, u32 fifth bits, 16 bytes of nibbles."""
 
     fields = (("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16))
-    gguf_id, file_type, bits = 7, 9, 5
+    gguf_id, file_type, bits, planes = 7, 9, 5, Q5_0.planes
 
 
 class Q8_0(BlockType):
@@ -126,13 +122,13 @@ class Q8_0(BlockType):
         blocks["d"], blocks["qs"] = d, _round_half_away(_steps(x, d))
 
     def integers(self, blocks):
-        return blocks["qs"]
+        return planes.load(blocks, (("qs", 8, 32),)).view(np.int8)
 
 
 class _Nibbles2023(_Nibbles):
     """Byte j holds elements 2j (low nibble) and 2j + 1 (high)."""
 
-    low, high, exponent = np.s_[..., 0::2], np.s_[..., 1::2], 0x7F800000
+    planes, exponent = (("qs", 4, 1),), 0x7F800000
 
     def _store(self, x, d, blocks, zero=0):
         q = _round_half_away(_steps(x, d)).view(np.uint8) + np.uint8(zero)

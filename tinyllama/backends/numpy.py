@@ -19,7 +19,7 @@ from .. import ops, quant
 from ..config import Config
 from ..errors import check_cancelled
 from ..machine.interrupts import interruptible
-from ..machine.limits import available_memory, human, require_memory
+from ..machine.limits import available_memory, human, keep_freed_memory, require_memory
 from ..tensor import Tensor
 
 #: Mean squared error of a step, as a fraction of its mean square, that is explained by how it computes:
@@ -52,6 +52,7 @@ class Backend:
     def __init__(self, threads: int):
         self.threads = threads
         self._pool, self._pid = None, 0
+        keep_freed_memory()
 
     def matmul(self, x: np.ndarray, *weights):
         """As ops.matmul, with the rows of each weight shared out among threads."""

@@ -19,6 +19,7 @@ except ImportError:  # there are no limits then
 
 UNKNOWN = sys.maxsize  # bytes of memory where the system doesn't say: nothing is refused then
 CGROUP, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 MEMINFO, OWN_STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 
 
@@ -96,6 +97,17 @@ def disk_needed(needed: int, folder: Path, what: str) -> str:
     """Both figures in a sentence."""
     free = shutil.disk_usage(folder).free
     return f"{what} needs {human(needed)} of disk in {folder}, and {human(free)} are free"
+
+
+def keep_freed_memory() -> None:
+    """Let Linux's C library keep up to 16 MB that were given back, for arrays of up to 4 MB.
+
+    The system zeroes memory for each array anew otherwise, page by page, which takes longer than most
+    operations on it.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(MMAP_THRESHOLD, 1 << 22)
+        mallopt(TRIM_THRESHOLD, 1 << 24)
 
 
 def _psutil():

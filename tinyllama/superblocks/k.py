@@ -20,7 +20,7 @@ importance matrix. A quantizer takes three steps: for each part it searches the 
 
 import numpy as np
 
-from ..block_type import BlockType
+from ..block_type import BlockType, each
 from . import planes, search
 
 AT_ONCE = 256  # blocks that are searched together: few enough to stay in the L2 cache
@@ -53,11 +53,11 @@ class SuperBlock(BlockType):
         return planes.load(blocks, self.planes).view(np.int8) - np.int8(self.zero)
 
     def _unpack(self, blocks):
-        """scale * q - minimum: [n_rows, n_blocks, n_parts, part]."""
+        """scale * q - minimum: [n_rows, n_blocks, 256]."""
         scale, minimum = self.factors(blocks)
-        x = self.integers(blocks).astype(np.float32).reshape(*scale.shape, self.part)
-        x *= scale[..., None]
-        return x if minimum is None else np.subtract(x, minimum[..., None], out=x)
+        x = self.integers(blocks).astype(np.float32)
+        x *= each(scale, self.part)
+        return x if minimum is None else np.subtract(x, each(minimum, self.part), out=x)
 
     def _again(self, x, blocks, q, top: int) -> np.ndarray:
         """q anew, nearest to x with the scales that are in blocks now. Where the scale is 0, q stays."""
@@ -166,10 +166,12 @@ class Q4_K(_WithMinimum):
         blocks["scales"] = np.concatenate(bytes_, axis=1)
 
     def _load(self, blocks):
-        first, second, third = np.split(blocks["scales"], 3, axis=-1)
-        scales = first & 63, first >> 6 << 4 | third & 15
-        minima = second & 63, second >> 6 << 4 | third >> 4
-        return np.concatenate(scales, axis=-1), np.concatenate(minima, axis=-1)
+        first, second, third = np.moveaxis(
+            planes.together(blocks["scales"]).view("<u4"), -1, 0
+        )  # 4 bytes at once
+        scales = first & 0x3F3F3F3F, first >> 2 & 0x30303030 | third & 0x0F0F0F0F
+        minima = second & 0x3F3F3F3F, second >> 2 & 0x30303030 | third >> 4 & 0x0F0F0F0F
+        return [np.stack(four, axis=-1).view(np.uint8) for four in (scales, minima)]
 
 
 class Q5_K(Q4_K):
