@@ -128,6 +128,7 @@ $(MODEL): # after any of the .installed, in the order in which the goals above n
 # After the requirements, which bring setuptools; once for all goals, since it compiles the extension.
 .venv/tinyllama.built: pyproject.toml setup.py $(wildcard ext/*.[ch])
 	@$(RUN) pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(RUN) compileall -q tinyllama  # which pip does of what it copies; a start is slow where Python may not
 	@touch $@
 
 $(BIN)/pip: | $(BIN)/python
