@@ -130,6 +130,22 @@ def test_a_container_s_limit_counts_less_what_is_in_use(line, files, left, tmp_p
 
 
 @linux
+def test_the_memory_of_freed_arrays_is_used_again():
+    code = (
+        "import resource, numpy as np\n"
+        "from tinyllama.machine.limits import keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "use = lambda: [np.ones(2**18) for _ in range(3)]\n"  # of 2 MB each, together in memory
+        "use()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(50): use()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 512  # pages that the system gave anew: fewer than one of the 150 arrays has
+
+
+@linux
 def test_a_limit_of_the_address_space_counts():
     code = (
         "import resource\n"
