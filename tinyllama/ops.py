@@ -65,7 +65,7 @@ def matmul(x: np.ndarray, *weights: Tensor, run: Callable = map):
 
     def multiply(job: tuple[Tensor, np.ndarray, int]) -> None:
         weight, out, row = job
-        np.matmul(x, weight.dequantize(row, row + n_rows).T, out=out[:, row : row + n_rows])
+        out[:, row : row + n_rows] = (weight.dequantize(row, row + n_rows) @ x.T).T  # x @ w.T is slower
 
     n_multiply_adds = x.size * sum(weight.shape[0] for weight in weights)
     for _ in (run if n_multiply_adds >= WORTH_SHARING else map)(multiply, jobs):
