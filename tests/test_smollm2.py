@@ -114,6 +114,34 @@ def test_greedy_text_is_llama_cpp_s_wherever_the_two_best_logits_are_no_near_tie
     np.testing.assert_array_equal(logits.argmax(-1)[clear], np.array(run["ids"])[clear])
 
 
+#: What rounding inputs to 8 bits may change: KL divergence of the next token's probabilities in nats, mean over a
+#: text; perplexity, as a fraction, of which chance makes a third in so many tokens.
+KL_LIMIT, PERPLEXITY_LIMIT = 1e-3, 3e-3
+
+
+def test_backend_c_predicts_what_numpy_does(smollm2_file, smollm2):
+    pytest.importorskip("tinyllama._native", reason="the C backend is not built")
+    text = (Path(__file__).parents[1] / "data" / "held_out.txt").read_text()[:6000]
+    ids = smollm2.tokens(TEXT + text)[:1000]
+    in_c = tinyllama.load(smollm2_file, backend="c")
+    caches, divergence, loss = (smollm2.new_cache(1000), in_c.new_cache(1000)), [], []
+    for start in range(0, 1000, 200):
+        some, following = ids[start : start + 200], np.array(ids[start + 1 : start + 201])
+        p, q = (
+            _log_probs(llama.forward(some, cache))
+            for llama, cache in zip((smollm2, in_c), caches, strict=True)
+        )
+        divergence.extend((np.exp(p) * (p - q)).sum(axis=-1))
+        loss.extend((p - q)[np.arange(len(following)), following])
+    assert np.mean(divergence) < KL_LIMIT
+    assert abs(np.expm1(np.mean(loss))) < PERPLEXITY_LIMIT
+
+
+def _log_probs(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
 def test_a_prompt_of_bytes_that_no_token_stands_for_is_refused(smollm2):
     with pytest.raises(TinyllamaError, match="nothing in it that the vocabulary knows"):
         smollm2.generate("\x04")
