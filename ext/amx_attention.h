@@ -4,10 +4,10 @@
  * keys are two bf16 each, the number and what rounding it left, and a score is the sum of three products of tiles;
  * only rest x rest, 2^-18 of it, is left out. Weights and values are rounded once. */
 
-/* A piece of attention while it goes over the positions. Rows are (query head, query) pairs. */
+/* A tile of rows while it goes over the positions. */
 typedef struct {
     const heads *h;
-    long kv_head, first, queries, n_rows;
+    long kv_head, first, n_rows; /* the first row, and how many */
     long n_tiles, n_steps, width; /* of 16 rows; of 32 of head_dim; head_dim rounded up to them */
     uint8_t *q;       /* of each 16 rows, of each step: tile, rest */
     uint8_t *keys;    /* of each step, of each 16 positions: tile, rest */
@@ -19,8 +19,8 @@ typedef struct {
 } attention_piece;
 
 static attention_piece carve_piece(const heads *h, long kv_head, long first, long last, void *scratch) {
-    attention_piece p = {.h = h, .kv_head = kv_head, .first = first, .queries = last - first};
-    p.n_rows = h->n_heads / h->n_kv_heads * p.queries;
+    long shared = shared_by(h);
+    attention_piece p = {.h = h, .kv_head = kv_head, .first = first * shared, .n_rows = (last - first) * shared};
     p.n_tiles = tiles_of(p.n_rows), p.n_steps = steps_of(h->head_dim), p.width = p.n_steps * STEP;
     p.q = scratch;
     p.keys = p.q + p.n_tiles * p.n_steps * 2 * TILE_BYTES;
@@ -49,23 +49,19 @@ INLINE __m512 load_halves(const uint16_t *x, long n) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), x));
 }
 
-/* Where row r lies in q and out. */
-static long row_at(const attention_piece *p, long r) {
-    const heads *h = p->h;
-    long head = p->kv_head * (h->n_heads / h->n_kv_heads) + r / p->queries;
-    return ((p->first + r % p->queries) * h->n_heads + head) * h->head_dim;
-}
-
+/* Behind the last row of the last tile are zeros. */
 static void load_queries(const attention_piece *p) {
-    uint8_t *to = p->q;
-    for (long first = 0; first < p->n_rows; first += ROWS)
-        for (long k = 0; k < p->width; k += STEP, to += 2 * TILE_BYTES)
-            for (long r = 0; r < ROWS; r++) {
-                long have = first + r < p->n_rows ? p->h->head_dim - k : 0;
-                const float *q = p->h->q + (have ? row_at(p, first + r) + k : 0);
-                split(_mm512_maskz_loadu_ps(first_lanes(have), q),
-                      _mm512_maskz_loadu_ps(first_lanes(have - 16), q + 16), to + 64 * r, to + TILE_BYTES + 64 * r);
-            }
+    memset(p->q, 0, (size_t)(p->n_tiles * p->n_steps * 2 * TILE_BYTES));
+    for (long r = 0; r < p->n_rows; r++) {
+        float q[MAX_HEAD_DIM];
+        uint8_t *to = p->q + r / ROWS * p->n_steps * 2 * TILE_BYTES + r % ROWS * 64;
+        load_query(p->h, p->kv_head, p->first + r, q);
+        for (long k = 0; k < p->width; k += STEP, to += 2 * TILE_BYTES) {
+            long have = p->h->head_dim - k;
+            split(_mm512_maskz_loadu_ps(first_lanes(have), q + k),
+                  _mm512_maskz_loadu_ps(first_lanes(have - 16), q + k + 16), to, to + TILE_BYTES);
+        }
+    }
 }
 
 /* SCORES positions from `first` on, of which n are there. */
@@ -134,13 +130,12 @@ static void score_tile(const attention_piece *p, long tile) {
 
 /* Scores of positions from `first` on become weights. */
 static void weigh_tile(const attention_piece *p, long tile, long first) {
-    float scale = 1 / sqrtf((float)p->h->head_dim);
     for (long r = tile * ROWS; r < smaller((tile + 1) * ROWS, p->n_rows); r++) {
-        long query = p->first + r % p->queries, from = first_seen(p->h, query) - first;
-        long seen = smaller(p->h->pos + query + 1 - first, SCORES);
+        long token = (p->first + r) / shared_by(p->h);
+        positions seen = {larger(first_seen(p->h, token) - first, 0),
+                          smaller(p->h->pos + token + 1 - first, SCORES)};
         float *scores = p->scores + r * SCORES;
-        weigh_scores(scores, from < 0 ? 0 : from, seen, scale, p->highest + r, p->sum + r, p->out + r * p->width,
-                     p->width);
+        weigh_scores(scores, seen, p->highest + r, p->sum + r, p->out + r * p->width, p->width);
         uint8_t *to = p->weights + tile * 2 * TILE_BYTES + r % ROWS * 64;
         _mm512_store_si512(to, bf16_from_floats(scores, 32));
         _mm512_store_si512(to + TILE_BYTES, bf16_from_floats(scores + 32, 32));
@@ -192,6 +187,8 @@ static void attend_in_tiles(const heads *h, long kv_head, long first, long last,
         }
     }
     _tile_release();
-    for (long r = 0; r < p.n_rows; r++)
-        for (long i = 0; i < h->head_dim; i++) h->out[row_at(&p, r) + i] = p.out[r * p.width + i] / p.sum[r];
+    for (long r = 0; r < p.n_rows; r++) {
+        float *out = h->out + row_at(h, kv_head, p.first + r);
+        for (long i = 0; i < h->head_dim; i++) out[i] = p.out[r * p.width + i] / p.sum[r];
+    }
 }

@@ -12,7 +12,6 @@ enum {
     COLUMNS = VECTORS * LANES, /* of a tile */
     TILE_TOKENS = 6,       /* 6 x 2 sums fit into 16 registers with room for the operands, 6 x 4 into 32 */
     K_STEP = 1024,         /* rows of a float panel, which then fits into the second-level cache */
-    SCORES = 64,           /* positions that a tile of queries meets at a time */
 };
 
 static inline vec v_load_part(const float *p, long n) {
@@ -39,21 +38,30 @@ static inline vec v_load_f16_part(const uint16_t *p, long n) {
     return v_load_f16(lanes);
 }
 
-/* e^x to 2 units in the last place: 2^n * e^r with n = round(x / ln 2), |r| <= ln 2 / 2. */
+/* e^x to 2 units in the last place, of several vectors, since each step waits for the one before it: 2^n * e^r
+ * with n = round(x / ln 2), |r| <= ln 2 / 2. NaN stays NaN; what is out of range becomes its end. */
+static inline __attribute__((always_inline)) void v_exps(const int n_vectors, vec *x) {
+    static const float terms[] = { /* Cephes' polynomial for (e^r - 1 - r) / r^2 */
+        1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f,
+    };
+    const vec magic = v_set1(0x1.8p23f); /* adding it leaves the nearest integer in the lowest bits */
+    vec n[4], r[4], p[4];
+#define EACH UNROLL for (int i = 0; i < n_vectors; i++)
+    EACH x[i] = v_min(v_set1(88.0f), v_max(v_set1(-86.5f), x[i]));
+    EACH n[i] = v_sub(v_fma(x[i], v_set1(1.44269504f), magic), magic);
+    EACH r[i] = v_fma(n[i], v_set1(-0.693359375f), x[i]);
+    EACH r[i] = v_fma(n[i], v_set1(2.12194440e-4f), r[i]);
+    EACH p[i] = v_set1(terms[0]);
+    for (int k = 1; k < 6; k++)
+        EACH p[i] = v_fma(p[i], r[i], v_set1(terms[k]));
+    EACH p[i] = v_add(v_fma(p[i], v_mul(r[i], r[i]), r[i]), v_set1(1));
+    EACH x[i] = v_times_power(p[i], n[i]);
+#undef EACH
+}
+
 static inline vec v_exp(vec x) {
-    x = v_min(v_set1(89.0f), v_max(v_set1(-87.0f), x)); /* NaN stays NaN, and above 88.7 it is infinite */
-    vec magic = v_set1(0x1.8p23f); /* adding it leaves the nearest integer in the lowest bits */
-    vec n = v_sub(v_fma(x, v_set1(1.44269504f), magic), magic);
-    vec r = v_fma(n, v_set1(-0.693359375f), x);
-    r = v_fma(n, v_set1(2.12194440e-4f), r);
-    vec p = v_set1(1.9875691500e-4f); /* Cephes' polynomial for (e^r - 1 - r) / r^2 */
-    p = v_fma(p, r, v_set1(1.3981999507e-3f));
-    p = v_fma(p, r, v_set1(8.3334519073e-3f));
-    p = v_fma(p, r, v_set1(4.1665795894e-2f));
-    p = v_fma(p, r, v_set1(1.6666665459e-1f));
-    p = v_fma(p, r, v_set1(5.0000001201e-1f));
-    p = v_add(v_fma(p, v_mul(r, r), r), v_set1(1));
-    return v_times_power(p, n);
+    v_exps(1, &x);
+    return x;
 }
 
 /* ---- element-wise ---- */
@@ -107,15 +115,15 @@ static void refine(const float *x, const input_block *of, input_block *out) {
 
 /* ---- products ---- */
 
-/* sums[t][c] = sum over k of x[t * x_stride + k] * panel[k * panel_stride + c], for COLUMNS c. */
+/* out[t * stride + c] (+)= sum over k of x[t * x_stride + k] * panel[k * panel_stride + c], for COLUMNS c. */
 static inline __attribute__((always_inline)) void tile_of(const int tokens, const float *x, long x_stride,
-                                                          const float *panel, long panel_stride, long n,
-                                                          float *sums) {
+                                                          const float *panel, long panel_stride, long n, float *out,
+                                                          long stride, int add) {
     vec totals[TILE_TOKENS][VECTORS], p[VECTORS];
     UNROLL
     for (int t = 0; t < tokens; t++)
         UNROLL
-        for (int j = 0; j < VECTORS; j++) totals[t][j] = v_set1(0);
+        for (int j = 0; j < VECTORS; j++) totals[t][j] = add ? v_load(out + t * stride + j * LANES) : v_set1(0);
     for (long k = 0; k < n; k++) {
         UNROLL
         for (int j = 0; j < VECTORS; j++) p[j] = v_load(panel + k * panel_stride + j * LANES);
@@ -129,22 +137,23 @@ static inline __attribute__((always_inline)) void tile_of(const int tokens, cons
     UNROLL
     for (int t = 0; t < tokens; t++)
         UNROLL
-        for (int j = 0; j < VECTORS; j++) v_store(sums + t * COLUMNS + j * LANES, totals[t][j]);
+        for (int j = 0; j < VECTORS; j++) v_store(out + t * stride + j * LANES, totals[t][j]);
 }
 
-static void tile(long tokens, const float *x, long x_stride, const float *panel, long panel_stride, long n,
-                 float *sums) {
+static void tile(long tokens, const float *x, long x_stride, const float *panel, long panel_stride, long n, float *out,
+                 long stride, int add) {
     switch (tokens) { /* each with its number of registers known to the compiler */
-    case 1: tile_of(1, x, x_stride, panel, panel_stride, n, sums); break;
-    case 2: tile_of(2, x, x_stride, panel, panel_stride, n, sums); break;
-    case 3: tile_of(3, x, x_stride, panel, panel_stride, n, sums); break;
-    case 4: tile_of(4, x, x_stride, panel, panel_stride, n, sums); break;
-    case 5: tile_of(5, x, x_stride, panel, panel_stride, n, sums); break;
-    default: tile_of(6, x, x_stride, panel, panel_stride, n, sums); break;
+    case 1: tile_of(1, x, x_stride, panel, panel_stride, n, out, stride, add); break;
+    case 2: tile_of(2, x, x_stride, panel, panel_stride, n, out, stride, add); break;
+    case 3: tile_of(3, x, x_stride, panel, panel_stride, n, out, stride, add); break;
+    case 4: tile_of(4, x, x_stride, panel, panel_stride, n, out, stride, add); break;
+    case 5: tile_of(5, x, x_stride, panel, panel_stride, n, out, stride, add); break;
+    default: tile_of(6, x, x_stride, panel, panel_stride, n, out, stride, add); break;
     }
 }
 
 static inline long smaller(long a, long b) { return a < b ? a : b; }
+static inline long larger(long a, long b) { return a > b ? a : b; }
 
 /* out[t, c] (+)= x[t, :n] @ panel[:n, c], for n_columns c. The panel's rows are whole tiles wide. */
 static void multiply_panel(const float *x, long x_stride, long n_tokens, const float *panel,
@@ -153,14 +162,15 @@ static void multiply_panel(const float *x, long x_stride, long n_tokens, const f
     for (long t = 0; t < n_tokens; t += TILE_TOKENS) {
         long tokens = smaller(n_tokens - t, TILE_TOKENS);
         for (long c = 0; c < n_columns; c += COLUMNS) {
-            tile(tokens, x + t * x_stride, x_stride, panel + c, panel_stride, n, sums);
-            for (long i = 0; i < tokens; i++)
-                for (long j = 0; j < COLUMNS && c + j < n_columns; j += LANES) {
-                    float *to = out + (t + i) * stride + c + j;
-                    vec sum = v_load(sums + i * COLUMNS + j);
-                    if (add) sum = v_add(sum, v_load_part(to, n_columns - c - j));
-                    v_store_part(to, sum, n_columns - c - j);
-                }
+            float *to = out + t * stride + c;
+            size_t width = (size_t)(n_columns - c) * sizeof *to;
+            if (n_columns - c >= COLUMNS) {
+                tile(tokens, x + t * x_stride, x_stride, panel + c, panel_stride, n, to, stride, add);
+                continue;
+            }
+            for (long i = 0; add && i < tokens; i++) memcpy(sums + i * COLUMNS, to + i * stride, width);
+            tile(tokens, x + t * x_stride, x_stride, panel + c, panel_stride, n, sums, COLUMNS, add);
+            for (long i = 0; i < tokens; i++) memcpy(to + i * stride, sums + i * COLUMNS, width);
         }
     }
 }
@@ -189,32 +199,68 @@ static inline __attribute__((always_inline)) vec load_weights(const weight_type 
     return v_load_bf16(part);
 }
 
-/* One token times ROWS rows. */
-static inline __attribute__((always_inline)) void float_rows(const weight_type type, const int n_rows,
-                                                             const weight *w, const float *x, long row,
-                                                             float *out) {
-    const uint8_t *data = w->data + row * w->row_bytes;
-    vec sums[4];
-    UNROLL
-    for (int r = 0; r < n_rows; r++) sums[r] = v_set1(0);
-    for (long i = 0; i < w->n_in; i += LANES) {
-        vec v = v_load_part(x + i, w->n_in - i);
-        UNROLL
-        for (int r = 0; r < n_rows; r++)
-            sums[r] = v_fma(load_weights(type, data + r * w->row_bytes, i, w->n_in - i), v, sums[r]);
+/* Of a few tokens, or queries, these many at a time: times 4 rows, or keys, they are 12 sums in registers, which hide
+ * the latency of each and share what is loaded. No sum depends on those beside it. */
+enum { ABREAST = 3 };
+
+/* How many of those that are left come next: of four, two and two are faster than three and one. */
+static long abreast(long left) { return left == 4 ? 2 : smaller(left, ABREAST); }
+
+/* Calls a function with so many, known to the compiler. */
+#define ABREAST_CASES(n, function, ...)             \
+    switch (n) {                                    \
+    case 1: function(1, __VA_ARGS__); break;        \
+    case 2: function(2, __VA_ARGS__); break;        \
+    default: function(ABREAST, __VA_ARGS__); break; \
     }
+
+/* Adds up the products of a vector of inputs, of which n are there, with n_rows rows. */
+INLINE void add_products(const int tokens, const weight_type type, const int n_rows, const weight *w, const float *x,
+                         const uint8_t *rows, long i, long n, vec sums[4][ABREAST]) {
+    vec v[ABREAST];
     UNROLL
-    for (int r = 0; r < n_rows; r++) out[r] = v_sum(sums[r]);
+    for (int t = 0; t < tokens; t++) v[t] = v_load_part(x + t * w->n_in + i, n);
+    UNROLL
+    for (int r = 0; r < n_rows; r++) {
+        vec weights = load_weights(type, rows + r * w->row_bytes, i, n);
+        UNROLL
+        for (int t = 0; t < tokens; t++) sums[r][t] = v_fma(weights, v[t], sums[r][t]);
+    }
 }
 
-static inline __attribute__((always_inline)) void float_vectors(const weight_type type, const weight *w,
-                                                                const float *x, long n_tokens, long first,
-                                                                long last, float *out, long stride) {
-    long row = first;
-    for (; row + 4 <= last; row += 4)
-        for (long t = 0; t < n_tokens; t++) float_rows(type, 4, w, x + t * w->n_in, row, out + t * stride + row);
-    for (; row < last; row++)
-        for (long t = 0; t < n_tokens; t++) float_rows(type, 1, w, x + t * w->n_in, row, out + t * stride + row);
+/* out[t * stride + r] */
+INLINE void multiply_rows(const int tokens, const weight_type type, const int n_rows, const weight *w, const float *x,
+                          const uint8_t *rows, float *out, long stride) {
+    vec sums[4][ABREAST];
+    long i = 0;
+    UNROLL
+    for (int r = 0; r < n_rows; r++)
+        UNROLL
+        for (int t = 0; t < tokens; t++) sums[r][t] = v_set1(0);
+    for (; i + LANES <= w->n_in; i += LANES) add_products(tokens, type, n_rows, w, x, rows, i, LANES, sums);
+    if (i < w->n_in) add_products(tokens, type, n_rows, w, x, rows, i, w->n_in - i, sums);
+    UNROLL
+    for (int r = 0; r < n_rows; r++)
+        UNROLL
+        for (int t = 0; t < tokens; t++) out[t * stride + r] = v_sum(sums[r][t]);
+}
+
+INLINE void float_vectors(const weight_type type, const weight *w, const float *x, long n_tokens, long first, long last,
+                          float *out, long stride) {
+    for (long row = first, n_rows; row < last; row += n_rows) {
+        const uint8_t *rows = w->data + row * w->row_bytes;
+        n_rows = last - row < 4 ? 1 : 4;
+        for (long t = 0, some; t < n_tokens; t += some) {
+            const float *inputs = x + t * w->n_in;
+            float *to = out + t * stride + row;
+            some = abreast(n_tokens - t);
+            if (n_rows == 4) {
+                ABREAST_CASES(some, multiply_rows, type, 4, w, inputs, rows, to, stride)
+            } else {
+                ABREAST_CASES(some, multiply_rows, type, 1, w, inputs, rows, to, stride)
+            }
+        }
+    }
 }
 
 /* n weights of a row from k on, as float32. */
@@ -241,12 +287,9 @@ static void float_panels(const weight *w, const float *x, long n_tokens, long fi
     }
 }
 
-/* Below this many tokens turning rows into a panel costs more than it saves. */
-enum { FEW_TOKENS = 4 };
-
 static void multiply_floats(const weight *w, const float *x, long n_tokens, long first, long last, float *out,
                             long stride, void *scratch) {
-    if (n_tokens >= FEW_TOKENS) {
+    if (n_tokens > FEW) {
         float_panels(w, x, n_tokens, first, last, out, stride, scratch);
         return;
     }
@@ -257,206 +300,4 @@ static void multiply_floats(const weight *w, const float *x, long n_tokens, long
     }
 }
 
-/* ---- attention ---- */
-
-/* Halves of the KV cache that are asked for ahead of their use: 8 KB. A head's positions follow each other. */
-enum { AHEAD_IN_CACHE = 4096 };
-
-static inline void prefetch(const uint16_t *p, long n) {
-    for (long i = 0; i < n; i += 32) __builtin_prefetch(p + i); /* a cache line */
-}
-
-static inline __attribute__((always_inline)) void score_positions(const int n, const float *q,
-                                                                  const uint16_t *keys, long head_dim,
-                                                                  float scale, float *scores) {
-    vec sums[4];
-    UNROLL
-    for (int p = 0; p < n; p++) sums[p] = v_set1(0);
-    long i = 0;
-    for (; i + LANES <= head_dim; i += LANES) {
-        vec v = v_load(q + i);
-        UNROLL
-        for (int p = 0; p < n; p++) sums[p] = v_fma(v_load_f16(keys + p * head_dim + i), v, sums[p]);
-    }
-    if (i < head_dim) {
-        vec v = v_load_part(q + i, head_dim - i);
-        UNROLL
-        for (int p = 0; p < n; p++)
-            sums[p] = v_fma(v_load_f16_part(keys + p * head_dim + i, head_dim - i), v, sums[p]);
-    }
-    if (n == 4)
-        v_sum4(sums, scores);
-    else
-        scores[0] = v_sum(sums[0]);
-    for (int p = 0; p < n; p++) scores[p] *= scale;
-}
-
-/* scores -> e^(score - highest) for n scores; the padding up to whole vectors becomes 0. */
-static float exponentials(float *scores, long n, float highest) {
-    vec sum = v_set1(0);
-    for (long i = 0; i < n; i += LANES) {
-        vec e = v_exp(v_sub(v_load_part(scores + i, n - i), v_set1(highest)));
-        v_store_part(scores + i, e, n - i);
-        sum = v_add(sum, v_load_part(scores + i, n - i));
-    }
-    return v_sum(sum);
-}
-
-static float highest_of(const float *scores, long n) {
-    float lanes[LANES], highest = scores[0];
-    long i = 0;
-    if (n >= LANES) {
-        vec top = v_load(scores);
-        for (i = LANES; i + LANES <= n; i += LANES) top = v_max(top, v_load(scores + i));
-        v_store(lanes, top);
-        for (int j = 0; j < LANES; j++) highest = lanes[j] > highest ? lanes[j] : highest;
-    }
-    for (; i < n; i++) highest = scores[i] > highest ? scores[i] : highest;
-    return highest;
-}
-
-static inline __attribute__((always_inline)) void weigh_vectors(const int vectors, const float *weights,
-                                                                const uint16_t *values, long n,
-                                                                long head_dim, float *out) {
-    vec sums[8];
-    UNROLL
-    for (int j = 0; j < vectors; j++) sums[j] = v_load(out + j * LANES);
-    for (long p = 0; p < n; p++, values += head_dim) {
-        vec weight = v_set1(weights[p]);
-        UNROLL
-        for (int j = 0; j < vectors; j++) sums[j] = v_fma(weight, v_load_f16(values + j * LANES), sums[j]);
-    }
-    UNROLL
-    for (int j = 0; j < vectors; j++) v_store(out + j * LANES, sums[j]);
-}
-
-/* out += weights @ values, for n positions. */
-static void weigh_values(const float *weights, const uint16_t *values, long n, long head_dim, float *out) {
-    long i = 0;
-    for (; i + 8 * LANES <= head_dim; i += 8 * LANES) weigh_vectors(8, weights, values + i, n, head_dim, out + i);
-    for (; i + 4 * LANES <= head_dim; i += 4 * LANES) weigh_vectors(4, weights, values + i, n, head_dim, out + i);
-    for (; i + LANES <= head_dim; i += LANES) weigh_vectors(1, weights, values + i, n, head_dim, out + i);
-    for (long p = 0; i < head_dim && p < n; p++) {
-        vec v = v_load_f16_part(values + p * head_dim + i, head_dim - i);
-        v_store_part(out + i, v_fma(v_set1(weights[p]), v, v_load_part(out + i, head_dim - i)), head_dim - i);
-    }
-}
-
-/* Query heads that share keys and values take turns every few positions, so that memory is read once and never
- * waits for a head. */
-enum { TURN = 16 };
-
-static void attend_span(const heads *h, long kv_head, long first, long last, float *highest, float *sum,
-                        float *values) {
-    float scores[MAX_SHARED][SPAN], scale = 1 / sqrtf((float)h->head_dim);
-    long shared = h->n_heads / h->n_kv_heads, n = last - first, hd = h->head_dim;
-    const float *q = h->q + kv_head * shared * hd;
-    const uint16_t *k = h->keys + (kv_head * h->n_ctx + first) * hd;
-    const uint16_t *v = h->values + (kv_head * h->n_ctx + first) * hd;
-    for (long p = 0; p < n; p += 4) {
-        prefetch(k + p * hd + AHEAD_IN_CACHE, 4 * hd);
-        for (long g = 0; g < shared; g++) {
-            if (p + 4 <= n)
-                score_positions(4, q + g * hd, k + p * hd, hd, scale, scores[g] + p);
-            else
-                for (long i = p; i < n; i++) score_positions(1, q + g * hd, k + i * hd, hd, scale, scores[g] + i);
-        }
-    }
-    for (long g = 0; g < shared; g++) {
-        highest[g] = highest_of(scores[g], n);
-        sum[g] = exponentials(scores[g], n, highest[g]);
-    }
-    memset(values, 0, (size_t)(shared * hd) * sizeof *values);
-    for (long p = 0; p < n; p += TURN) {
-        prefetch(v + p * hd + AHEAD_IN_CACHE, TURN * hd);
-        for (long g = 0; g < shared; g++)
-            weigh_values(scores[g] + p, v + p * hd, smaller(n - p, TURN), hd, values + g * hd);
-    }
-}
-
-/* What a tile of queries needs while it goes over the positions. Rows are (query head, query) pairs. */
-typedef struct {
-    float *keys;      /* [head_dim, SCORES] */
-    float *values;    /* [SCORES, width] */
-    float *rows;      /* [SCORES, head_dim] */
-    float *scores;    /* [shared * TILE, SCORES] */
-    float *out;       /* [shared * TILE, width] */
-    float *highest, *sum; /* [shared * TILE] */
-    long width;       /* head_dim rounded up to whole tiles */
-} tile_state;
-
-static void load_positions(const heads *h, long kv_head, long first, long n, tile_state *s) {
-    long at = (kv_head * h->n_ctx + first) * h->head_dim, hd = h->head_dim;
-    memset(s->keys, 0, (size_t)(hd * SCORES) * sizeof(float));
-    for (long p = 0; p < n; p++)
-        for (long i = 0; i < hd; i += LANES) {
-            v_store_part(s->rows + p * hd + i, v_load_f16_part(h->keys + at + p * hd + i, hd - i), hd - i);
-            v_store_part(s->values + p * s->width + i, v_load_f16_part(h->values + at + p * hd + i, hd - i),
-                         hd - i);
-        }
-    transpose(s->rows, hd, n, hd, s->keys, SCORES);
-}
-
-/* Softmax goes on from position to position: where the highest score rises, what was summed shrinks
- * (online softmax, arXiv:1805.02867). A query sees positions first..last-1 of the SCORES. */
-static void weigh_scores(float *scores, long first, long last, float scale, float *highest, float *sum,
-                         float *out, long width) {
-    long n = last - first;
-    for (long i = 0; i < SCORES; i += LANES)
-        v_store(scores + i, v_mul(v_load(scores + i), v_set1(scale)));
-    if (n > 0) {
-        float top = highest_of(scores + first, n);
-        if (top > *highest) {
-            float shrink = v_sum(v_exp(v_set1(*highest - top))) / LANES;
-            for (long i = 0; i < width; i += LANES)
-                v_store(out + i, v_mul(v_load(out + i), v_set1(shrink)));
-            *sum *= shrink;
-            *highest = top;
-        }
-        *sum += exponentials(scores + first, n, *highest);
-    }
-    if (n <= 0) first = last = 0;
-    for (long i = 0; i < first; i++) scores[i] = 0;
-    for (long i = last; i < SCORES; i++) scores[i] = 0;
-}
-
-static tile_state carve(void *scratch, long rows, long head_dim) {
-    tile_state s = {.width = (head_dim + COLUMNS - 1) / COLUMNS * COLUMNS};
-    s.keys = scratch;
-    s.values = s.keys + head_dim * SCORES;
-    s.rows = s.values + s.width * SCORES;
-    s.scores = s.rows + head_dim * SCORES;
-    s.out = s.scores + rows * SCORES;
-    s.highest = s.out + rows * s.width;
-    s.sum = s.highest + rows;
-    return s;
-}
-
-static void attend_tile(const heads *h, long kv_head, long first, long last, void *scratch) {
-    long shared = h->n_heads / h->n_kv_heads, queries = last - first, stride = h->n_heads * h->head_dim;
-    long rows = shared * queries, end = h->pos + last;
-    float scale = 1 / sqrtf((float)h->head_dim);
-    tile_state s = carve(scratch, rows, h->head_dim);
-    memset(s.values, 0, (size_t)(s.width * SCORES) * sizeof(float));
-    memset(s.out, 0, (size_t)(rows * s.width) * sizeof(float));
-    for (long r = 0; r < rows; r++) s.highest[r] = -INFINITY, s.sum[r] = 0;
-    for (long p = first_seen(h, first); p < end; p += SCORES) {
-        long n = smaller(end - p, SCORES);
-        load_positions(h, kv_head, p, n, &s);
-        for (long g = 0; g < shared; g++) {
-            const float *q = h->q + first * stride + (kv_head * shared + g) * h->head_dim;
-            float *scores = s.scores + g * queries * SCORES;
-            multiply_panel(q, stride, queries, s.keys, SCORES, h->head_dim, n, scores, SCORES, 0);
-        }
-        for (long r = 0; r < rows; r++) {
-            long query = first + r % queries, from = first_seen(h, query) - p;
-            weigh_scores(s.scores + r * SCORES, from < 0 ? 0 : from, smaller(h->pos + query + 1 - p, SCORES),
-                         scale, s.highest + r, s.sum + r, s.out + r * s.width, s.width);
-        }
-        multiply_panel(s.scores, SCORES, rows, s.values, s.width, n, s.width, s.out, s.width, 1);
-    }
-    for (long r = 0; r < rows; r++) {
-        float *out = h->out + (first + r % queries) * stride + (kv_head * shared + r / queries) * h->head_dim;
-        for (long i = 0; i < h->head_dim; i++) out[i] = s.out[r * s.width + i] / s.sum[r];
-    }
-}
+#include "attention.h"

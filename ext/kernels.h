@@ -19,8 +19,9 @@ enum {
     MAX_HEAD_DIM = 256,
     MAX_SHARED = 64,   /* query heads that share a key/value head */
     SPAN = 256,        /* positions of the KV cache that one piece of decoding attends to */
-    TILE = 36,         /* queries that one piece of prefill attention handles */
-    FEW = 16,          /* tokens: up to so many at once each has the bits that it has alone */
+    TILE_ROWS = 192,   /* rows, (token, query head) pairs, that one piece of prefill attention handles, at most */
+    SCORES = 64,       /* positions that these meet at a time */
+    FEW = 16,          /* tokens at once up to which each gets the bits that it gets alone */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -305,10 +306,23 @@ typedef struct {
     long window; /* positions that a query attends to, its own the last: at least 1, at most pos + n_tokens */
 } heads;
 
-/* The first position that the query'th token attends to. */
-static inline long first_seen(const heads *h, long query) {
-    long first = h->pos + query + 1 - h->window;
+static inline long shared_by(const heads *h) { return h->n_heads / h->n_kv_heads; }
+
+/* The first position that a token of these attends to. */
+static inline long first_seen(const heads *h, long token) {
+    long first = h->pos + token + 1 - h->window;
     return first > 0 ? first : 0;
+}
+
+/* Positions first..last-1; none where last <= first. */
+typedef struct {
+    long first, last;
+} positions;
+
+/* The span'th SPAN positions that a token attends to. */
+static inline positions span_of(const heads *h, long token, long span) {
+    long first = first_seen(h, token) + span * SPAN, last = h->pos + token + 1;
+    return (positions){first, last < first + SPAN ? last : first + SPAN};
 }
 
 /* Products of many tokens, for a level that has a faster way once numbers have been made of the weights: a panel
@@ -347,11 +361,11 @@ typedef struct {
     void (*to_f16)(const float *x, long n, uint16_t *out);
     /* Numbers (f32, f16 or bf16) as numbers or blocks of another type. -1 where one is NaN or too large for it. */
     int (*cast)(const file_blocks *from, weight_type to, uint8_t *out);
-    /* One token, the query heads of one key/value head, positions first..last-1: for each query head
-     * its highest score, the sum of e^(score - highest), and the values weighted by it. */
-    void (*attend_span)(const heads *h, long kv_head, long first, long last, float *highest, float *sum,
-                        float *values);
-    /* Queries first..last-1 (at most TILE) of the query heads of one key/value head, all positions they see. */
+    /* Up to FEW tokens, the query heads of one key/value head, the span'th SPAN positions that each token sees: for
+     * each row, the query heads of one token after those of another, its highest score, the sum of e^(score -
+     * highest), and the values weighted by it. Nothing for rows that see none. */
+    void (*attend_span)(const heads *h, long kv_head, long span, float *highest, float *sum, float *values);
+    /* More tokens: those from first to last - 1, at most TILE_ROWS rows, all positions they see. */
     void (*attend_tile)(const heads *h, long kv_head, long first, long last, void *scratch);
     /* Multiplies registers of small integers `rounds` times and returns how many products that were: the
      * speed that prefill can't exceed. `sink` takes the sum, so that none can be left out. */
@@ -373,7 +387,7 @@ void dotprod_multiply_blocks(const weight *w, const activations *acts, long firs
     };
 
 /* Room that a thread needs for any kernel above. */
-size_t scratch_bytes(long shared_heads);
+size_t scratch_bytes(void);
 
 extern const kernels ref_kernels;
 extern const kernels avx2_kernels, avx512_kernels, amx_kernels;

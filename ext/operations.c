@@ -33,11 +33,10 @@ static void *reserve(buffer *b, size_t size) {
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-size_t scratch_bytes(long shared_heads) {
-    size_t floats = (size_t)2 * STRIP * 1024 * sizeof(float);
-    size_t rows = (size_t)shared_heads * TILE, width = MAX_HEAD_DIM + 64;
-    size_t tile = (3 * 64 * width + (rows + 16) * 2 * (64 + width)) * sizeof(float);
-    return larger(floats, shared_heads ? tile : 0);
+size_t scratch_bytes(void) {
+    size_t rows = TILE_ROWS + 16, width = MAX_HEAD_DIM + 64; /* rounded up to tiles of sums */
+    size_t tile = 2 * SCORES * width + rows * (2 * width + 2 * SCORES + 8);
+    return larger(2 * STRIP * 1024, tile) * sizeof(float);
 }
 
 static int reserve_scratch(int threads, size_t size) {
@@ -254,11 +253,11 @@ int matmul(const float *x, long n_tokens, long n_weights, const weight *const *w
     double work = bytes * (double)n_tokens;
     threads = worthwhile(threads, work);
     if (many) return multiply_many(&job, n_in, strips, threads);
-    if (reserve_scratch(threads, larger(job.room + scratch_bytes(0), quantizing_bytes(n_in, k->tile_tokens)))) return -1;
+    if (reserve_scratch(threads, larger(job.room + scratch_bytes(), quantizing_bytes(n_in, k->tile_tokens)))) return -1;
     if (blocks && plan_tiles(k, &acts)) return -1;
     if (blocks) run_parallel(threads, acts.n_tiles, 1, make_tiles, &job);
     ask_for_next(n_weights, weights, threads);
-run_parallel(threads, strips, grain_of(strips, threads), multiply_strips, &job);
+    run_parallel(threads, strips, grain_of(strips, threads), multiply_strips, &job);
     return 0;
 }
 
@@ -274,52 +273,62 @@ void store_heads(const float *x, long n_tokens, long n_heads, long head_dim, lon
 typedef struct {
     const kernels *k;
     const heads *h;
-    long pieces; /* a head's */
-    float *partial; /* of each piece: highest[shared], sum[shared], values[shared, head_dim] */
+    long pieces;    /* of a key/value head: spans, or tiles */
+    long tokens;    /* of a tile */
+    float *partial; /* of each span: highest [rows], sum [rows], values [rows, head_dim] */
 } attending;
 
-static long shared_by(const heads *h) { return h->n_heads / h->n_kv_heads; }
-static long partial_size(const heads *h) { return shared_by(h) * (h->head_dim + 2); }
+static long head_rows(const heads *h) { return h->n_tokens * shared_by(h); }
+static long partial_size(const heads *h) { return head_rows(h) * (h->head_dim + 2); }
+
+static long spans_of(const heads *h, long token) {
+    return (h->pos + token - first_seen(h, token)) / SPAN + 1;
+}
 
 static void attend_spans(void *job, long first, long last, int worker) {
     (void)worker;
     attending *a = job;
-    long shared = shared_by(a->h), n_past = a->h->pos + 1;
+    long rows = head_rows(a->h);
     for (long i = first; i < last; i++) {
         float *partial = a->partial + i * partial_size(a->h);
-        long start = first_seen(a->h, 0) + i % a->pieces * SPAN, end = start + SPAN < n_past ? start + SPAN : n_past;
-        a->k->attend_span(a->h, i / a->pieces, start, end, partial, partial + shared, partial + 2 * shared);
+        a->k->attend_span(a->h, i / a->pieces, i % a->pieces, partial, partial + rows, partial + 2 * rows);
     }
 }
 
-/* The spans of one query head -> its output. */
-static void merge_spans(const attending *a, long kv_head, long g) {
+/* The spans of one row -> its output. */
+static void merge_row(const attending *a, long kv_head, long row) {
     const heads *h = a->h;
-    long shared = shared_by(h), size = partial_size(h);
+    long rows = head_rows(h), size = partial_size(h), shared = shared_by(h), token = row / shared;
     const float *spans = a->partial + kv_head * a->pieces * size;
-    float *out = h->out + (kv_head * shared + g) * h->head_dim;
-    float top = spans[g], total = 0;
-    for (long i = 1; i < a->pieces; i++) top = spans[i * size + g] > top ? spans[i * size + g] : top;
+    float *out = h->out + (token * h->n_heads + kv_head * shared + row % shared) * h->head_dim;
+    float top = spans[row], total = 0;
+    for (long i = 1; i < spans_of(h, token); i++) top = spans[i * size + row] > top ? spans[i * size + row] : top;
     memset(out, 0, (size_t)h->head_dim * sizeof *out);
-    for (long i = 0; i < a->pieces; i++) {
-        const float *span = spans + i * size, *values = span + 2 * shared + g * h->head_dim;
-        float share = __builtin_expf(span[g] - top);
-        total += share * span[shared + g];
+    for (long i = 0; i < spans_of(h, token); i++) {
+        const float *span = spans + i * size, *values = span + 2 * rows + row * h->head_dim;
+        float share = __builtin_expf(span[row] - top);
+        total += share * span[rows + row];
         for (long j = 0; j < h->head_dim; j++) out[j] += share * values[j];
     }
     for (long j = 0; j < h->head_dim; j++) out[j] /= total;
 }
 
-static int attend_token(const heads *h, int threads) {
-    long seen = h->pos + 1 - first_seen(h, 0);
-    attending job = {active_kernels(), h, (seen + SPAN - 1) / SPAN, NULL};
+static void merge_rows(void *job, long first, long last, int worker) {
+    (void)worker;
+    attending *a = job;
+    for (long i = first; i < last; i++) merge_row(a, i / head_rows(a->h), i % head_rows(a->h));
+}
+
+/* By spans, so that a few tokens are work for many threads; the later a token, the more it has. */
+static int attend_few(const heads *h, int threads) {
+    attending job = {active_kernels(), h, spans_of(h, h->n_tokens - 1), h->n_tokens, NULL};
     long pieces = h->n_kv_heads * job.pieces;
     job.partial = reserve(&shared_buffer, (size_t)(pieces * partial_size(h)) * sizeof(float));
     if (!job.partial) return -1;
-    double bytes = 4.0 * (double)seen * (double)(h->n_kv_heads * h->head_dim);
-    run_parallel(worthwhile(threads, bytes), pieces, 1, attend_spans, &job);
-    for (long kv_head = 0; kv_head < h->n_kv_heads; kv_head++)
-        for (long g = 0; g < shared_by(h); g++) merge_spans(&job, kv_head, g);
+    double numbers = (double)(h->pos + h->n_tokens - first_seen(h, 0)) * (double)(h->n_kv_heads * h->head_dim);
+    run_parallel(worthwhile(threads, 4 * numbers), pieces, 1, attend_spans, &job);
+    double merged = (double)(pieces * head_rows(h) * h->head_dim);
+    run_parallel(worthwhile(threads, merged), h->n_kv_heads * head_rows(h), 8, merge_rows, &job);
     return 0;
 }
 
@@ -327,18 +336,28 @@ static int attend_token(const heads *h, int threads) {
 static void attend_tiles(void *job, long first, long last, int worker) {
     attending *a = job;
     for (long i = first; i < last; i++) {
-        long start = (a->pieces - 1 - i / a->h->n_kv_heads) * TILE;
-        long end = start + TILE < a->h->n_tokens ? start + TILE : a->h->n_tokens;
+        long start = (a->pieces - 1 - i / a->h->n_kv_heads) * a->tokens;
+        long end = start + a->tokens < a->h->n_tokens ? start + a->tokens : a->h->n_tokens;
         a->k->attend_tile(a->h, i % a->h->n_kv_heads, start, end, thread_buffers[worker].data);
     }
 }
 
+/* Of a tile, all about as many. Large tiles load each position less often, but threads should have enough to share. */
+static long tile_tokens(const heads *h) {
+    enum { PIECES = 32 };
+    long most = TILE_ROWS / shared_by(h), least = most / 5 + 1, shared_out = h->n_tokens * h->n_kv_heads / PIECES;
+    long tokens = shared_out < least ? least : shared_out < most ? shared_out : most;
+    long tiles = (h->n_tokens - 1) / tokens + 1;
+    return (h->n_tokens - 1) / tiles + 1;
+}
+
 int attention(const heads *h, int threads) {
-    if (h->n_tokens == 1) return attend_token(h, threads);
-    attending job = {active_kernels(), h, (h->n_tokens + TILE - 1) / TILE, NULL};
+    if (h->n_tokens <= FEW) return attend_few(h, threads);
+    long tokens = tile_tokens(h);
+    attending job = {active_kernels(), h, (h->n_tokens - 1) / tokens + 1, tokens, NULL};
     double work = (double)h->n_tokens * (double)h->window * (double)h->n_heads;
     threads = worthwhile(threads, work * (double)h->head_dim / 16);
-    if (reserve_scratch(threads, scratch_bytes(shared_by(h)))) return -1;
+    if (reserve_scratch(threads, scratch_bytes())) return -1;
     run_parallel(threads, job.pieces * h->n_kv_heads, 1, attend_tiles, &job);
     return 0;
 }
