@@ -2,11 +2,10 @@
 
     python benchmarks/attention.py [--shape 32,32,128] [--threads 2] [--rounds 5]
 
-A prompt comes in pieces of 512 tokens, and a piece at position 3,584 attends to 4,096. Half of what lies
-behind the diagonal of its square is left out of the count, as it is never needed. The speed is held against that
-of NumPy's product of square matrices, which a BLAS computes in float32. One token, or a few at once, read the
-cache: its bytes a second are held against the speed at which the same memory was just read. Of all, the best
-round.
+A prompt comes in pieces of 512 tokens: a piece at position 3,584 attends to 4,096. Products behind the
+diagonal, which nobody needs, don't count. The speed is held against that of NumPy's product of square matrices, which a
+BLAS computes in float32. One token, or a few at once, read the cache: its bytes a second are held against the
+speed at which the same memory was just read. Of all, the best round.
 """
 
 import argparse
@@ -65,13 +64,8 @@ def main() -> None:
     )
 
     square, prompt = np.ones((2048, 2048), np.float32), Layer(shape, PIECE, max(POSITIONS) + PIECE)
-    rounds = [
-        [
-            seconds(np.matmul, square, square),
-            *(seconds(prompt.attend, pos, args.threads) for pos in POSITIONS),
-        ]
-        for _ in range(args.rounds)
-    ]
+    calls = [(np.matmul, square, square), *((prompt.attend, pos, args.threads) for pos in POSITIONS)]
+    rounds = [[seconds(*call) for call in calls] for _ in range(args.rounds)]
     blas, *took = np.min(rounds, axis=0)
     blas = 2048**3 / blas / 1e9
     print(f"\nNumPy's product: {blas:.1f} G multiply-adds/s\n{PIECE} tokens at       ms  G/s  share")
@@ -84,17 +78,15 @@ def main() -> None:
     for n_ctx in CONTEXTS:
         size = 4 * n_kv_heads * head_dim * n_ctx
         layers = [Layer(shape, n, n_ctx, max(1, 2**27 // size)) for n in tokens]
-        rounds = [
-            [t for layer in layers for t in times(layer, n_ctx, args.threads)] for _ in range(args.rounds)
+        calls = [
+            call
+            for layer in layers
+            for call in ((layer.read, args.threads), (layer.attend, n_ctx - len(layer.q), args.threads))
         ]
+        rounds = [[seconds(*call) for call in calls] for _ in range(args.rounds)]
         speeds = size * len(layers[0].caches) / np.min(rounds, axis=0) / 1e9
         line = f"{n_ctx:7} {max(speeds[::2]):11.1f} |"
         print(line + "".join(f"{s:8.1f} {s / max(speeds[::2]):5.2f}" for s in speeds[1::2]))
-
-
-def times(layer: Layer, n_ctx: int, threads: int) -> tuple[float, float]:
-    """Seconds of reading the cache, then of attending to it."""
-    return seconds(layer.read, threads), seconds(layer.attend, n_ctx - len(layer.q), threads)
 
 
 if __name__ == "__main__":

@@ -82,13 +82,14 @@ def test_products_of_a_few_tokens_are_those_of_each_alone(type, n_in, level):
 def test_norms_rotations_and_gates_of_a_few_tokens_are_those_of_each_alone(width, level):
     """swiglu is cut into pieces of all tokens' elements, the last of which fills no whole vector."""
     for n_tokens in (2, 7, 16):
-        x, y = normal(2, n_tokens, width)
-        x3, freqs = normal(n_tokens, 3, 2 * width), np.exp(1j * normal(n_tokens, width)).astype(np.complex64)
-        for run in (
-            lambda table, i: table.rms_norm(x[i], y[0], 1e-5),
-            lambda table, i: table.swiglu(x[i], y[i]),
-            lambda table, i: table.rope(x3[i], freqs[i]),
-        ):
-            alone = np.concatenate([run(Native(1), slice(i, i + 1)) for i in range(n_tokens)])
+        (x, y), scale = normal(2, n_tokens, width), normal(width)
+        pairs, freqs = normal(n_tokens, 3, 2 * width), normal(n_tokens, 2 * width).view(np.complex64)
+        for operation, inputs in (("swiglu", (x, y)), ("rope", (pairs, freqs)), ("rms_norm", (x,))):
+            rest = (scale, 1e-5) if operation == "rms_norm" else ()
+
+            def run(threads, some, operation=operation, inputs=inputs, rest=rest):
+                return getattr(Native(threads), operation)(*(array[some] for array in inputs), *rest)
+
+            alone = np.concatenate([run(1, slice(i, i + 1)) for i in range(n_tokens)])
             for threads in (1, 2, 3):
-                np.testing.assert_array_equal(run(Native(threads), slice(None)), alone)
+                np.testing.assert_array_equal(run(threads, slice(None)), alone)
