@@ -223,7 +223,8 @@ typedef struct {
 } tile_state;
 
 static tile_state carve(const heads *h, long kv_head, long first, long last, void *scratch) {
-    tile_state s = {h, kv_head, first * shared_by(h), (last - first) * shared_by(h)};
+    long shared = shared_by(h);
+    tile_state s = {.h = h, .kv_head = kv_head, .first = first * shared, .rows = (last - first) * shared};
     s.depth = (h->head_dim + LANES - 1) / LANES * LANES;
     s.width = (h->head_dim + COLUMNS - 1) / COLUMNS * COLUMNS;
     s.seen = scratch;
