@@ -4,8 +4,8 @@
 
 A prompt comes in pieces of 512 tokens: a piece at position 3,584 attends to 4,096. Products behind the
 diagonal, which nobody needs, don't count. The speed is held against that of NumPy's product of square
-matrices, which a BLAS computes in float32. One token, or a few at once, read the cache: its bytes a second are
-held against the speed at which the same memory was just read. Of all, the best round.
+matrices, which a BLAS computes in float32. One token, or a few at once, read the cache: its bytes a second
+are held against the speed at which the same memory was just read. Of all, the best round.
 """
 
 import argparse
