@@ -199,7 +199,7 @@ static inline __attribute__((always_inline)) vec load_weights(const weight_type 
     return v_load_bf16(part);
 }
 
-/* Of a few tokens, or queries, these many at a time: times 4 rows, or keys, they are 12 sums in registers, which hide
+/* Of a few tokens, or queries, so many at a time: times 4 rows, or keys, they are 12 sums in registers, which hide
  * the latency of each and share what is loaded. No sum depends on those beside it. */
 enum { ABREAST = 3 };
 
@@ -215,8 +215,8 @@ static long abreast(long left) { return left == 4 ? 2 : smaller(left, ABREAST); 
     }
 
 /* Adds up the products of a vector of inputs, of which n are there, with n_rows rows. */
-INLINE void add_products(const int tokens, const weight_type type, const int n_rows, const weight *w, const float *x,
-                         const uint8_t *rows, long i, long n, vec sums[4][ABREAST]) {
+INLINE void add_float_products(const int tokens, const weight_type type, const int n_rows, const weight *w,
+                               const float *x, const uint8_t *rows, long i, long n, vec sums[4][ABREAST]) {
     vec v[ABREAST];
     UNROLL
     for (int t = 0; t < tokens; t++) v[t] = v_load_part(x + t * w->n_in + i, n);
@@ -229,16 +229,16 @@ INLINE void add_products(const int tokens, const weight_type type, const int n_r
 }
 
 /* out[t * stride + r] */
-INLINE void multiply_rows(const int tokens, const weight_type type, const int n_rows, const weight *w, const float *x,
-                          const uint8_t *rows, float *out, long stride) {
+INLINE void multiply_float_rows(const int tokens, const weight_type type, const int n_rows, const weight *w,
+                                const float *x, const uint8_t *rows, float *out, long stride) {
     vec sums[4][ABREAST];
     long i = 0;
     UNROLL
     for (int r = 0; r < n_rows; r++)
         UNROLL
         for (int t = 0; t < tokens; t++) sums[r][t] = v_set1(0);
-    for (; i + LANES <= w->n_in; i += LANES) add_products(tokens, type, n_rows, w, x, rows, i, LANES, sums);
-    if (i < w->n_in) add_products(tokens, type, n_rows, w, x, rows, i, w->n_in - i, sums);
+    for (; i + LANES <= w->n_in; i += LANES) add_float_products(tokens, type, n_rows, w, x, rows, i, LANES, sums);
+    if (i < w->n_in) add_float_products(tokens, type, n_rows, w, x, rows, i, w->n_in - i, sums);
     UNROLL
     for (int r = 0; r < n_rows; r++)
         UNROLL
@@ -255,9 +255,9 @@ INLINE void float_vectors(const weight_type type, const weight *w, const float *
             float *to = out + t * stride + row;
             some = abreast(n_tokens - t);
             if (n_rows == 4) {
-                ABREAST_CASES(some, multiply_rows, type, 4, w, inputs, rows, to, stride)
+                ABREAST_CASES(some, multiply_float_rows, type, 4, w, inputs, rows, to, stride)
             } else {
-                ABREAST_CASES(some, multiply_rows, type, 1, w, inputs, rows, to, stride)
+                ABREAST_CASES(some, multiply_float_rows, type, 1, w, inputs, rows, to, stride)
             }
         }
     }
