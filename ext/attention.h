@@ -280,11 +280,11 @@ static void weigh_scores(float *scores, positions seen, float *highest, float *s
     for (long i = seen.last; i < SCORES; i++) scores[i] = 0;
 }
 
-/* Asks for the share'th of so many parts of a block. */
+/* Asks for the share'th of so many parts of a block, and the next ones up to those of TILE_TOKENS rows. */
 static void ask_for_part(const tile_state *s, long start, long share, long shares) {
     long n = smaller(s->seen[s->rows - 1].last - start, SCORES) * s->h->head_dim;
     long at = (s->kv_head * s->h->n_ctx + start) * s->h->head_dim;
-    for (long i = n * share / shares; i < n * (share + 1) / shares; i += 32) {
+    for (long i = n * share / shares; i < n * (share + TILE_TOKENS * COLUMNS) / shares; i += 32) {
         __builtin_prefetch(s->h->keys + at + i, 0, 2);
         __builtin_prefetch(s->h->values + at + i, 0, 2);
     }
@@ -296,7 +296,7 @@ static void attend_block(const tile_state *s, long start) {
         for (long r = 0; r < s->rows; r += TILE_TOKENS) {
             long rows = smaller(s->rows - r, TILE_TOKENS);
             long from = seen_in_block(s, r, start).first, to = seen_in_block(s, r + rows - 1, start).last;
-            ask_for_part(s, start + SCORES, (c / COLUMNS * s->rows + r) / TILE_TOKENS, SCORES / COLUMNS * s->rows / TILE_TOKENS);
+            ask_for_part(s, start + SCORES, c * s->rows + r * COLUMNS, SCORES * s->rows);
             if (from < c + COLUMNS && to > c)
                 tile(rows, s->q + r * s->depth, s->depth, s->keys + c * s->depth, COLUMNS, s->h->head_dim,
                      s->scores + r * SCORES + c, SCORES, 0);
