@@ -36,8 +36,7 @@ INLINE void put_numbers(int8x16_t q, float32x4_t d, float32x4_t c, float *to) {
 }
 
 INLINE void numbers_of_block(const weight_type type, const uint8_t *block, const uint8_t *head,
-                             float *to) {
-    const float32x4_t factor = v_set1(w->factor);
+                             const float32x4_t factor, float *to) {
     for (int column = 0; column < STRIP / LANES; column++, to += LANES) {
         const scales s = scales_of(type, block, head, column);
         UNROLL
@@ -52,11 +51,12 @@ INLINE void numbers_of_block(const weight_type type, const uint8_t *block, const
 }
 
 INLINE void numbers_of_blocks(const weight_type type, const weight *w, long strip, long first, long n, float *to) {
+    const layout at = layout_of(type);
     const uint8_t *data = w->data + strip * w->strip_bytes;
     for (long i = first / BLOCK; i < (first + n) / BLOCK; i++, to += BLOCK * PANEL) {
-        const uint8_t *block = data + block_place(layout_of(type), i);
-        for (long at = 0; at < w->at.block_bytes; at += 64) __builtin_prefetch(block + w->at.block_bytes + at);
-        numbers_of_block(type, block, data + head_place(layout_of(type), i), to);
+        const uint8_t *block = data + block_place(at, i);
+        for (long line = 0; line < at.block_bytes; line += 64) __builtin_prefetch(block + at.block_bytes + line);
+        numbers_of_block(type, block, data + head_place(at, i), v_set1(w->factor), to);
     }
 }
 

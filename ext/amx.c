@@ -108,9 +108,9 @@ INLINE void two_pairs(__m512i q, __m512 d, __m512 c, uint8_t *to) {
     _mm512_store_si512(to + 64, pair(third, fourth));
 }
 
-INLINE void numbers_of_block(const weight_type type, const uint8_t *block, const uint8_t *head,
+INLINE void numbers_of_block(const weight_type type, const uint8_t *block, const uint8_t *head, const __m512 factor,
                              uint8_t *to) {
-    const __m512 factor = _mm512_set1_ps(w->factor), shift = _mm512_set1_ps((float)(0x8000 + zero_of(type)));
+    const __m512 shift = _mm512_set1_ps((float)(0x8000 + zero_of(type)));
     for (int side = 0; side < 2; side++, to += TILE_BYTES) {
         const scales s = scales_of(type, block, head, side);
         UNROLL
@@ -125,8 +125,9 @@ INLINE void numbers_of_block(const weight_type type, const uint8_t *block, const
 }
 
 INLINE void numbers_of_blocks(const weight_type type, const weight *w, long strip, long step, uint8_t *to) {
+    const layout at = layout_of(type);
     const uint8_t *data = w->data + strip * w->strip_bytes;
-    numbers_of_block(type, data + block_place(layout_of(type), step), data + head_place(layout_of(type), step), to);
+    numbers_of_block(type, data + block_place(at, step), data + head_place(at, step), _mm512_set1_ps(w->factor), to);
 }
 
 /* 16 rows of numbers from `row` on; behind the last they repeat it. A pair is to v_transpose what a float is. */
