@@ -121,6 +121,6 @@ static double multiply_registers(long rounds, float *sink) {
     return products;
 }
 
-LEVEL(accelerate, 6, 4, dotprod_multiply_blocks, attend_tile, &panels)
+LEVEL(accelerate, 8, 4, dotprod_multiply_blocks, attend_tile, &panels)
 TARGET_END
 #endif

@@ -29,7 +29,7 @@ enum {
 
 INLINE void ask_ahead(const uint8_t *block, const long block_bytes, const int share, const int shares) {
     UNROLL
-    for (long at = share * 64; at < block_bytes; at += shares * 64) __builtin_prefetch(block + AHEAD + at);
+    for (long i = 0; i * shares * 64 < block_bytes; i++) __builtin_prefetch(block + AHEAD + (i * shares + share) * 64);
 }
 
 /* Columns from `column` on. */

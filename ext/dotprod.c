@@ -9,7 +9,7 @@
 #define __ARM_FEATURE_DOTPROD 1
 #endif
 TARGET("dotprod", "arch=armv8.2-a+dotprod")
-enum { PAIRS = 0, AT_ONCE = 2 };
+enum { TOKENS = 8, PAIRS = 0, TOTALS = 8 };
 #include "neon_blocks.h"
 
 /* Adds 4 elements of 4 rows times the i-th four inputs of a tile_block. */

@@ -10,7 +10,7 @@
 #define __ARM_FEATURE_MATMUL_INT8 1
 #endif
 TARGET("dotprod,i8mm", "arch=armv8.2-a+dotprod+i8mm")
-enum { PAIRS = 1, AT_ONCE = 2 };
+enum { TOKENS = 8, PAIRS = 1, TOTALS = 4 };
 #include "neon_blocks.h"
 
 /* Rows 0, 1 and rows 2, 3 of two quarters: 8 elements of a row side by side. */

@@ -3,7 +3,7 @@
  * Products of bytes have 16 bits and are added up there, in neighbouring lanes for a row's neighbouring elements,
  * until another could overflow; then lanes are added in pairs. */
 #if defined(__aarch64__)
-enum { PAIRS = 0, AT_ONCE = 1 };
+enum { TOKENS = 6, PAIRS = 0, TOTALS = 4 };
 #include "neon_blocks.h"
 
 /* How many products of bytes 16 bits can sum up: 8 of 31 * 127 or of 32 * 127, 2 of 128 * 127. Half a block has 4. */

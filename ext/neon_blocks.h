@@ -1,12 +1,12 @@
-/* Products of blocks on Arm: the loops over tokens and blocks. neon.c, dotprod.c and i8mm.c include this file,
- * define block_products, and say whether their sums are of PAIRS of tokens and how many columns of 4
- * rows registers hold AT_ONCE. */
+/* Products of blocks on Arm. neon.c, dotprod.c and i8mm.c include this file, define block_products, and say how many TOKENS
+ * a tile has at most, whether sums are of PAIRS of tokens, and how many TOTALS of 4 rows and a token registers hold beside
+ * what a block's products need. */
 #include "neon.h"
 
 /* Sums of products over the elements of a block. */
-enum { TOKENS = 6, EVEN = PAIRS, WIDE = 1 }; /* blocks.h says what they are */
+enum { EVEN = PAIRS, WIDE = 1 }; /* blocks.h says what they are */
 
-INLINE int at_once(const int n) { return n == 1 ? STRIP / LANES : AT_ONCE; }
+INLINE int at_once(const int n) { return n == 1 ? STRIP / LANES : 4 * n <= TOTALS ? 4 : 2 * n <= TOTALS ? 2 : 1; }
 
 /* Adds those of 4 rows (column 0..7 of the strip) with the n tokens of a tile_block to sums: of the first half of the
  * block or the last, or, if halves have no scales of their own, of all of it. */
