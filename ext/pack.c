@@ -32,13 +32,25 @@ typedef struct {
     long first, last;    /* blocks */
 } lanes;
 
-/* Word k of row r -> word r of vector k. */
-INLINE void transpose(words w[LANES]) {
-    words a = SHUFFLE(w[0], w[2], 0, 4, 1, 5), b = SHUFFLE(w[1], w[3], 0, 4, 1, 5);
-    words c = SHUFFLE(w[0], w[2], 2, 6, 3, 7), d = SHUFFLE(w[1], w[3], 2, 6, 3, 7);
-    w[0] = SHUFFLE(a, b, 0, 4, 1, 5), w[1] = SHUFFLE(a, b, 2, 6, 3, 7);
-    w[2] = SHUFFLE(c, d, 0, 4, 1, 5), w[3] = SHUFFLE(c, d, 2, 6, 3, 7);
-}
+/* Two vectors' first elements in turns, and their last. */
+#define FIRST_WORDS 0, 4, 1, 5
+#define LAST_WORDS 2, 6, 3, 7
+#define FIRST_SHORTS 0, 8, 1, 9, 2, 10, 3, 11
+#define LAST_SHORTS 4, 12, 5, 13, 6, 14, 7, 15
+#define FIRST_BYTES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define LAST_BYTES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+
+/* Four rows -> their first elements, then their second ones, ... */
+#define INTERLEAVE(name, type, FIRST, LAST)                                                 \
+    INLINE void name(type rows[LANES]) {                                                    \
+        type a = SHUFFLE(rows[0], rows[2], FIRST), b = SHUFFLE(rows[1], rows[3], FIRST);    \
+        type c = SHUFFLE(rows[0], rows[2], LAST), d = SHUFFLE(rows[1], rows[3], LAST);      \
+        rows[0] = SHUFFLE(a, b, FIRST), rows[1] = SHUFFLE(a, b, LAST);                      \
+        rows[2] = SHUFFLE(c, d, FIRST), rows[3] = SHUFFLE(c, d, LAST);                      \
+    }
+INTERLEAVE(interleave_words, words, FIRST_WORDS, LAST_WORDS)
+INTERLEAVE(interleave_shorts, shorts, FIRST_SHORTS, LAST_SHORTS)
+INTERLEAVE(interleave_bytes, bytes, FIRST_BYTES, LAST_BYTES)
 
 INLINE bytes load(const uint8_t *from) {
     bytes loaded;
@@ -51,9 +63,7 @@ INLINE bytes load(const uint8_t *from) {
 /* Nibbles of neighbours (2j, 2j+1) -> of halves (j, j+16). */
 INLINE bytes halve_nibbles(bytes q) {
     bytes even = q & 15, odd = q >> 4;
-    bytes first = SHUFFLE(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    bytes last = SHUFFLE(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    return first | last << 4;
+    return SHUFFLE(even, odd, FIRST_BYTES) | SHUFFLE(even, odd, LAST_BYTES) << 4;
 }
 
 /* Bits whose places' numbers differ in bits a = 1, b = 0 change places with those that have a = 0, b = 1, which are
@@ -101,7 +111,7 @@ INLINE void put_fours(const int bits, const int n, const bytes pairs[LANES], uin
     const int together = 4 / bits; /* pairs of fours, in the same bytes */
     words fours[LANES];
     for (int r = 0; r < LANES; r++) fours[r] = (words)pairs[r];
-    transpose(fours);
+    interleave_words(fours);
     for (int k = 0; k < 4; k += together, to += 4 * STRIP) {
         words all = fours[k];
         for (int i = 1; i < together; i++) all |= fours[k + i] << 2 * bits * i;
@@ -113,7 +123,7 @@ INLINE void put_fours(const int bits, const int n, const bytes pairs[LANES], uin
 INLINE void put_bytes(const int n, const bytes q[LANES], uint8_t *to) {
     words fours[LANES];
     for (int r = 0; r < LANES; r++) fours[r] = (words)(q[r] ^ 0x80);
-    transpose(fours);
+    interleave_words(fours);
     for (int k = 0; k < 4; k++) memcpy(to + 2 * k * 4 * STRIP, &fours[k], (size_t)n * 4);
 }
 
@@ -142,75 +152,83 @@ INLINE void pack_quants(const weight_type type, const int n, const lanes *l, lon
 
 /* ---- scales ---- */
 
-/* Scales or minima of one row, `step` bytes apart: f16, or float32 that becomes it. */
-INLINE void pack_scales(const weight_type type, const uint8_t *from, long step, const lanes *l, uint8_t *to) {
-    const int wide = types[type].scale_bytes == 4;
-    long n = l->last - l->first;
-    float scales[CHUNK];
-    uint16_t halves[CHUNK];
-    for (long i = 0; i < n; i++) {
-        if (wide)
-            scales[i] = read_f32(from + i * step) / l->w->factor;
-        else
-            memcpy(to + i * l->w->at.block_bytes, from + i * step, 2);
+/* One number of each row, `at` bytes into it: f16, or float32 that becomes it. `sign` is flipped. */
+INLINE void put_halves(const weight_type type, const int n, const lanes *l, long at, const uint16_t sign, uint8_t *to) {
+    shorts halves = {0};
+    for (int r = 0; r < n; r++) {
+        const uint8_t *from = l->rows[r] + at;
+        halves[r] = types[type].scale_bytes == 4 ? f16_from_f32(read_f32(from) / l->w->factor) : read_u16(from);
     }
-    if (!wide) return;
-    active_kernels()->to_f16(scales, n, halves);
-    for (long i = 0; i < n; i++) write_u16(to + i * l->w->at.block_bytes, halves[i]);
+    halves ^= sign;
+    memcpy(to, &halves, (size_t)n * 2);
 }
 
-/* The i-th small scale of a super-block. q2_k's are packed with their minima. */
-INLINE int small_scale(const weight_type type, const uint8_t *scales, long i) {
-    switch (type) {
-    case Q3_K: return ((scales[i % 8] >> i / 8 * 4 & 15) | (scales[8 + i % 4] >> i / 4 * 2 & 3) << 4) - 32;
-    case Q4_K:
-    case Q5_K: return i < 4 ? scales[i] & 63 : (scales[i + 4] & 15) | scales[i - 4] >> 6 << 4;
-    case IQ4_XS: return ((scales[i / 2] >> i % 2 * 4 & 15) | (read_u16(scales - 2) >> i * 2 & 3) << 4) - 32;
-    default: return scales[i];
+INLINE void pack_scales(const weight_type type, const int n, const lanes *l, long i, uint8_t *block) {
+    const places at = places_of(type, l->n_blocks, i);
+    put_halves(type, n, l, at.d, 0, block + 2 * l->lane);
+    if (has_minimum(type)) put_halves(type, n, l, at.m, 0, block + l->w->at.m + 2 * l->lane);
+}
+
+/* The lowest bits of x, so many in each of 8 bytes. */
+INLINE uint64_t spread(uint64_t x, const int bits) {
+    x = (x | x << (32 - 4 * bits)) & ((1ull << 4 * bits) - 1) * 0x0000000100000001;
+    x = (x | x << (16 - 2 * bits)) & ((1ull << 2 * bits) - 1) * 0x0001000100010001;
+    return (x | x << (8 - bits)) & ((1ull << bits) - 1) * 0x0101010101010101;
+}
+
+/* The 16 small scales of a super-block, or the 8 and behind them the 8 minima. q2_k's lie with their minima. */
+INLINE bytes small_scales(const weight_type type, const uint8_t *from) {
+    if (type == Q2_K || type == Q6_K) return load(from);
+    const uint32_t a = (uint32_t)read_i32(from), b = type == IQ4_XS ? read_u16(from - 2) : (uint32_t)read_i32(from + 4);
+    const uint32_t c = type == IQ4_XS ? 0 : (uint32_t)read_i32(from + 8);
+    if (type == IQ4_XS) {
+        const uint64_t scales = spread(a, 4) | spread(b, 2) << 4;
+        return (bytes)(words){(uint32_t)scales, (uint32_t)(scales >> 32), 0, 0} - 32;
     }
-}
-
-INLINE int small_minimum(const uint8_t *scales, long i) {
-    return i < 4 ? scales[i + 4] & 63 : scales[i + 4] >> 4 | scales[i] >> 6 << 4;
-}
-
-/* Of one row, of super-blocks. */
-INLINE void pack_super_scales(const weight_type type, const uint8_t *row, long lane, const lanes *l) {
-    const int shared = types[type].shared, parts = BLOCK / shared;
-    for (long i = l->first; i < l->last; i++) {
-        const uint8_t *from = row + i / SUPER * types[type].bytes, *scales = from + types[type].scales;
-        uint8_t *head = l->strip + head_place(l->w->at, l->block + i);
-        uint8_t *to = l->strip + block_place(l->w->at, l->block + i);
-        if (i % SUPER == 0) {
-            memcpy(head + 2 * lane, from + types[type].d, 2);
-            if (has_minimum(type)) write_u16(head + 2 * (STRIP + lane), read_u16(from + types[type].d + 2) ^ 0x8000);
-        }
-        for (int j = 0; j < parts; j++) {
-            const long part = i % SUPER * parts + j;
-            to[lane * parts + j] = (uint8_t)small_scale(type, scales, part);
-            if (has_minimum(type) && !has_halves(type)) to[l->w->at.m + lane] = (uint8_t)small_minimum(scales, part);
-        }
+    if (type == Q3_K) {
+        const words low = {a, b, a >> 4, b >> 4}, high = {c, c >> 2, c >> 4, c >> 6};
+        return (bytes)((low & 0x0f0f0f0f) | (high & 0x03030303) << 4) - 32;
     }
+    const words whole = {a & 0x3f3f3f3f, c & 0x0f0f0f0f, b & 0x3f3f3f3f, c >> 4 & 0x0f0f0f0f};
+    const words high = {0, a >> 2 & 0x30303030, 0, b >> 2 & 0x30303030};
+    return (bytes)(whole | high);
 }
 
-INLINE void pack_plain_scales(const weight_type type, const uint8_t *row, long lane, const lanes *l) {
-    const places first = places_of(type, l->n_blocks, l->first);
-    const long step = types[type].planar ? types[type].scale_bytes : types[type].bytes;
-    uint8_t *to = l->strip + block_place(l->w->at, l->block + l->first) + 2 * lane;
-    pack_scales(type, row + first.d, step, l, to);
-    if (has_minimum(type)) pack_scales(type, row + first.m, step, l, to + l->w->at.m);
+/* Those of 8 blocks. */
+INLINE void pack_super_scales(const weight_type type, const int n, const lanes *l, long i) {
+    const long at = i / SUPER * types[type].bytes, parts = BLOCK / types[type].shared;
+    uint8_t *head = l->strip + head_place(l->w->at, l->block + i) + 2 * l->lane;
+    put_halves(type, n, l, at + types[type].d, 0, head);
+    if (has_minimum(type)) put_halves(type, n, l, at + types[type].d + 2, 0x8000, head + 2 * STRIP);
+    union {
+        bytes rows[LANES];
+        shorts pairs[LANES];
+        uint8_t all[64];
+    } small = {{{0}}};
+    for (int r = 0; r < n; r++) small.rows[r] = small_scales(type, l->rows[r] + at + types[type].scales);
+    if (parts == 2)
+        interleave_shorts(small.pairs);
+    else
+        interleave_bytes(small.rows);
+    for (long b = 0; b < SUPER; b++) {
+        uint8_t *to = l->strip + block_place(l->w->at, l->block + i + b) + l->lane * parts;
+        memcpy(to, small.all + 4 * b * parts, (size_t)(n * parts));
+        if (has_minimum(type) && parts == 1) memcpy(to + l->w->at.m, small.all + 4 * (SUPER + b), (size_t)n);
+    }
 }
 
 /* ---- all of it ---- */
 
-INLINE void pack_lanes(const weight_type type, const int n, const lanes *l) {
-    for (int r = 0; r < n; r++)
-        if (has_super_blocks(type))
-            pack_super_scales(type, l->rows[r], l->lane + r, l);
-        else
-            pack_plain_scales(type, l->rows[r], l->lane + r, l);
-    for (long i = l->first; i < l->last; i++)
-        pack_quants(type, n, l, i, l->strip + block_place(l->w->at, l->block + i));
+INLINE void pack_lanes(const weight_type type, const int n, const lanes *of) {
+    weight w = *of->w; /* copies, of which the compiler knows that no store changes them */
+    lanes own = *of, *const l = &own;
+    own.w = &w, w.at = layout_of(types[type].prepared);
+    for (long i = l->first; i < l->last; i++) {
+        uint8_t *block = l->strip + block_place(l->w->at, l->block + i);
+        if (!has_super_blocks(type)) pack_scales(type, n, l, i, block);
+        if (has_super_blocks(type) && i % SUPER == 0) pack_super_scales(type, n, l, i);
+        pack_quants(type, n, l, i, block);
+    }
 }
 
 INLINE void pack_type(const weight_type type, const lanes *l) {
@@ -229,26 +247,20 @@ static void pack_some(weight_type type, const lanes *l) {
     }
 }
 
-/* Asks for the same blocks of the same rows of the next strip. */
-INLINE void prefetch(const uint8_t *row, long row_bytes, long n_blocks, const lanes *l) {
-    const uint8_t *ahead = row + STRIP * row_bytes;
-    for (long at = l->first * row_bytes / n_blocks; at < l->last * row_bytes / n_blocks; at += 64)
-        __builtin_prefetch(ahead + at);
-}
-
-/* Rows first..last-1 of the file, which all go into one strip. */
+/* Rows first..last-1 of the file, which all go into one strip. The same blocks of the next strip are asked for. */
 static void pack_strip(const file_blocks *from, const weight *to, long row, long col, long first, long last) {
-    long row_bytes = file_row_bytes(from->type, from->n_cols), n_blocks = from->n_cols / BLOCK;
+    const long row_bytes = file_row_bytes(from->type, from->n_cols), n_blocks = from->n_cols / BLOCK;
     lanes l = {.n_blocks = n_blocks, .w = to, .block = col / BLOCK};
     l.strip = to->data + (row + first) / STRIP * to->strip_bytes;
     for (l.first = 0; l.first < n_blocks; l.first = l.last) {
         l.last = l.first + CHUNK < n_blocks ? l.first + CHUNK : n_blocks;
+        const long start = l.first * row_bytes / n_blocks, end = l.last * row_bytes / n_blocks;
         for (long r = first; r < last; r += l.n) {
             l.lane = (row + r) % STRIP;
             l.n = (int)(LANES - l.lane % LANES < last - r ? LANES - l.lane % LANES : last - r);
             for (int i = 0; i < l.n; i++) {
                 l.rows[i] = from->data + (r + i) * row_bytes;
-                prefetch(l.rows[i], row_bytes, n_blocks, &l);
+                for (long at = start; at < end; at += 64) __builtin_prefetch(l.rows[i] + STRIP * row_bytes + at);
             }
             pack_some(from->type, &l);
         }
