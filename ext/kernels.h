@@ -452,6 +452,8 @@ void store_heads(const float *x, long n_tokens, long n_heads, long head_dim, lon
                  uint16_t *cache);
 int unpack_rows(const weight *w, const int64_t *rows, long n, float *out);
 int pack(const file_blocks *from, const weight *to, long row, long col, int threads);
+/* All of a mapped weight, into memory for weight_bytes of it. */
+void pack_pieces(const weight *w, uint8_t *memory, int threads);
 
 /* The two limits that `tinyllama bench` holds speeds against: bytes read, products of registers. */
 uint64_t read_all(long n, const stretch *stretches, int threads);

@@ -153,10 +153,11 @@ static int check_layout(weight_type type, Py_ssize_t n_out, Py_ssize_t n_in) {
     return (double)n_out * (double)n_in > 1e15 ? fail(PyExc_ValueError, "no computer has the memory for it") : 0;
 }
 
-static int take_memory_for(WeightObject *self) {
-    size_t n_bytes = weight_bytes(&self->w);
-    self->slab = take_memory(n_bytes, &self->w.data);
-    return self->slab ? 0 : fail(PyExc_MemoryError, "the system gave no %zu MB for a weight", n_bytes >> 20);
+static slab *take_memory_for(const weight *w, uint8_t **memory) {
+    size_t n_bytes = weight_bytes(w);
+    slab *taken = take_memory(n_bytes, memory);
+    if (!taken) fail(PyExc_MemoryError, "the system gave no %zu MB for a weight", n_bytes >> 20);
+    return taken;
 }
 
 static PyObject *weight_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
@@ -173,18 +174,23 @@ static PyObject *weight_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     if (!self) return NULL;
     weight_layout(&self->w, of, n_out, n_in);
     self->w.factor = factor;
-    if (mapped || !take_memory_for(self)) return (PyObject *)self;
+    if (mapped || (self->slab = take_memory_for(&self->w, &self->w.data))) return (PyObject *)self;
     Py_DECREF(self);
     return NULL;
+}
+
+static void let_go_of_arrays(WeightObject *self) {
+    for (long i = 0; i < self->w.n_pieces; i++) PyBuffer_Release(&self->arrays[i]);
+    free(self->pieces);
+    free(self->arrays);
+    self->w.n_pieces = 0, self->w.pieces = self->pieces = NULL, self->arrays = NULL;
 }
 
 static void weight_dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     WeightObject *self = (WeightObject *)object;
     if (self->slab) return_memory(self->slab);
-    for (long i = 0; i < self->w.n_pieces; i++) PyBuffer_Release(&self->arrays[i]);
-    free(self->pieces);
-    free(self->arrays);
+    let_go_of_arrays(self);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }
@@ -213,7 +219,7 @@ static PyObject *weight_bytes_read(PyObject *object, void *closure) {
     (void)closure;
     const weight *w = weight_of(object);
     size_t n = w->data ? weight_bytes(w) : 0;
-    for (long i = 0; i < w->n_pieces; i++) n += (size_t)piece_bytes(&w->pieces[i]);
+    for (long i = 0; !w->data && i < w->n_pieces; i++) n += (size_t)piece_bytes(&w->pieces[i]);
     return PyLong_FromSize_t(n);
 }
 
@@ -318,6 +324,34 @@ static PyObject *py_pack(PyObject *module, PyObject *args) {
     if (failed == OVERLAP) fail(PyExc_ValueError, "the weight has some of these blocks");
     if (!failed) data.view.obj = NULL; /* the weight keeps the array */
     return result(failed);
+}
+
+/* With the pool locked, so that no product looks at the weight; 0 if another thread was faster. From then on nobody looks
+ * at its pieces, and who holds Python's lock may let go of them. */
+static int settle(WeightObject *self, slab *slab, uint8_t *memory, int threads) {
+    if (self->w.data) return 0;
+    pack_pieces(&self->w, memory, threads);
+    self->slab = slab;
+    __atomic_store_n(&self->w.data, memory, __ATOMIC_RELEASE); /* Python may ask for it at any time */
+    return 1;
+}
+
+static PyObject *py_settle(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *object;
+    const weight *w;
+    uint8_t *memory;
+    int threads, settled;
+    if (!PyArg_ParseTuple(args, "OO&", &object, parse_threads, &threads) || !parse_whole_weight(object, &w)) return NULL;
+    if (w->data) Py_RETURN_NONE;
+    slab *slab = take_memory_for(w, &memory);
+    if (!slab) return NULL;
+    WITHOUT_GIL(settled, settle((WeightObject *)object, slab, memory, threads));
+    if (settled)
+        let_go_of_arrays((WeightObject *)object);
+    else
+        return_memory(slab);
+    Py_RETURN_NONE;
 }
 
 enum { MAX_WEIGHTS = 16 };
@@ -508,27 +542,35 @@ static PyObject *py_cast(PyObject *module, PyObject *args) {
 /* What a product by a weight reads. Returns how many stretches that is. */
 static long stretches_of(const weight *w, stretch *out) {
     if (w->data) *out = (stretch){w->data, weight_bytes(w)};
-    for (long i = 0; i < w->n_pieces; i++)
+    for (long i = 0; !w->data && i < w->n_pieces; i++)
         out[i] = (stretch){w->pieces[i].blocks.data, (size_t)piece_bytes(&w->pieces[i])};
     return w->data ? 1 : w->n_pieces;
 }
 
-static PyObject *read_weights(PyObject *weights, int threads) {
-    Py_ssize_t n_weights = PyTuple_Size(weights);
+/* With the pool locked, so that no weight lets go of its pieces meanwhile. */
+static uint64_t read_in_turn(Py_ssize_t n_weights, const weight *const *weights, stretch *all, int threads) {
     long n = 0;
+    for (Py_ssize_t i = 0; i < n_weights; i++) n += stretches_of(weights[i], all + n);
+    return read_all(n, all, threads);
+}
+
+static PyObject *read_weights(PyObject *tuple, int threads) {
+    Py_ssize_t n_weights = PyTuple_Size(tuple);
+    long n = 1;
     uint64_t sum;
     WeightObject *one;
     for (Py_ssize_t i = 0; i < n_weights; i++) {
-        if (!parse_weight(PyTuple_GetItem(weights, i), &one)) return NULL;
+        if (!parse_weight(PyTuple_GetItem(tuple, i), &one)) return NULL;
         n += 1 + one->w.n_pieces;
     }
-    stretch *all = malloc((size_t)(n + 1) * sizeof *all);
-    if (!all) return PyErr_NoMemory();
-    n = 0;
-    for (Py_ssize_t i = 0; i < n_weights; i++) n += stretches_of(weight_of(PyTuple_GetItem(weights, i)), all + n);
-    WITHOUT_GIL(sum, read_all(n, all, threads));
+    const weight **weights = calloc((size_t)n_weights + 1, sizeof *weights);
+    stretch *all = calloc((size_t)n, sizeof *all);
+    for (Py_ssize_t i = 0; weights && i < n_weights; i++) weights[i] = weight_of(PyTuple_GetItem(tuple, i));
+    if (weights && all) WITHOUT_GIL(sum, read_in_turn(n_weights, weights, all, threads));
+    PyObject *found = weights && all ? PyLong_FromUnsignedLongLong(sum) : PyErr_NoMemory();
+    free(weights);
     free(all);
-    return PyLong_FromUnsignedLongLong(sum);
+    return found;
 }
 
 static PyObject *py_read_all(PyObject *module, PyObject *args) {
@@ -598,6 +640,8 @@ static PyObject *py_use_level(PyObject *module, PyObject *args) {
 static PyMethodDef functions[] = {
     {"pack", py_pack, METH_VARARGS,
      "pack(file_type, data, n_rows, n_cols, weight, row, col, threads): put a file's blocks into a Weight"},
+    {"settle", py_settle, METH_VARARGS,
+     "settle(weight, threads): pack a mapped Weight into memory of its own; it lets go of its arrays"},
     {"matmul", py_matmul, METH_VARARGS, "matmul(x, weights, outs, threads): each out = x @ weight.T"},
     {"rows", py_rows, METH_VARARGS, "rows(weight, indices, out): rows of a weight as float32"},
     {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, weight, eps, out, threads)"},

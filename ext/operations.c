@@ -448,6 +448,12 @@ int pack(const file_blocks *from, const weight *to, long row, long col, int thre
     return 0;
 }
 
+void pack_pieces(const weight *w, uint8_t *memory, int threads) {
+    weight to = *w;
+    to.data = memory;
+    for (const piece *p = w->pieces; p < w->pieces + w->n_pieces; p++) pack(&p->blocks, &to, p->row, p->col, threads);
+}
+
 /* ---- the pure-read probe ---- */
 
 /* A thread takes so many bytes at a time and reads them in several streams: a core's own prefetchers then keep more

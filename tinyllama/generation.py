@@ -52,6 +52,9 @@ class Timings:
     predict: float = 0.0
     n_predict: int = 0  # runs of the model on one token: all but the last, unless the model ended the text
     total: float = 0.0
+    pack: float = 0.0  # in the background since the model was loaded; see `backends.packing`
+    n_packed: int = 0  # weights
+    n_left: int = 0  # weights that still lie in their file, where products with them take longer
 
     @contextmanager
     def adding_to(self, step: str) -> Iterator[None]:

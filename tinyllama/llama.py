@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .backends import Backend, get_backend, over_forks
+from .backends import Backend, Packing, get_backend, over_forks
 from .errors import TinyllamaError, require
 from .formats import Checkpoint, open_checkpoint, stamp
 from .generation import Completion, Generation, Token
@@ -24,7 +24,6 @@ from .settings import Settings, default_ctx_size
 from .tokenizer import make_tokenizer
 
 KEPT = 2  # models that stay loaded
-LARGE = 10**9  # weights from which loading shows a bar; with fewer it has ended before tqdm is imported
 SCORED = 3000  # bytes of a Token with its Stage, as `score` makes them
 
 
@@ -37,20 +36,20 @@ class Llama(AbstractContextManager):
         checkpoint, config, tokenizer, backend: what it was made of.
         name: the name or path it was loaded by.
         mapped: its weights stay in their file.
+        packing: of weights that begin there, how many are in memory now; see `backends.packing`.
         n_params: how many weights it has; an output matrix that is the embedding's counts once.
-        load_seconds: how long loading took.
+        load_seconds: how long `load` took.
     """
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend, name: str, mmap=False, progress=None):
-        started, sizes = time.perf_counter(), [math.prod(t.shape) for t in checkpoint.tensors.values()]
+    def __init__(self, checkpoint: Checkpoint, backend: Backend, name: str, mmap=False, progress=iter):
         self.name, self.checkpoint, self.config, self.backend = name, checkpoint, checkpoint.config, backend
-        self.tokenizer, self.n_params = make_tokenizer(checkpoint.vocabulary, checkpoint.path), sum(sizes)
-        self.mapped = mmap or backend.keeps_in_file(checkpoint.tensors)
-        prepare = partial(backend.prepare, copy=not self.mapped)
-        progress = progress or (_bar if self.n_params > LARGE else iter)
-        self._model: Model | None = build(self.config, checkpoint.tensors, prepare, progress)
+        self.tokenizer, self.load_seconds = make_tokenizer(checkpoint.vocabulary, checkpoint.path), 0.0
+        self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+        self.packing = Packing(backend, checkpoint.tensors, checkpoint.check_unchanged, mmap)
+        self.mapped = self.packing.mapped
+        self._model: Model | None = build(self.config, checkpoint.tensors, self.packing.prepare, progress)
         checkpoint.check_unchanged()
-        self.load_seconds = time.perf_counter() - started
+        self.packing.start(now=False)
 
     # --- text -------------------------------------------------------------------------------------
 
@@ -70,7 +69,13 @@ class Llama(AbstractContextManager):
         cache = self.new_cache(n_ctx, at_once=min(wanted.batch_size, len(ids)))
         origin = {"prompt": str(prompt) if isinstance(prompt, str) else ids, "model": self.name}
         origin |= {"backend": self.backend.name, "threads": self.backend.threads}
-        run, doubts = partial(self.forward, last=True, cancel=cancel), self._doubts(prompt, ids, n_ctx)
+        doubts = self._doubts(prompt, ids, n_ctx)
+
+        def run(tokens, cache):
+            logits, took = self.forward(tokens, cache, last=True, cancel=cancel), generation.timings
+            took.pack, took.n_packed, took.n_left = self.packing.state
+            return logits
+
         generation = Generation(run, self.tokenizer, cache, ids, wanted, origin, doubts, self.backend.running)
         generation.timings.load = self.load_seconds
         return generation
@@ -163,13 +168,14 @@ class Llama(AbstractContextManager):
         Raises:
             Cancelled: the flag is set; the cache holds what it held before.
             KeyboardInterrupt: at the next layer after Ctrl-C; after the last, the cache has these tokens.
-            TinyllamaError: the model has been closed, or it is mapped and its file was changed, or the logits
-                are NaN or infinite. (With a `tap` they are returned: one may be looking for the cause.)
+            TinyllamaError: the model has been closed, or weights are in its file and that was changed, or
+                logits are NaN or infinite. (With a `tap` they are returned: one may look for the cause.)
         """
         model = self._open()
         with self.backend.running(cancel):
             logits = forward(model, self.backend, tokens, cache, **options)
         self._open()
+        self.packing.start()
         if not options.get("tap"):
             self.check(logits, cache.ids)
         return logits
@@ -217,13 +223,13 @@ class Llama(AbstractContextManager):
 
     def _open(self) -> Model:
         require(self._model is not None, f"{self.name} has been closed")
-        if self.mapped:
-            self.checkpoint.check_unchanged()
+        self.packing.check()
         return self._model
 
     def close(self) -> None:
         """Give the weights' memory back. Closing twice is fine; using it afterwards is an error."""
         self._model = None
+        self.packing.stop()
         self.checkpoint.tensors.clear()
         with _lock:
             for key in [key for key, llama in _loaded.items() if llama is self]:
@@ -234,12 +240,6 @@ class Llama(AbstractContextManager):
 
     def __repr__(self) -> str:
         return f"Llama({self.name!r}, {self.n_params:,} weights, backend {self.backend.name!r})"
-
-
-def _bar(names: list[str]) -> Iterator[str]:
-    from tqdm.auto import tqdm  # here: it takes as long to import as a small model to load
-
-    return iter(tqdm(names, "load", unit=" tensors", leave=False, delay=0.5))
 
 
 # --- by name --------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def load(
     *,
     mmap: bool = False,
     announce: Callable[[Path, dict[str, int]], None] | None = None,
-    progress: Callable | None = None,
+    progress: Callable = iter,
 ) -> Llama:
     """Load a model, or return it if it is loaded already.
 
@@ -267,12 +267,12 @@ def load(
         mmap: leave the weights in their file, mapped. Loading takes no time, and the weights no memory but
             the page cache, which the system can take back; each token takes longer. The results are the same.
         announce: called before loading with the path and what it will take, as `Backend.memory` says.
-        progress: wraps the iteration over the tensors as tqdm does, which shows a bar if nobody says.
+        progress: wraps the iteration over the tensors, as tqdm does.
     Raises:
         TinyllamaError: there is no such file, it is damaged, or there isn't the memory for it.
     """
     require(isinstance(mmap, bool), f"mmap must be True or False, not {mmap!r:.80}")
-    table = get_backend(backend, threads)
+    table, started = get_backend(backend, threads), time.perf_counter()
     with _lock, table.running():
         key = (stamp(model), table.name, table.threads, mmap)
         if key not in _loaded:
@@ -281,12 +281,12 @@ def load(
             needed = table.memory(checkpoint.config, checkpoint.tensors, n_ctx, mmap=mmap)
             while _loaded and (len(_loaded) >= KEPT or not table.has_memory(needed)):
                 del _loaded[next(iter(_loaded))]
-            mapped = mmap or table.keeps_in_file(checkpoint.tensors)
-            table.require_load(checkpoint.path, needed, mapped)
+            table.require_load(checkpoint.path, needed, mmap or table.keeps_in_file(checkpoint.tensors))
             if announce:
                 announce(checkpoint.path, needed)
             name = str(Path(model).absolute() if Path(model).exists() else model)  # right after chdir, too
             _loaded[key] = Llama(checkpoint, table, name, mmap, progress)
+            _loaded[key].load_seconds = time.perf_counter() - started
         _loaded[key] = _loaded.pop(key)
         return _loaded[key]
 

@@ -251,6 +251,20 @@ def test_a_mapped_weight_is_used_when_it_has_each_of_its_blocks_once():
         use()
 
 
+def test_a_settled_weight_lets_go_of_its_arrays():
+    data = packed(8, 64)
+    whole, before = _native.Weight("q4_0", 8, 64, mapped=True), sys.getrefcount(data)
+    with pytest.raises(ValueError, match="missing"):
+        _native.settle(whole, 1)
+    _native.pack("q4_0", data, 8, 64, whole, 0, 0, 1)
+    assert sys.getrefcount(data) > before
+    for _ in range(2):
+        _native.settle(whole, 1)
+        assert sys.getrefcount(data) == before
+    data[:] = 0
+    np.testing.assert_array_equal(Native(1).matmul(X, whole), Native(1).matmul(X, weight()))
+
+
 def test_pack_refuses_too_few_bytes():
     with pytest.raises(ValueError, match="not the size"):
         _native.pack("q4_0", np.zeros(7, np.uint8), 8, 64, weight(), 0, 0, 1)

@@ -1,5 +1,7 @@
 """Products of every type, level and odd shape, against the definition."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -297,6 +299,31 @@ def test_a_mapped_weight_gives_the_bits_of_a_packed_one(type, shape, level):
         np.testing.assert_array_equal(got, expected)
     rows = np.array([shape[0] - 1, 0])
     np.testing.assert_array_equal(Native(2).embedding(mapped, rows), Native(2).embedding(copied, rows))
+
+
+@pytest.mark.parametrize("type", [*ALL, *K_TYPES])
+def test_a_settled_weight_gives_the_bits_of_a_packed_one(type, level):
+    array, x = normal(54, 768), normal(7, 768, seed=1)
+    for axis in (0, 1):
+        tensor = in_pieces(array, type, 3, axis)
+        weight, copied = left_in_file(tensor), prepared(tensor)
+        Native(2).settle(weight, tensor)
+        assert weight.nbytes == weight.bytes_read == copied.nbytes
+        np.testing.assert_array_equal(Native(2).matmul(x, weight), Native(2).matmul(x, copied))
+
+
+def test_products_are_the_same_while_their_weight_is_settled(level):
+    tensor, x = some_weight("q4_k", 2048, 1024), normal(3, 1024)
+    expected = matmul(x, tensor)
+    for _ in range(20):
+        weight = left_in_file(tensor)
+        settling = [threading.Thread(target=Native(2).settle, args=(weight, tensor)) for _ in range(2)]
+        for thread in settling:
+            thread.start()
+        while any(thread.is_alive() for thread in settling):
+            np.testing.assert_array_equal(Native(2).matmul(x, weight), expected)
+        assert weight.nbytes > 0
+        np.testing.assert_array_equal(Native(2).matmul(x, weight), expected)
 
 
 @pytest.mark.parametrize("type, n_in", [("f32", 33), ("f16", 7), ("f16", 34), ("bf16", 1025), ("q4_0", 96)])

@@ -10,8 +10,10 @@ from importlib import import_module
 from ..errors import TinyllamaError, require
 from ..machine.limits import default_threads
 from .numpy import INT8_LIMIT, Backend, over_forks
+from .packing import Packing
 
-__all__ = ["BACKENDS", "INT8_LIMIT", "OPERATIONS", "Backend", "available", "get_backend", "over_forks"]
+__all__ = ["BACKENDS", "INT8_LIMIT", "OPERATIONS", "Backend", "Packing"]
+__all__ += ["available", "get_backend", "over_forks"]
 
 #: The entries that `model.forward` runs.
 OPERATIONS = ("embedding", "rms_norm", "matmul", "rope", "attention", "swiglu")

@@ -1,8 +1,8 @@
 """The NumPy table with its entries replaced by C: `tinyllama._native`, built from ext/.
 
-A weight is repacked when it is prepared (ext/README.md draws the layout). One that stays in its mapped file
-is repacked strip by strip whenever it is multiplied. The results are the same. The KV cache is the
-definition's, in half precision, so a tapped attention can run in NumPy on it.
+A weight is repacked (ext/README.md draws the layout) when it is prepared, or later when it is settled. Until
+then it stays in its mapped file and is repacked strip by strip whenever it is multiplied; the results are the
+same. The KV cache is the definition's, in half precision, so a tapped attention can run in NumPy on it.
 """
 
 import mmap
@@ -15,6 +15,7 @@ import numpy as np
 from .. import ops, quant
 from ..errors import check_cancelled, require
 from ..machine.files import MappedFile
+from ..machine.limits import require_memory
 from ..quant import TYPES
 from ..tensor import Piece, Tensor
 from .numpy import FLOAT_LIMIT, HALF_LIMIT, INT8_LIMIT, Backend, one_blas_thread
@@ -27,6 +28,8 @@ except ImportError as error:
 #: What is done between two looks at the flag that stops it: bytes that are packed, 0.1 s of a slow disk;
 #: multiply-adds, 0.1 s of two cores with AVX2, or of a matrix unit, which wants many tokens at a time.
 PORTION, AT_ONCE, AT_ONCE_IN_TILES = 2**25, 13 * 10**9, 2**36
+SMALL = 2**27  # bytes of weights that are packed in less than 0.1 s
+SPARE = 2**26  # bytes of memory that packing leaves to others
 
 
 class Native(Backend):
@@ -56,6 +59,20 @@ class Native(Backend):
                 advise(piece, start, stop, mmap.MADV_DONTNEED)  # it would be in memory twice
             row, col = (row, col + n_cols) if tensor.axis == 1 else (row + n_rows, col)
         return weight
+
+    def settle(self, weight, tensor: Tensor) -> None:
+        """Give a weight that `prepare` left in its file memory of its own. Products wait for it at most.
+
+        Raises TinyllamaError where the memory isn't there; the weight stays in its file then.
+        """
+        require_memory(self.prepared_bytes(tensor) + SPARE, f"packing {tensor.name}")
+        _native.settle(weight, self.threads)
+        for piece in tensor.pieces:
+            _advise(piece, 0, piece.shape[0], mmap.MADV_DONTNEED)  # it would be in memory twice
+
+    def begins_in_file(self, tensors: dict[str, Tensor]) -> bool:
+        """All but small models, which are packed before anybody notices."""
+        return sum(tensor.nbytes for tensor in tensors.values()) >= SMALL
 
     def _fill(self, out: np.ndarray, function, *inputs) -> np.ndarray:
         function(*inputs, out, self.threads)

@@ -103,6 +103,10 @@ class Backend:
         """Whether weights stay in their mapped file even if nobody asks for that."""
         return 4 * sum(math.prod(tensor.shape) for tensor in tensors.values()) >= self.unpack_below
 
+    def begins_in_file(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether weights that get memory of their own get it while the model runs (`packing`)."""
+        return False
+
     def prepared_bytes(self, tensor: Tensor) -> int:
         """What a copied weight takes."""
         return 4 * math.prod(tensor.shape)

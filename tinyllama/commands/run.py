@@ -55,6 +55,8 @@ def generate(args: argparse.Namespace) -> None:
     finally:
         print(flush=True)
     _print_timings(run.timings, len(run.tokens))
+    if llama.packing.trouble:
+        say(f"warning: {counted(run.timings.n_left, 'weight')} stayed in the file: {llama.packing.trouble}")
     if run.stop_reason != "length":
         say(f"stopped: {STOP_REASONS[run.stop_reason]}")
 
@@ -84,6 +86,9 @@ def _print_timings(took: Timings, n_sampled: int) -> None:
         if seconds and n_tokens:
             line += f" {1000 * seconds / n_tokens:8.2f} ms/token {n_tokens / seconds:9.1f} tokens/s"
         say(line)
+    if took.n_packed or took.n_left:
+        left = f", {took.n_left} are still in the file" * bool(took.n_left)
+        say(f"pack     {took.pack:6.2f} s {took.n_packed:6} weights, in the background{left}")
     say(f"total    {took.load + took.total:6.2f} s, peak memory {human(peak_memory())}")
 
 
@@ -190,9 +195,8 @@ def _load(args: argparse.Namespace) -> Llama:
 
     def announce(path: Path, needed: dict[str, int]) -> None:
         total, size = sum(needed.values()), needed["weights"]
-        seconds = max(1, round(size / 2e9))  # dequantizing, or reading a fast disk
         what = f"{human(size)} weights, {human(needed['kv_cache'])} KV cache"
-        costs = f"up to {human(total)} of memory ({what}), about {seconds} s"
+        costs = f"up to {human(total)} of memory ({what})"
         if args.mmap:
             costs = f"{human(size)} of weights stay in the file, up to {human(total - size)} of memory beside"
             costs += " them; it starts at once, and a token takes about twice as long as without --mmap"
