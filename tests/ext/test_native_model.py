@@ -42,6 +42,21 @@ def test_the_same_bits_with_any_number_of_threads(level):
         np.testing.assert_array_equal(run("c", "q4_0", threads=threads), one)
 
 
+@pytest.mark.parametrize("type", ["f32", "f16", "q4_0", "q5_1", "q8_0"])
+def test_a_token_has_the_same_bits_however_a_prompt_is_cut(type, level):
+    backend = get_backend("c", 2)
+    model = build(CONFIG, tensors(type=type), lambda tensor: backend.prepare(tensor, copy=True))
+    ids = [*TOKENS, *TOKENS[::-1]]
+
+    def logits(*sizes: int) -> np.ndarray:
+        cache = backend.new_cache(CONFIG, 16)
+        return np.concatenate([forward(model, backend, ids[len(cache) :][:n], cache) for n in sizes])
+
+    one_by_one = logits(*[1] * len(ids)).view(np.int32)
+    for sizes in ((14,), (7, 7), (1, 13), (2, 3, 4, 5), (6, 8)):
+        np.testing.assert_array_equal(logits(*sizes).view(np.int32), one_by_one)
+
+
 def test_every_step_can_be_tapped_and_stays_as_it_was(level):
     seen, copies = {}, {}
 
