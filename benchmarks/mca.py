@@ -7,8 +7,8 @@ cut out of the assembly, and their cycles are counted in two ways:
     of 2013's under every name that it has for them, to the M5's: 6 instructions a cycle, 3 units for vectors;
     the M1 and later start 8 and have 4 such units, so a quarter of the vector instructions is the least.
 
-What a core does in a cycle (bytes of weights in decoding, multiply-adds in prefill) lies between the two.
-Neither counts copies of registers, which an M1 makes by renaming.
+What a core does in a cycle (bytes of weights for one token, multiply-adds for several at once) lies between the
+two. Neither counts copies of registers, which an M1 makes by renaming, nor what happens once for eight blocks.
 """
 
 import re
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,18 +29,15 @@ MCA = shutil.which("llvm-mca-22") or shutil.which("llvm-mca-19") or "llvm-mca"
 
 #: How many products an instruction makes.
 PRODUCTS = {"smull": 8, "smull2": 8, "smlal": 8, "smlal2": 8, "sdot": 16, "smmla": 32}
-#: Of blocks, a quarter is multiplied twice (`REFINED` in ext/kernels.h), for a single token at once.
-REFINED = 0.25
-BLOCK_OF_ROWS = 32 * 32
 BYTES_PER_WEIGHT = 18 / 32
-#: Cache lines that decode asks for ahead, in a loop of its own, for each block of 32 rows.
-PREFETCHES = 32 * 18 // 64
+#: How many are multiplied at once; so many that prefill has nothing but whole tiles.
+TOKENS = [1, 2, 3, 4, 6, 8, 512]
 #: Units for vector instructions: https://dougallj.github.io/applecpu/firestorm.html
 VECTOR_UNITS = 4
 LEVELS = ["neon", "dotprod", "i8mm"]
 LIMITS = ["decode, tokens/s", "prefill, tokens/s"]
-#: A single token is another level's.
-DECODES_WITH = {"i8mm": "dotprod"}
+#: Its tiles have an even number of tokens, and a single one is another level's.
+PAIRS, SINGLE = "i8mm", "dotprod"
 #: Billions of weights that a token is multiplied by: all but the embedding.
 WEIGHTS = {
     name: (PRESETS[name].n_params() - PRESETS[name].vocab_size * PRESETS[name].dim) / 1e9
@@ -63,16 +61,11 @@ CHIPS = {
     "M3 Max, 16 cores": Chip("i8mm", 12, 4.06, 400),
 }
 
-#: Each level's loops as functions of their own, put where its instruction set is switched on.
-FUNCTIONS = """
-void decode(const weight *w, const activations *acts, long strip, float *out, long stride) {
-    if (acts->tile_tokens != 1) __builtin_unreachable();
-    multiply_type(Q4_0, w, acts, strip, out, stride);
-}
-void prefill(const weight *w, const activations *acts, long strip, float *out, long stride) {
-    if (acts->tile_tokens == 1) __builtin_unreachable();
-    multiply_type(Q4_0, w, acts, strip, out, stride);
-}
+#: A level's loop over a tile of so many tokens, as a function of its own.
+FUNCTION = """
+void tokens_{n}(const weight *w, const token_tile *tile, long strip, float *out, long stride) {{
+    multiply_tile(Q4_0, {n}, w, tile, strip, out, stride);
+}}
 """
 
 
@@ -84,17 +77,25 @@ def run(command: list, text: str | None = None) -> str:
     return done.stdout
 
 
-def assembly(level: str) -> dict[str, str]:
-    """{"decode": its instructions, "prefill": its instructions}."""
-    code = (EXT / f"{level}.c").read_text()
-    at = code.index("\nLEVEL(")
+def source(level: str) -> str:
+    """Its file."""
+    return (EXT / f"{level}.c").read_text()
+
+
+def most_tokens(level: str) -> int:
+    """Of a tile."""
+    return int(re.search(r"TOKENS = (\d+)", source(level))[1])
+
+
+@cache
+def assembly(level: str, n: int) -> str:
+    """Of the level's loop over a tile of n tokens, which stands in for all that its file compiles for other types."""
+    rest = re.compile(r"^(static )?MULTIPLY_TILE.*?(?=^TARGET_END|^#endif)", re.M | re.S)
     with tempfile.TemporaryDirectory() as folder:
-        source, output = Path(folder, "loops.c"), Path(folder, "loops.s")
-        source.write_text(code[:at] + FUNCTIONS + code[at:])
-        run([sys.executable, "-m", "ziglang", "cc", *OPTIONS, "-S", source, "-o", output])
-        text = output.read_text()
-    names = "decode", "prefill"
-    return {name: re.search(rf"^_{name}:.*?\.cfi_endproc", text, re.M | re.S)[0] for name in names}
+        code, output = Path(folder, "loop.c"), Path(folder, "loop.s")
+        code.write_text(rest.sub(FUNCTION.format(n=n), source(level)))
+        run([sys.executable, "-m", "ziglang", "cc", *OPTIONS, "-S", code, "-o", output])
+        return re.search(rf"^_tokens_{n}:.*?\.cfi_endproc", output.read_text(), re.M | re.S)[0]
 
 
 def loops(function: str) -> dict[str, tuple[str | None, list[list[str]]]]:
@@ -125,16 +126,10 @@ def products(instructions: list[str]) -> int:
     return sum(PRODUCTS.get(name, 0) for name in names)
 
 
-def passes(function: str) -> list[list[str]]:
-    """Ways through the loop with the most products, prefetches included, each through one block of products:
-    in decoding that of a plain block of weights, then that of a refined one."""
-    found = loops(function)
-    header = max(found, key=lambda name: sum(map(products, found[name][1])))
-    blocks = found[header][1]
-    inside = [body for parent, body in found.values() if parent == header and "prfm" in str(body)]
-    around = [line for block in blocks if not products(block) for line in block]
-    around += PREFETCHES * [line for body in inside for block in body for line in block]
-    return [around + block for block in sorted(blocks, key=products) if products(block)]
+def inner_loop(function: str) -> list[str]:
+    """Instructions of the loop with the most products: a block of some columns of rows, prefetches included."""
+    bodies = ([line for block in blocks for line in block] for _, blocks in loops(function).values())
+    return max(bodies, key=products)
 
 
 def copies(line: str) -> bool:
@@ -162,21 +157,29 @@ def vector_cycles(instructions: list[str]) -> float:
     )
 
 
-class Speed(NamedTuple):
-    """What a core does in a cycle."""
+def tiles(level: str, n_tokens: int) -> list[int]:
+    """How many tokens each has: as few tiles as possible, as equal as possible, as ext/operations.c plans them."""
+    n = -(-n_tokens // most_tokens(level))
+    return [n_tokens * (i + 1) // n - n_tokens * i // n for i in range(n)]
 
-    decode: float  # bytes of weights
-    prefill: float  # multiply-adds
+
+def cycles_a_weight(level: str, n: int, count) -> float:
+    """For a tile of n tokens, by one of the two ways to `count` the cycles of a loop."""
+    if level == PAIRS:
+        return cycles_a_weight(SINGLE, 1, count) if n == 1 else cycles_of_loop(level, n + n % 2, count)
+    return cycles_of_loop(level, n, count)
 
 
-def speeds(level: str, count) -> Speed:
-    """By one of the two ways to `count` the cycles of a loop."""
-    plain, refined = map(count, passes(assembly(DECODES_WITH.get(level, level))["decode"]))
-    (prefill,) = passes(assembly(level)["prefill"])
-    return Speed(
-        BLOCK_OF_ROWS * BYTES_PER_WEIGHT / (plain + REFINED * (refined - plain)),
-        products(prefill) / count(prefill) / (1 + REFINED),
-    )
+def cycles_of_loop(level: str, n: int, count) -> float:
+    """The same for a tile that is as full as the loop wants it."""
+    loop = inner_loop(assembly(level, n))
+    return n * count(loop) / products(loop)
+
+
+def speed(level: str, n_tokens: int, count) -> float:
+    """Multiply-adds a cycle with so many tokens at once."""
+    planned = tiles(level, n_tokens)
+    return n_tokens / sum(planned.count(n) * cycles_a_weight(level, n, count) for n in set(planned))
 
 
 def row(*cells) -> None:
@@ -187,11 +190,12 @@ def row(*cells) -> None:
 
 def main() -> None:
     """Print both tables of ext/README.md."""
-    both = {level: [speeds(level, cycles), speeds(level, vector_cycles)] for level in LEVELS}
-    row("Level", "decode: bytes of weights a cycle", "prefill: multiply-adds a cycle")
-    row("---", "---:", "---:")
-    for level, ways in both.items():
-        row(f"`{level}`", [way.decode for way in ways], [way.prefill for way in ways])
+    ways = cycles, vector_cycles
+    both = {level: {n: [speed(level, n, way) for way in ways] for n in TOKENS} for level in LEVELS}
+    row("Level", "bytes of weights", *TOKENS)
+    row("---", *["---:"] * (1 + len(TOKENS)))
+    for level, of in both.items():
+        row(f"`{level}`", [x * BYTES_PER_WEIGHT for x in of[1]], *of.values())
     print()
     row(
         "Chip",
@@ -201,12 +205,12 @@ def main() -> None:
     )
     row("---", *["---:"] * 6)
     for name, chip in CHIPS.items():
-        giga = chip.cores * chip.clock
+        giga, of = chip.cores * chip.clock, both[chip.level]
         limits = []
         for weights in WEIGHTS.values():
             limits.append(f"{chip.bandwidth / (weights * BYTES_PER_WEIGHT):.3g}")
-            limits.append([giga * way.prefill / weights for way in both[chip.level]])
-        row(name, [giga * way.decode for way in both[chip.level]], chip.bandwidth, *limits)
+            limits.append([giga * x / weights for x in of[TOKENS[-1]]])
+        row(name, [giga * x * BYTES_PER_WEIGHT for x in of[1]], chip.bandwidth, *limits)
 
 
 if __name__ == "__main__":
