@@ -7,8 +7,8 @@ cut out of the assembly, and their cycles are counted in two ways:
     of 2013's under every name that it has for them, to the M5's: 6 instructions a cycle, 3 units for vectors;
     the M1 and later start 8 and have 4 such units, so a quarter of the vector instructions is the least.
 
-What a core does in a cycle (bytes of weights for one token, multiply-adds for several at once) lies between the
-two. Neither counts copies of registers, which an M1 makes by renaming, nor what happens once for eight blocks.
+What a core does in a cycle (bytes of weights for one token, multiply-adds for several at once) lies between
+the two. Neither counts copies of registers, which an M1 makes by renaming, or what is done once for a chunk.
 """
 
 import re
@@ -63,8 +63,8 @@ CHIPS = {
 
 #: A level's loop over a tile of so many tokens, as a function of its own.
 FUNCTION = """
-void tokens_{n}(const weight *w, const token_tile *tile, long strip, float *out, long stride) {{
-    multiply_tile(Q4_0, {n}, w, tile, strip, out, stride);
+void tokens_{n}(const weight *w, const token_tile *tile, long first, long last, float *out, long stride) {{
+    multiply_strips(Q4_0, {n}, w, tile, first, last, out, stride);
 }}
 """
 
@@ -89,7 +89,7 @@ def most_tokens(level: str) -> int:
 
 @cache
 def assembly(level: str, n: int) -> str:
-    """Of the level's loop over a tile of n tokens, which stands in for all that its file compiles for other types."""
+    """Of the level's loop over a tile of n tokens, in place of all that its file makes for other types."""
     rest = re.compile(r"^(static )?MULTIPLY_TILE.*?(?=^TARGET_END|^#endif)", re.M | re.S)
     with tempfile.TemporaryDirectory() as folder:
         code, output = Path(folder, "loop.c"), Path(folder, "loop.s")
@@ -127,7 +127,7 @@ def products(instructions: list[str]) -> int:
 
 
 def inner_loop(function: str) -> list[str]:
-    """Instructions of the loop with the most products: a block of some columns of rows, prefetches included."""
+    """Instructions of the loop with the most products: those of a block and some columns, and prefetches."""
     bodies = ([line for block in blocks for line in block] for _, blocks in loops(function).values())
     return max(bodies, key=products)
 
@@ -158,7 +158,7 @@ def vector_cycles(instructions: list[str]) -> float:
 
 
 def tiles(level: str, n_tokens: int) -> list[int]:
-    """How many tokens each has: as few tiles as possible, as equal as possible, as ext/operations.c plans them."""
+    """Tokens of each: few tiles, as equal as possible, as ext/operations.c plans them."""
     n = -(-n_tokens // most_tokens(level))
     return [n_tokens * (i + 1) // n - n_tokens * i // n for i in range(n)]
 
