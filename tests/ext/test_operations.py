@@ -13,7 +13,7 @@ from tinyllama.tensor import Tensor
 
 CLOSE = 2e-6  # a few float32 roundings of values near 1
 HALF = 2e-3  # keys and values are kept in half precision, 11 bits, and a score is a sum of up to 128 of them
-BF16 = 8e-3  # half a unit in the last of 8 bits of a value between 2 and 4
+BF16 = 16e-3  # half a unit in the last of 8 bits of a value between 2 and 4, and as much for its weight
 
 
 def normal(*shape, seed=0):
