@@ -112,6 +112,7 @@ INLINE void add_block(const weight_type type, const int n, const uint8_t *block,
         return;
     }
     add_halves(type, n, block, head, 0, x, totals);
+    if (n > 1) IN_ORDER;
     add_halves(type, n, block, head, 1, x, totals + n);
 }
 

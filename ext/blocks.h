@@ -20,13 +20,6 @@ enum {
 #define FINISH_SUMS(n, sums) (void)0
 #endif
 
-/* GCC would mix the columns and put half of what they need aside on the stack. */
-#if defined(__clang__)
-#define IN_ORDER (void)0
-#else
-#define IN_ORDER __asm__ volatile("" ::: "memory")
-#endif
-
 INLINE void ask_ahead(const uint8_t *block, const long block_bytes, const int share, const int shares) {
     UNROLL
     for (long i = 0; i * shares * 64 < block_bytes; i++) __builtin_prefetch(block + AHEAD + (i * shares + share) * 64);

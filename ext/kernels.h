@@ -43,6 +43,13 @@ enum {
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* Between sums of some rows and of others: GCC would mix them and put half of what they need aside on the stack. */
+#if defined(__clang__)
+#define IN_ORDER (void)0
+#else
+#define IN_ORDER __asm__ volatile("" ::: "memory")
+#endif
+
 /* ---- weights (weights.c, pack.c) ---- */
 
 /* Every type of weights, once. Files hold all of them (quant.py says what their numbers mean); kernels multiply by the
