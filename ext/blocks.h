@@ -5,13 +5,11 @@
  *     at_once    how many columns are multiplied at once by n tokens
  *     add_block  adds a block of the rows of a column times a tile_block of n tokens to totals [WIDE][n]
  *
- * Weights come from memory once, whatever the number of tokens. FEW_SUMS tokens wait for memory: they take a block of
- * each of several strips, then the next of each. More tokens wait for arithmetic: CHUNK blocks of all columns of a strip
- * are multiplied before the next, so that they and their inputs stay in the first-level cache. Each column asks for its
- * share of what is needed soon. The order in which a row's blocks are summed up depends on none of this. */
+ * CHUNK blocks of all columns are multiplied before the next: they and their inputs stay in the first-level cache. The
+ * weights come from memory once, from front to back, whatever the number of tokens; each column asks for its share of
+ * what is needed soon. The order in which a row's blocks are summed up depends on none of this. */
 enum {
     COLUMNS_OF_STRIP = STRIP / LANES / WIDE,
-    FEW_SUMS = 4,
     CHUNK = 8,
     AHEAD = 8192, /* how far ahead of its use a strip is asked for, in bytes */
 };
@@ -51,7 +49,14 @@ INLINE void multiply_chunk(const weight_type type, const int n, const uint8_t *s
         for (int i = 0; i < WIDE * n; i++) sums[c * WIDE * n + i] = totals[c][i];
 }
 
-INLINE void put_sums(const int n, const weight *w, const token_tile *tile, long strip, vec *sums, float *out, long stride) {
+INLINE void multiply_tile(const weight_type type, const int n, const weight *w, const token_tile *tile, long strip,
+                          float *out, long stride) {
+    const uint8_t *data = w->data + strip * w->strip_bytes, *x = tile->blocks;
+    vec sums[STRIP / LANES * TOKENS];
+    for (int i = 0; i < STRIP / LANES * n; i++) sums[i] = v_set1(0);
+    for (long i = 0; i < tile->n_blocks; i += CHUNK, x += CHUNK * tile_block_bytes(n))
+        for (int c = 0; c < COLUMNS_OF_STRIP; c += at_once(n))
+            multiply_chunk(type, n, data, x, smaller(tile->n_blocks - i, CHUNK), c, tile->first == 0, sums + c * WIDE * n);
     for (int v = 0; v < STRIP / LANES; v++) {
         const long row = strip * STRIP + v * LANES;
         FINISH_SUMS(n, sums + v * n);
@@ -61,45 +66,27 @@ INLINE void put_sums(const int n, const weight *w, const token_tile *tile, long 
     }
 }
 
-/* Strips first..last-1, as many as fit into sums. */
-INLINE void multiply_strips(const weight_type type, const int n, const weight *w, const token_tile *tile, long first,
-                            long last, float *out, long stride) {
-    const long chunk = n <= FEW_SUMS ? 1 : CHUNK;
-    const uint8_t *x = tile->blocks;
-    vec sums[n <= FEW_SUMS ? STRIPS_AT_ONCE : 1][STRIP / LANES * TOKENS];
-    for (long s = first; s < last; s++)
-        for (int i = 0; i < STRIP / LANES * n; i++) sums[s - first][i] = v_set1(0);
-    for (long i = 0; i < tile->n_blocks; i += chunk, x += chunk * tile_block_bytes(n))
-        for (long s = first; s < last; s++)
-            for (int c = 0; c < COLUMNS_OF_STRIP; c += at_once(n))
-                multiply_chunk(type, n, w->data + s * w->strip_bytes, x, smaller(tile->n_blocks - i, chunk), c,
-                               tile->first == 0, sums[s - first] + c * WIDE * n);
-    for (long s = first; s < last; s++) put_sums(n, w, tile, s, sums[s - first], out, stride);
-}
-
 /* Type and number of tokens are known to the compiler. */
-INLINE void multiply_type(const weight_type type, const weight *w, const token_tile *tile, long first, long last,
-                          float *out, long stride) {
+INLINE void multiply_type(const weight_type type, const weight *w, const token_tile *tile, long strip, float *out,
+                          long stride) {
 #define TILE_CASE(n)                                                                                          \
     case n:                                                                                                   \
-        if (n > TOKENS || (EVEN && n % 2)) break;                                                             \
-        for (long s = first; s < last; s += n <= FEW_SUMS ? STRIPS_AT_ONCE : 1)                                      \
-            multiply_strips(type, n, w, tile, s, n <= FEW_SUMS ? last : s + 1, out, stride);                  \
+        if (n <= TOKENS && !(EVEN && n % 2)) multiply_tile(type, n, w, tile, strip, out, stride);             \
         break;
     switch (tile->n) {
         TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6) TILE_CASE(7) TILE_CASE(8)
     }
 }
 
-#define TYPE_CASE(id, ...) case id: multiply_type(id, w, x, first, last, out, stride); break;
+#define TYPE_CASE(id, ...) case id: multiply_type(id, w, x, strip, out, stride); break;
 #define MULTIPLY_TILE(name)                                                                                   \
-    void name(const weight *w, const token_tile *x, long first, long last, float *out, long stride) {         \
+    void name(const weight *w, const token_tile *x, long strip, float *out, long stride) {                    \
         switch (w->type) {                                                                                    \
             BLOCK_TYPES(TYPE_CASE)                                                                            \
         default: break;                                                                                       \
         }                                                                                                     \
     }
 #define MULTIPLY_BLOCKS(name, multiply_tile)                                                                  \
-    void name(const weight *w, const activations *acts, long first, long last, float *out, long stride) {     \
-        for (long i = 0; i < acts->n_tiles; i++) multiply_tile(w, acts->tiles + i, first, last, out, stride); \
+    void name(const weight *w, const activations *acts, long strip, float *out, long stride) {                \
+        for (long i = 0; i < acts->n_tiles; i++) multiply_tile(w, acts->tiles + i, strip, out, stride);       \
     }

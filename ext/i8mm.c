@@ -41,8 +41,8 @@ INLINE void block_products(const weight_type type, const int n, const uint8_t *b
 
 static MULTIPLY_TILE(multiply_pairs)
 
-static void multiply_any(const weight *w, const token_tile *x, long first, long last, float *out, long stride) {
-    (x->n == 1 ? dotprod_multiply_tile : multiply_pairs)(w, x, first, last, out, stride);
+static void multiply_any(const weight *w, const token_tile *x, long strip, float *out, long stride) {
+    (x->n == 1 ? dotprod_multiply_tile : multiply_pairs)(w, x, strip, out, stride);
 }
 
 static MULTIPLY_BLOCKS(multiply_blocks, multiply_any)

@@ -14,7 +14,6 @@ enum {
     BLOCK = 32,        /* weights that share a scale */
     SUPER = 8,         /* blocks of a super-block, which share the scale of their scales */
     STRIP = 32,        /* rows of a weight that lie, and are multiplied, side by side */
-    STRIPS_AT_ONCE = 4,       /* strips that a thread reads at a time: memory delivers more than from one place */
     MAX_THREADS = 256,
     MAX_HEAD_DIM = 256,
     MAX_SHARED = 64,   /* query heads that share a key/value head */
@@ -356,8 +355,8 @@ typedef struct {
     void (*quantize)(const float *x, long n_blocks, input_block *out);
     /* What `of` has left of x, in units of its scale / REST. */
     void (*refine)(const float *x, const input_block *of, input_block *out);
-    /* out[t * stride + row] for all tokens and the rows of strips first..last-1, STRIPS_AT_ONCE at most. */
-    void (*multiply_blocks)(const weight *w, const activations *acts, long first, long last, float *out, long stride);
+    /* out[t * stride + row] for all tokens and the rows of a strip. */
+    void (*multiply_blocks)(const weight *w, const activations *acts, long strip, float *out, long stride);
     /* The same for rows first..last-1, last - first <= STRIP. `scratch` has scratch_bytes() of room. */
     void (*multiply_floats)(const weight *w, const float *x, long n_tokens, long first, long last, float *out,
                             long stride, void *scratch);
@@ -381,9 +380,9 @@ typedef struct {
 } kernels;
 
 /* multiply_blocks of levels that others share it with. */
-void avx512_multiply_blocks(const weight *w, const activations *acts, long first, long last, float *out, long stride);
-void dotprod_multiply_tile(const weight *w, const token_tile *x, long first, long last, float *out, long stride);
-void dotprod_multiply_blocks(const weight *w, const activations *acts, long first, long last, float *out, long stride);
+void avx512_multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride);
+void dotprod_multiply_tile(const weight *w, const token_tile *x, long strip, float *out, long stride);
+void dotprod_multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride);
 
 /* What each level's file ends with: its table, of what generic.h, cast.h, blocks.h and the file itself define under the
  * kernels' names. */

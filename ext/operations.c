@@ -5,8 +5,9 @@
 
 #include "kernels.h"
 
-/* Work below this many bytes of weights, or as much in float operations, isn't worth waking a thread. */
-enum { WORTH_A_THREAD = 48 * 1024, CACHE_LINE = 64 };
+/* Work below this many bytes of weights, or as much in float operations, isn't worth waking a thread. Pieces of a
+ * product are shorter: whoever shares the last of them with a slow core should not wait long. */
+enum { WORTH_A_THREAD = 48 * 1024, PIECE = 32 * 1024, CACHE_LINE = 64 };
 
 /* A block of inputs this many times as coarse as the average is refined. */
 static const float COARSE = 1.75f;
@@ -144,28 +145,26 @@ static const weight *at_hand(const weight *w, long *first, long *last, float **o
     return copy;
 }
 
-static void multiply_rows(const product *p, long i, long first, long last, uint8_t *memory) {
+static void multiply_strip(const product *p, long i, long first, uint8_t *memory) {
     weight copy;
     float *out = p->outs[i];
-    long stride = p->weights[i]->n_out;
+    long stride = p->weights[i]->n_out, last = first + 1;
     const weight *w = at_hand(p->weights[i], &first, &last, &out, &copy, memory);
     if (has_blocks(w->type)) {
-        p->k->multiply_blocks(w, p->acts, first, last, out, stride);
-        return;
-    }
-    for (long s = first; s < last; s++) {
-        long end = (s + 1) * STRIP < w->n_out ? (s + 1) * STRIP : w->n_out;
-        p->k->multiply_floats(w, p->x, p->n_tokens, s * STRIP, end, out, stride, memory + p->room);
+        p->k->multiply_blocks(w, p->acts, first, out, stride);
+    } else {
+        long end = last * STRIP < w->n_out ? last * STRIP : w->n_out;
+        p->k->multiply_floats(w, p->x, p->n_tokens, first * STRIP, end, out, stride, memory + p->room);
     }
 }
 
-/* All weights' strips follow each other as one range. A mapped one is packed a strip at a time. */
+/* All weights' strips follow each other as one range. */
 static void multiply_strips(void *job, long first, long last, int worker) {
     product *p = job;
     for (long i = 0; i < p->n_weights; i++) {
-        long n = strips_of(p->weights[i]), end = last < n ? last : n, step = p->weights[i]->data ? STRIPS_AT_ONCE : 1;
-        for (long s = first > 0 ? first : 0; s < end; s += step)
-            multiply_rows(p, i, s, s + step < end ? s + step : end, thread_buffers[worker].data);
+        long n = strips_of(p->weights[i]);
+        for (long s = first > 0 ? first : 0; s < last && s < n; s++)
+            multiply_strip(p, i, s, thread_buffers[worker].data);
         first -= n, last -= n;
     }
 }
@@ -229,12 +228,6 @@ static int plan_tiles(const kernels *k, activations *acts) {
     return 0;
 }
 
-/* Whoever shares the last piece with a slow core should not wait long; nor should the others. */
-static long grain_of(long strips, int threads) {
-    const long grain = strips / (8L * threads);
-    return grain < 1 ? 1 : grain < STRIPS_AT_ONCE ? grain : STRIPS_AT_ONCE;
-}
-
 int matmul(const float *x, long n_tokens, long n_weights, const weight *const *weights, float *const *outs,
            int threads) {
     const kernels *k = active_kernels();
@@ -257,7 +250,7 @@ int matmul(const float *x, long n_tokens, long n_weights, const weight *const *w
     if (blocks && plan_tiles(k, &acts)) return -1;
     if (blocks) run_parallel(threads, acts.n_tiles, 1, make_tiles, &job);
     ask_for_next(n_weights, weights, threads);
-    run_parallel(threads, strips, grain_of(strips, threads), multiply_strips, &job);
+    run_parallel(threads, strips, 1 + (long)(PIECE * (double)strips / work), multiply_strips, &job);
     return 0;
 }
 

@@ -87,9 +87,9 @@ static void multiply_row(const weight *w, const token_tile *tile, long row, floa
     }
 }
 
-static void multiply_blocks(const weight *w, const activations *acts, long first, long last, float *out, long stride) {
+static void multiply_blocks(const weight *w, const activations *acts, long strip, float *out, long stride) {
     for (long i = 0; i < acts->n_tiles; i++)
-        for (long row = first * STRIP; row < smaller(last * STRIP, w->n_out); row++)
+        for (long row = strip * STRIP; row < smaller((strip + 1) * STRIP, w->n_out); row++)
             multiply_row(w, acts->tiles + i, row, out, stride);
 }
 
