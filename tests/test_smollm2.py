@@ -114,8 +114,8 @@ def test_greedy_text_is_llama_cpp_s_wherever_the_two_best_logits_are_no_near_tie
     np.testing.assert_array_equal(logits.argmax(-1)[clear], np.array(run["ids"])[clear])
 
 
-#: What rounding inputs to 8 bits may change: KL divergence of the next token's probabilities (nats, mean over a
-#: text); perplexity, as a fraction, of which chance makes a third in so many tokens.
+#: What rounding inputs to 8 bits may change: KL divergence of the next token's probabilities, in nats, mean
+#: over a text; perplexity, as a fraction, of which chance makes a third in so many tokens.
 KL_LIMIT, PERPLEXITY_LIMIT = 1e-3, 3e-3
 
 
