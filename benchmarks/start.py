@@ -6,7 +6,7 @@ Each line is a program, started anew in every round and timed to its end: `tinyl
 types it, llama-cpp-python with its class Llama, and as little of it as gives a token (its functions of C
 alone, of which Python imports nothing else). Python with nothing, and with NumPy, say what comes before any
 of them. The first round, which brings files into the system's page cache and writes bytecode, isn't counted.
-`--peer` is a Python that has llama-cpp-python, if this one hasn't; `tinyllama bench --against` says how to build it.
+`--peer` is a Python that has llama-cpp-python, which `tinyllama bench --against` says how to build.
 """
 
 import argparse
