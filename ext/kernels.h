@@ -18,7 +18,7 @@ enum {
     MAX_HEAD_DIM = 256,
     MAX_SHARED = 64,   /* query heads that share a key/value head */
     SPAN = 256,        /* positions of the KV cache that one piece of decoding attends to */
-    TILE_ROWS = 192,   /* rows, (token, query head) pairs, that one piece of prefill attention handles, at most */
+    TILE_ROWS = 256,   /* rows, (token, query head) pairs, that one piece of prefill attention handles, at most */
     SCORES = 64,       /* positions that these meet at a time */
     FEW = 16,          /* tokens at once up to which each gets the bits that it gets alone */
 };
