@@ -24,7 +24,8 @@ from .cli import ON_HUB, parse
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status. Raises SystemExit for --help and bad arguments."""
     _open_closed_streams()
-    atexit.register(gc.freeze)  # or Python, as it ends, looks for garbage among all there is: 20 ms
+    if argv is None:  # in a process of our own Python needn't look for garbage as it ends, which takes 20 ms
+        atexit.register(gc.freeze)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character gets a "?"
     args, flag, status = parse(sys.argv[1:] if argv is None else argv), None, 0
