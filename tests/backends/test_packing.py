@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tinyllama
+from tinyllama import llama as loading
 from tinyllama.backends import Packing, available, get_backend, packing
 from tinyllama.commands import main
 from tinyllama.errors import Cancelled, TinyllamaError
@@ -33,8 +34,9 @@ DEADLINE = 60  # seconds in which a thread must have done what it does in a mome
 
 @pytest.fixture
 def large(monkeypatch):
-    """Models are treated as if they were large."""
+    """Models are treated as if they were large, and none is loaded yet."""
     monkeypatch.setattr(native, "SMALL", 0)
+    monkeypatch.setattr(loading, "_loaded", {})
 
 
 @pytest.fixture
