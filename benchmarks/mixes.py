@@ -24,7 +24,7 @@ import tinyllama
 from tinyllama.commands.convert import convert, quantize
 from tinyllama.commands.mixes import MIXES, find_mix
 from tinyllama.machine.limits import default_threads
-from tinyllama.score import perplexity
+from tinyllama.texts.perplexity import perplexity
 from tinyllama.tokenizer import Tokenizer
 
 CTX_SIZE = 512

@@ -18,7 +18,7 @@ from tinyllama.commands.bench import RandomWeights
 from tinyllama.config import PRESETS
 from tinyllama.errors import Cancelled, cancellable
 from tinyllama.lab.widgets.session import batch_size
-from tinyllama.model import build, run_layers
+from tinyllama.model import Step, build, run_layers
 
 CONTEXT, TRIALS = 2048, 25
 
@@ -29,7 +29,8 @@ def delays(model, backend, n_tokens: int) -> list[float]:
     for array in cache.room(0, CONTEXT - n_tokens):
         array[:] = 0  # the tokens before, which nobody has computed: room is memory as it was found
     cache.ids += [0] * (CONTEXT - n_tokens)
-    run = partial(run_layers, model, backend, np.ones((n_tokens, model.config.dim), np.float32), cache)
+    step = Step([0] * n_tokens, cache)
+    run = partial(run_layers, model, backend, np.ones((n_tokens, model.config.dim), np.float32), [step])
     run()
     started = time.perf_counter()
     run()

@@ -132,23 +132,12 @@ def test_closing_a_model_ends_other_threads_texts_with_an_error_at_most(backend)
 
 
 def test_a_text_that_is_given_up_leaves_nothing():
-    llama, caches = tinyllama.load(), []
-    new_cache = llama.new_cache
-
-    def noted(n_ctx, **run):
-        caches.append(weakref.ref(cache := new_cache(n_ctx, **run)))
-        return cache
-
-    llama.new_cache = noted
-    try:
-        run = llama.stream("Once upon a time", temp=0)
-        next(run)
-        assert caches[0]() is not None
-        del run
-        gc.collect()
-        assert caches[0]() is None
-    finally:
-        del llama.new_cache
+    run = tinyllama.load().stream("Once upon a time", temp=0, remember=False)
+    next(run)
+    cache = weakref.ref(run.cache)
+    del run
+    gc.collect()
+    assert cache() is None
 
 
 @needs_proc

@@ -6,7 +6,7 @@ import pytest
 
 import tinyllama
 from tinyllama.errors import Cancelled, TinyllamaError
-from tinyllama.generation import Token
+from tinyllama.texts.completion import Token
 
 STORY = "Once upon a time"
 

@@ -191,7 +191,7 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(folder, shared_dat
         tinyllama.load(folder)
 
 
-@pytest.mark.parametrize("wrong", [None, 3, ["a"], [1.5], {"a": 1}])
+@pytest.mark.parametrize("wrong", [None, 3, [None], [1.5], {"a": 1}, ["a", 3]])
 def test_a_prompt_that_is_neither_text_nor_token_ids_is_refused(wrong):
     with pytest.raises(TinyllamaError, match="text or a list of token ids"):
         tinyllama.generate(wrong)

@@ -9,7 +9,7 @@ import tiny
 from tinyllama.backends import get_backend
 from tinyllama.config import FAMILIES, Family
 from tinyllama.errors import Cancelled, cancellable
-from tinyllama.model import build, embed, forward, run_layers, unembed
+from tinyllama.model import Step, build, embed, forward, run_layers, unembed
 
 SAME = 1e-4  # logits of one prompt computed in another order of float32 sums
 
@@ -148,10 +148,10 @@ def test_the_cache_holds_the_ids_that_went_through(ops):
 
 
 def test_layers_in_two_halves_and_both_ends_by_themselves_are_the_whole_pass(ops):
-    model, cache = made(ops), ops.new_cache(tiny.CONFIG, len(TOKENS))
+    model, step = made(ops), Step(TOKENS, ops.new_cache(tiny.CONFIG, len(TOKENS)))
     x = embed(model, ops, TOKENS)
-    x = run_layers(model, ops, x, cache, stop=1)
-    x = run_layers(model, ops, x, cache, first=1)
+    x = run_layers(model, ops, x, [step], stop=1)
+    x = run_layers(model, ops, x, [step], first=1)
     np.testing.assert_array_equal(unembed(model, ops, x), logits(ops, model, [TOKENS]))
 
 

@@ -22,8 +22,8 @@ from tinyllama.llama import Llama
 from tinyllama.machine.download import small_folder
 from tinyllama.quant import TYPES
 from tinyllama.quant import quantize as to_blocks
-from tinyllama.score import perplexity
 from tinyllama.tensor import Tensor
+from tinyllama.texts.perplexity import perplexity
 
 BACKENDS = [name for name, reason in available().items() if reason is None]
 CONFIG = replace(tiny.CONFIG, vocab_size=400)

@@ -11,7 +11,7 @@ import tinyllama
 from tinyllama.config import PRESETS
 from tinyllama.errors import TinyllamaError
 from tinyllama.ops import KVCache
-from tinyllama.score import nll_of, perplexity
+from tinyllama.texts.perplexity import nll_of, perplexity
 
 TEXT = (Path(__file__).parents[1] / "data" / "held_out.txt").read_text(encoding="utf-8")[:2000]
 

@@ -12,9 +12,10 @@ The evening: what a learner reads, in this order.
     tokenizer    text <-> token ids
     settings     the settings of `generate`, of which its options are made
     sampling     logits -> the next token, stage by stage
-    generation   the loop, and what a text knows about itself
-    score        how likely a text is: token by token, and as a perplexity
+    generation   the loop
+    score        how likely a text is, token by token
     llama        where a file, a tokenizer, a backend and the model meet
+    texts        many texts at once; what a text knows about itself, and takes over from others; perplexity
     superblocks  K-quants and IQ4: scales of scales, and the searches for them
     formats      model files, and tokenizer.model: gguf is the one to read
     backends     tables of operations, NumPy's and faster ones

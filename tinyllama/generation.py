@@ -3,142 +3,90 @@
 (The module isn't called generate: that is the function `tinyllama.generate`.)
 """
 
-import math
 import secrets
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from .errors import Cancelled
+from .model import Step
+from .ops import FEW, KVCache
 from .sampling import Settings, Stage, sample
+from .texts.completion import Completion, Timings, Token
 from .tokenizer import TextStream, Tokenizer
-
-#: Why a text ended.
-STOP_REASONS = {
-    "length": "as many tokens as asked for",
-    "eos": "the model ended the text",
-    "stop": "a stop string was found",
-    "context": "the context is full",
-    "cancelled": "interrupted",
-}
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token of a text."""
-
-    id: int  # its number in the vocabulary
-    piece: str  # its text, as `Tokenizer.piece` shows it
-    prob: float  # how likely the model thought it, before temperature and the other stages
-    stages: tuple[Stage, ...] = ()  # what each stage of sampling kept and removed, if that was asked for
-
-    @property
-    def surprise(self) -> float:
-        """-log2 of its probability, in bits: 0 of the only one possible, 1 of heads or tails."""
-        return -math.log2(self.prob) if self.prob else math.inf
-
-
-@dataclass
-class Timings:
-    """Seconds that the steps took, and the tokens they took them for."""
-
-    load: float = 0.0
-    prompt: float = 0.0
-    n_prompt: int = 0
-    sample: float = 0.0
-    predict: float = 0.0
-    n_predict: int = 0  # runs of the model on one token: all but the last, unless the model ended the text
-    total: float = 0.0
-    pack: float = 0.0  # in the background since the model was loaded; see `backends.packing`
-    n_packed: int = 0  # weights
-    n_left: int = 0  # weights that still lie in their file, where products with them take longer
-
-    @contextmanager
-    def adding_to(self, step: str) -> Iterator[None]:
-        """Add the seconds that are spent inside to a step."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, step, getattr(self, step) + time.perf_counter() - started)
-
-
-class Completion(str):
-    """A text that a model wrote: a str that also knows how it came about."""
-
-    tokens: list[Token]  # without the token that ended the text, but with those of a stop string
-    stop_reason: str | None  # a key of STOP_REASONS; None: it goes on
-    settings: dict  # `tinyllama.generate(**settings)` writes it again, with the seed that was really used
-    timings: Timings
-
-    @property
-    def ids(self) -> list[int]:
-        """The id of each token."""
-        return [token.id for token in self.tokens]
-
-    @property
-    def probs(self) -> list[float]:
-        """The probability that the model gave each token."""
-        return [token.prob for token in self.tokens]
-
-    @property
-    def seed(self) -> int:
-        """The seed that was really used."""
-        return self.settings["seed"]
-
-    def call(self) -> str:
-        """The Python call that gives exactly this text, of the settings only those that it needs."""
-        used, usual = dict(self.settings), asdict(Settings()) | {"seed": None, "n_predict": None}
-        prompt, used["stages"] = used.pop("prompt"), usual["stages"]
-        if self.stop_reason in ("cancelled", None):
-            used["n_predict"] = len(self.tokens)
-        needed = {name: value for name, value in used.items() if name not in usual or value != usual[name]}
-        arguments = [repr(prompt), *(f"{name}={value!r}" for name, value in needed.items())]
-        return f"tinyllama.generate({', '.join(arguments)})"
 
 
 class Generation:
-    """One run: an iterator over pieces of text; pieces never split a character.
+    """One text: an iterator over its pieces, which never split a character.
+
+    Who iterates runs it alone. Who runs several together takes a `step` of each, computes them in one pass,
+    and gives each its logits with `feed`.
 
     Attributes:
         prompt_ids: the prompt's tokens.
-        n_read: how many of them have been through the model.
+        n_read: how many of them are in the cache.
         tokens: a Token for each token so far.
         seed: the seed that is really used.
         stop_reason: why it ended, None before that; see Completion.
         timings: a Timings, up to date after every piece.
         origin: what `Completion.settings` says beside the settings: prompt, model, backend, threads.
         warnings: what about prompt or ctx_size will worsen the text.
+        cache: the keys and values of the tokens so far.
     """
 
     def __init__(
-        self, run, tokenizer: Tokenizer, cache, prompt_ids, settings, origin=None, doubts=(), door=nullcontext
+        self,
+        run: Callable,
+        tokenizer: Tokenizer,
+        cache: KVCache,
+        prompt_ids: list[int],
+        settings: Settings,
+        *,
+        origin: dict | None = None,
+        doubts: Iterable[str] = (),
+        door: Callable = nullcontext,
+        recall: Callable | None = None,
+        keep: Callable | None = None,
+        drafts=None,
     ):
         """Args:
-        run: sends tokens through a model, behind those in a cache: the last one's logits, [1, vocab_size].
+        run: sends a Step through a model: logits [n_logits, vocab_size].
         cache: empty, with room for the prompt at least.
         door: a context in which `finish` runs, so that a token needn't open it for itself.
+        recall, keep: how caches of other texts are found, and this one's is kept: of `texts.Remembered`.
+        drafts: what guesses the next tokens.
         """
         self.tokenizer, self.prompt_ids, self.n_read = tokenizer, prompt_ids, 0
         self.settings, self.origin, self.warnings = settings, origin or {}, list(doubts)
         self.seed = settings.seed if settings.seed >= 0 else secrets.randbits(32)
         self.tokens: list[Token] = []
-        self.stop_reason: str | None = None
-        self.timings = Timings(n_prompt=len(prompt_ids))
+        self.stop_reason: str | None = None if settings.n_predict else "length"
+        self.timings, self.cache = Timings(n_prompt=len(prompt_ids)), cache
+        self._rng, self._stream = np.random.default_rng(self.seed), TextStream(tokenizer)
         self._text: list[str] = []
-        self._door, self._run, self._cache = door, run, cache
-        self._pieces = filter(None, self._make_pieces())
+        self._held, self._drafted = "", []
+        self._door, self._run, self._recall, self._keep, self._drafts = door, run, recall, keep, drafts
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
+        piece = ""
         with self.timings.adding_to("total"):
-            self._text.append(next(self._pieces))
-        return self._text[-1]
+            while self.stop_reason is None and not piece:
+                step, started = self.step(), time.perf_counter()
+                try:
+                    logits = self._run(step)
+                except Cancelled:
+                    piece = self.end("cancelled")
+                else:
+                    piece = self.feed(logits, time.perf_counter() - started)
+        if not piece:
+            raise StopIteration
+        return piece
 
     def finish(self) -> Completion:
         """Run to the end and return the whole text."""
@@ -152,68 +100,117 @@ class Generation:
         text = Completion("".join(self._text))
         text.tokens, text.timings = list(self.tokens), replace(self.timings)
         text.stop_reason = self.stop_reason
-        used = asdict(self.settings) | {"seed": self.seed, "ctx_size": self._cache.n_ctx}
+        used = asdict(self.settings) | {"seed": self.seed, "ctx_size": self.cache.n_ctx}
         text.settings = self.origin | used
         return text
 
-    def _make_pieces(self) -> Iterator[str]:
-        """The text up to a stop string; what may turn out to begin one is held back."""
-        stop, held = self.settings.stop, ""
-        for piece in self._texts():
-            held += piece
-            found = [at for at in map(held.find, stop) if at >= 0]
-            if found:
-                self.stop_reason, held = "stop", held[: min(found)]
-                break
-            begun = [n for text in stop for n in range(len(text)) if held.endswith(text[:n])]
-            end = len(held) - max(begun, default=0)
-            yield held[:end]
-            held = held[end:]
-        yield held
+    @property
+    def unread(self) -> list[int]:
+        """What of the prompt is not in the cache."""
+        return self.prompt_ids[self.n_read :]
 
-    def _texts(self) -> Iterator[str]:
-        text = TextStream(self.tokenizer)
-        try:
-            for token in self._ids():
-                yield text.feed(token)
-        except Cancelled:
-            self.stop_reason = "cancelled"
-        yield text.flush()
+    @property
+    def most(self) -> int:
+        """Tokens that prompt and text have at most."""
+        n_predict, n_ctx = self.settings.n_predict, self.cache.n_ctx
+        return n_ctx if n_predict < 0 else min(n_ctx, len(self.prompt_ids) + n_predict)
 
-    def _ids(self) -> Iterator[int]:
-        """Choose tokens until something ends the text."""
-        if self.settings.n_predict == 0:
-            self.stop_reason = "length"
-            return
-        rng, logits = np.random.default_rng(self.seed), self._read_prompt()
-        while (token := self._choose(logits, rng)) not in self.tokenizer.stop_ids:
-            yield token
-            if len(self.tokens) == self.settings.n_predict or len(self._cache) == self._cache.n_ctx:
-                enough = len(self.tokens) == self.settings.n_predict
-                self.stop_reason = "length" if enough else "context"
-                return
-            with self.timings.adding_to("predict"):
-                logits = self._run([token], self._cache)[0]
-            self.timings.n_predict += 1
-        self.stop_reason = "eos"
+    @property
+    def reads_many(self) -> bool:
+        """The next step computes more than `ops.FEW` tokens."""
+        return min(len(self.prompt_ids) - self.n_read, self.settings.batch_size) > FEW
 
-    def _read_prompt(self) -> np.ndarray:
-        """Run the prompt in batches: the logits that follow it, [vocab_size]."""
-        size = self.settings.batch_size
-        with self.timings.adding_to("prompt"):
-            for start in range(0, len(self.prompt_ids), size):
-                logits = self._run(self.prompt_ids[start : start + size], self._cache)
-                self.n_read = len(self._cache)
-        return logits[0]
+    def step(self) -> Step:
+        """What must be computed next: a piece of the prompt, or the last token and guesses behind it."""
+        if self._recall and not self.n_read:
+            self.cache = self._recall(self.prompt_ids, self.cache)
+            self.n_read = self.timings.n_remembered = len(self.cache)
+        self._forget_guesses()
+        if unread := self.unread:
+            size = self.settings.batch_size
+            n = size if len(unread) > size + FEW * (size > FEW) else len(unread)  # no piece of a few is left
+            return Step(unread[:n], self.cache, int(n == len(unread)))
+        last, most = self.tokens[-1].id, self.cache.n_ctx - len(self.cache) - 1
+        if self.settings.n_predict > 0:
+            most = min(most, self.settings.n_predict - len(self.tokens) - 1)
+        self._drafted = self._drafts.guess([*self.cache.ids, last], most) if self._drafts else []
+        return Step([last, *self._drafted], self.cache, 1 + len(self._drafted))
 
-    def _choose(self, logits: np.ndarray, rng: np.random.Generator) -> int:
-        """Sample a token and note it in `tokens`, unless it ends the text."""
-        with self.timings.adding_to("sample"):
-            stages: list[Stage] | None = [] if self.settings.stages else None
-            token = sample(logits, self.settings, self._cache.ids, rng, stages, self.tokenizer.unused_ids)
-            if token not in self.tokenizer.stop_ids:
-                self.tokens.append(token_of(self.tokenizer, token, logits, stages or ()))
+    def feed(self, logits: np.ndarray, seconds: float = 0.0) -> str:
+        """Choose the next token, or as many as were guessed right and the one behind them.
+
+        Args:
+            logits: of the Step, [n_logits, vocab_size].
+            seconds: what they took.
+        Returns:
+            The text that they add. It may be empty, as long as a character or a stop string isn't whole.
+        """
+        is_read, drafted, self._drafted = not self.unread, self._drafted, []
+        n_past, pieces, took = len(self.cache) - len(drafted), [], self.timings
+        took.predict, took.prompt = took.predict + seconds * is_read, took.prompt + seconds * (not is_read)
+        self.n_read = min(len(self.cache), len(self.prompt_ids))
+        with took.adding_to("sample"):
+            for n, (row, guess) in enumerate(zip(logits, [*drafted, None], strict=False)):
+                token = self._choose(row, self.cache.ids[: n_past + n], guess)
+                pieces.append(self._add(token, is_full=n_past + n == self.cache.n_ctx))
+                if self.stop_reason is not None or token != guess:
+                    break
+        if is_read:
+            took.n_predict += len(pieces)
+            took.n_drafted, took.n_accepted = took.n_drafted + len(drafted), took.n_accepted + len(pieces) - 1
+            if self._drafts:
+                self._drafts.learn(len(drafted), len(pieces) - 1, seconds)
+        self._forget_guesses()
+        if self._keep and (self.stop_reason is not None or not (is_read or self.unread)):
+            self._keep(self.cache, self.stop_reason is not None)
+        self._text += pieces
+        return "".join(pieces)
+
+    def end(self, reason: str) -> str:
+        """End the text for one of STOP_REASONS; returns what was held back of it."""
+        self._forget_guesses()
+        self._text.append(self._close(reason))
+        if self._keep:
+            self._keep(self.cache, True)
+        return self._text[-1]
+
+    def _forget_guesses(self) -> None:
+        """Leave in the cache what is known to be the text: all but its last token."""
+        self.cache.trim(self.n_read + max(0, len(self.tokens) - 1))
+
+    def _choose(self, logits: np.ndarray, ids: list[int], guess: int | None) -> int:
+        """Sample the token behind these ids, and note it in `tokens`, unless it ends the text."""
+        stages: list[Stage] | None = [] if self.settings.stages else None
+        token = sample(logits, self.settings, ids, self._rng, stages, self.tokenizer.unused_ids)
+        if token not in self.tokenizer.stop_ids:
+            chosen = token_of(self.tokenizer, token, logits, stages or ())
+            self.tokens.append(replace(chosen, drafted=token == guess))
         return token
+
+    def _add(self, token: int, is_full: bool) -> str:
+        """The text that a token adds, and the end of it where that is reached."""
+        if token in self.tokenizer.stop_ids:
+            return self._close("eos")
+        piece, is_last = self._shown(self._stream.feed(token)), len(self.tokens) == self.settings.n_predict
+        if self.stop_reason is None and (is_last or is_full):
+            piece += self._close("length" if is_last else "context")
+        return piece
+
+    def _close(self, reason: str) -> str:
+        self.stop_reason = reason
+        return self._shown(self._stream.flush())
+
+    def _shown(self, piece: str) -> str:
+        """The text up to a stop string; what may turn out to begin one is held back until the text ends."""
+        stop, text = self.settings.stop, self._held + piece
+        found = [at for at in map(text.find, stop) if at >= 0]
+        if found:
+            self.stop_reason, self._held = "stop", ""
+            return text[: min(found)]
+        begun = [n for some in stop for n in range(len(some)) if text.endswith(some[:n])]
+        end = len(text) - (max(begun, default=0) if self.stop_reason is None else 0)
+        self._held = text[end:]
+        return text[:end]
 
 
 def token_of(tokenizer: Tokenizer, token: int, logits: np.ndarray, stages: Iterable[Stage]) -> Token:

@@ -5,7 +5,7 @@ import operator
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from functools import partial
@@ -16,11 +16,14 @@ import numpy as np
 from .backends import Backend, Packing, get_backend, over_forks
 from .errors import TinyllamaError, require
 from .formats import Checkpoint, open_checkpoint, stamp
-from .generation import Completion, Generation, Token
-from .model import Model, build, forward, tap_shapes, unembed
-from .ops import KVCache
+from .generation import Generation
+from .model import Model, Step, build, forward_texts, tap_shapes, unembed
+from .ops import KVCache, Tap
 from .score import score
 from .settings import Settings, default_ctx_size
+from .texts.completion import Completion, Token
+from .texts.remembered import Remembered
+from .texts.schedule import Schedule, Texts
 from .tokenizer import make_tokenizer
 
 KEPT = 2  # models that stay loaded
@@ -36,6 +39,7 @@ class Llama(AbstractContextManager):
         checkpoint, config, tokenizer, backend: what it was made of.
         name: the name or path it was loaded by.
         mapped: its weights stay in their file.
+        remembered: the caches of the last texts; see `texts.remembered`.
         packing: of weights that begin there, how many are in memory now; see `backends.packing`.
         n_params: how many weights it has; an output matrix that is the embedding's counts once.
         load_seconds: how long `load` took.
@@ -45,6 +49,7 @@ class Llama(AbstractContextManager):
         self.name, self.checkpoint, self.config, self.backend = name, checkpoint, checkpoint.config, backend
         self.tokenizer, self.load_seconds = make_tokenizer(checkpoint.vocabulary, checkpoint.path), 0.0
         self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+        self.remembered = Remembered()
         self.packing = Packing(backend, checkpoint.tensors, checkpoint.check_unchanged, mmap)
         self.mapped = self.packing.mapped
         self._model: Model | None = build(self.config, checkpoint.tensors, self.packing.prepare, progress)
@@ -53,32 +58,52 @@ class Llama(AbstractContextManager):
 
     # --- text -------------------------------------------------------------------------------------
 
-    def stream(self, prompt: str | list[int], *, cancel=None, **settings) -> Generation:
+    def stream(self, prompt, *, each=None, cancel=None, **settings) -> "Generation | Texts":
         """Continue a prompt piece by piece; `settings.Settings` lists the settings.
 
         Args:
-            prompt: text, or token ids.
+            prompt: text, or token ids; or a list of such, which are continued together.
+            each: of several prompts, a dict for each with settings of its own.
             cancel: a threading.Event, say: when it is set, the text ends before the next layer at the latest.
         Returns:
             An iterator over pieces of text, which afterwards knows its `tokens`, `stop_reason`, `timings`
-            and the whole `completion()`.
+            and the whole `completion()`. Of several prompts, `texts.Texts`: pairs (index, piece).
         """
-        wanted = Settings(**settings)
+        run = partial(self.run, cancel=cancel)
+        if not _are_several(prompt):
+            wanted = Settings(**settings)
+            text = self._begin(prompt, wanted, run, self.remembered.recall)
+            at_once = min(wanted.batch_size, len(text.prompt_ids))
+            self.backend.require_run(self.config, text.cache.n_ctx, at_once=at_once)
+            return text
+        each = each or [{}] * len(prompt)
+        require(len(each) == len(prompt), f"each names {len(each)} texts, and there are {len(prompt)}")
+        recall = partial(self.remembered.recall, whole=False)  # so that a text doesn't depend on the others
+        wanted = [Settings(**settings | own) for own in each]
+        texts = [self._begin(one, some, run, recall) for one, some in zip(prompt, wanted, strict=True)]
+        at_once = max(some.batch_size for some in wanted)
+        schedule = Schedule(run, self.backend.cache_room(self.config, at_once))
+        for text in texts:
+            schedule.add(text, self.backend.cache_bytes(self.config, text.most))
+        return Texts(texts, schedule, partial(self.backend.running, cancel))
+
+    def _begin(self, prompt, wanted: Settings, run: Callable, recall: Callable) -> Generation:
         n_ctx = wanted.ctx_size or default_ctx_size(self.config)
         ids = self.tokens(prompt, n_ctx)
-        cache = self.new_cache(n_ctx, at_once=min(wanted.batch_size, len(ids)))
+        cache = self.backend.new_cache(self.config, n_ctx)
         origin = {"prompt": str(prompt) if isinstance(prompt, str) else ids, "model": self.name}
         origin |= {"backend": self.backend.name, "threads": self.backend.threads}
-        doubts = self._doubts(prompt, ids, n_ctx)
 
-        def run(tokens, cache):
-            logits, took = self.forward(tokens, cache, last=True, cancel=cancel), generation.timings
+        def run_alone(step: Step) -> np.ndarray:
+            (logits,), took = run([step]), text.timings
             took.pack, took.n_packed, took.n_left = self.packing.state
             return logits
 
-        generation = Generation(run, self.tokenizer, cache, ids, wanted, origin, doubts, self.backend.running)
-        generation.timings.load = self.load_seconds
-        return generation
+        known = {"recall": recall, "keep": self.remembered.keep} if wanted.remember else {}
+        about = {"origin": origin, "doubts": self._doubts(prompt, ids, n_ctx), "door": self.backend.running}
+        text = Generation(run_alone, self.tokenizer, cache, ids, wanted, **about, **known)
+        text.timings.load = self.load_seconds
+        return text
 
     def _doubts(self, prompt, ids: list[int], n_ctx: int) -> Iterator[str]:
         """What about prompt or ctx_size will worsen the text."""
@@ -90,9 +115,9 @@ class Llama(AbstractContextManager):
         if n_ctx > trained:
             yield f"the model was trained on {trained} tokens, ctx_size is {n_ctx}"
 
-    def generate(self, prompt: str | list[int], *, cancel=None, **settings) -> Completion:
-        """Continue a prompt and return the new text; as `stream`, in one go."""
-        return self.stream(prompt, cancel=cancel, **settings).finish()
+    def generate(self, prompt, *, each=None, cancel=None, **settings) -> Completion | list[Completion]:
+        """Continue a prompt and return the new text, or of several prompts a list; as `stream`, in one go."""
+        return self.stream(prompt, each=each, cancel=cancel, **settings).finish()
 
     def tokens(self, prompt: str | list[int], n_ctx: int | None = None) -> list[int]:
         """The ids of a prompt, with bos if the model wants it; ids are checked and passed on.
@@ -160,25 +185,32 @@ class Llama(AbstractContextManager):
         self.forward(ids, cache, tap=tap, cancel=cancel)
         return kept
 
-    def forward(self, tokens: list[int], cache: KVCache, *, cancel=None, **options) -> np.ndarray:
-        """`model.forward` with this model's weights and backend: [n_tokens, vocab_size].
+    def forward(
+        self, tokens: list[int], cache: KVCache, *, last: bool = False, tap: Tap | None = None, cancel=None
+    ) -> np.ndarray:
+        """`run` for one text: [n_tokens, vocab_size], or [1, vocab_size] of the last token."""
+        return self.run([Step(tokens, cache, 1 if last else len(tokens))], tap=tap, cancel=cancel)[0]
+
+    def run(self, steps: Sequence[Step], *, tap: Tap | None = None, cancel=None) -> list[np.ndarray]:
+        """`model.forward_texts` with this model's weights and backend: of each [n_logits, vocab_size].
 
         Args:
             cancel: an object with is_set(), looked at before every layer.
         Raises:
-            Cancelled: the flag is set; the cache holds what it held before.
-            KeyboardInterrupt: at the next layer after Ctrl-C; after the last, the cache has these tokens.
+            Cancelled: the flag is set; the caches hold what they held before.
+            KeyboardInterrupt: at the next layer after Ctrl-C; after the last, the caches have these tokens.
             TinyllamaError: the model has been closed, or weights are in its file and that was changed, or
                 logits are NaN or infinite. (With a `tap` they are returned: one may look for the cause.)
         """
         model = self._open()
         with self.backend.running(cancel):
-            logits = forward(model, self.backend, tokens, cache, **options)
+            found = forward_texts(model, self.backend, steps, tap)
         self._open()
         self.packing.start()
-        if not options.get("tap"):
-            self.check(logits, cache.ids)
-        return logits
+        for step, logits in zip(steps, found, strict=True):
+            if not tap:
+                self.check(logits, step.cache.ids)
+        return found
 
     def check(self, logits: np.ndarray, ids: list[int]) -> None:
         """Raises TinyllamaError where logits of the last of these ids are NaN or infinite."""
@@ -230,6 +262,7 @@ class Llama(AbstractContextManager):
         """Give the weights' memory back. Closing twice is fine; using it afterwards is an error."""
         self._model = None
         self.packing.stop()
+        self.remembered.clear()
         self.checkpoint.tensors.clear()
         with _lock:
             for key in [key for key, llama in _loaded.items() if llama is self]:
@@ -240,6 +273,11 @@ class Llama(AbstractContextManager):
 
     def __repr__(self) -> str:
         return f"Llama({self.name!r}, {self.n_params:,} weights, backend {self.backend.name!r})"
+
+
+def _are_several(prompt) -> bool:
+    """Whether these are prompts, and not one: a text, or the ids of one."""
+    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], str | list | tuple)
 
 
 # --- by name --------------------------------------------------------------------------------------
@@ -291,18 +329,18 @@ def load(
         return _loaded[key]
 
 
-def stream(prompt: str | list[int], model: str | Path = "small", **settings) -> Generation:
-    """Continue a prompt piece by piece, as `Llama.stream`; arguments as of `generate`."""
+def stream(prompt, model: str | Path = "small", **settings) -> Generation | Texts:
+    """Continue a prompt, or several, piece by piece, as `Llama.stream`; arguments as of `generate`."""
     return _start(prompt, model, **settings)
 
 
-def generate(prompt: str | list[int], model: str | Path = "small", **settings) -> Completion:
+def generate(prompt, model: str | Path = "small", **settings) -> Completion | list[Completion]:
     """Continue a prompt and return the new text, a str that also knows its tokens, seed and timings.
 
     Args:
-        prompt: text, or token ids.
+        prompt: text, or token ids. Of a list of such, all are continued together, and a list comes back.
         model, backend, threads, mmap: as `load` takes them.
-        cancel: see `Llama.stream`.
+        each, cancel: see `Llama.stream`.
         settings: the fields of `settings.Settings`: n_predict=128, seed=-1, temp=0.8, top_k=40, ...
     Raises:
         TinyllamaError: no such model, a setting that makes no sense, a prompt that is empty or too long.
@@ -310,8 +348,9 @@ def generate(prompt: str | list[int], model: str | Path = "small", **settings) -
     return _start(prompt, model, **settings).finish()
 
 
-def _start(prompt, model, backend=None, threads=None, mmap=False, **settings) -> Generation:
-    generation = load(model, backend, threads, mmap=mmap).stream(prompt, **settings)
-    for warning in generation.warnings:
-        warnings.warn(warning, stacklevel=3)  # where `stream` or `generate` was called
-    return generation
+def _start(prompt, model, backend=None, threads=None, mmap=False, **settings) -> Generation | Texts:
+    started = load(model, backend, threads, mmap=mmap).stream(prompt, **settings)
+    for text in getattr(started, "generations", [started]):
+        for warning in text.warnings:
+            warnings.warn(warning, stacklevel=3)  # where `stream` or `generate` was called
+    return started

@@ -4,7 +4,7 @@
 the same lines run in plain NumPy and in C, and every step can be looked at through a tap.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,30 +55,60 @@ def _key(words: list[str]) -> str:
     return ".".join(words[-2:] if words[-1] == "bias" else words[-1:])
 
 
+@dataclass
+class Step:
+    """Tokens of one text that go through the model at once."""
+
+    tokens: Sequence[int]  # ids, [n_tokens]
+    cache: KVCache  # of `ops.new_cache`: the tokens before them
+    n_logits: int = 1  # for how many of them, the last ones, logits are computed
+
+
 def forward(
     model: Model, ops, tokens: Sequence[int], cache: KVCache, *, last: bool = False, tap: Tap | None = None
 ) -> np.ndarray:
-    """Run tokens through the model, behind those that the cache holds, and append them to it.
+    """Run tokens of one text through the model: `forward_texts` of one Step.
+
+    Args:
+        last: compute the logits of the last token only.
+    Returns:
+        logits, [n_tokens, vocab_size] or [1, vocab_size].
+    """
+    return forward_texts(model, ops, [Step(tokens, cache, 1 if last else len(tokens))], tap)[0]
+
+
+def forward_texts(model: Model, ops, steps: Sequence[Step], tap: Tap | None = None) -> list[np.ndarray]:
+    """Run tokens of one or several texts through the model together, and append them to their caches.
+
+    Their tokens are rows of one input, so a weight is read once for all; only attention takes each text by
+    itself, since a token sees those of its own text.
 
     Args:
         ops: the table of operations, a `backends.Backend`.
-        tokens: ids, [n_tokens].
-        cache: of `ops.new_cache`.
-        last: compute the logits of the last token only.
         tap: called as tap(name, array) with every step, in the order of `tap_shapes`: "embedding";
             "layers.0.attention." + norm, q, k, v, q_rope, k_rope, scores, weights, heads, output;
             "layers.0.feed_forward." + norm, gate, up, hidden, output; "layers.0.residual"; the other
             layers; "norm"; "logits".
     Returns:
-        logits, [n_tokens, vocab_size] or [1, vocab_size].
+        logits of each text, [n_logits, vocab_size].
     Raises:
-        Cancelled: before the next layer at the latest; the cache then holds what it held before.
+        Cancelled: before the next layer at the latest; the caches then hold what they held before.
     """
-    tokens = np.asarray(tokens)
-    x = embed(model, ops, tokens, tap)
-    x = run_layers(model, ops, x, cache, tap=tap)
-    cache.ids += tokens.tolist()
-    return unembed(model, ops, x[-1:] if last else x, tap)
+    x = embed(model, ops, np.concatenate([step.tokens for step in steps]), tap)
+    x = run_layers(model, ops, x, steps, tap=tap)
+    for step in steps:
+        step.cache.extend(np.asarray(step.tokens).tolist(), len(x))
+    last = [row for step, rows in _rows(steps) for row in range(rows.stop - step.n_logits, rows.stop)]
+    logits = unembed(model, ops, x[last], tap) if last else np.empty((0, model.config.vocab_size), np.float32)
+    return np.split(logits, np.cumsum([step.n_logits for step in steps])[:-1])
+
+
+def _rows(steps: Sequence[Step]) -> Iterator[tuple[Step, slice]]:
+    """Where the tokens of each text lie in the residual stream."""
+    end = 0
+    for step in steps:
+        start, end = end, end + len(step.tokens)
+        yield step, slice(start, end)
 
 
 def embed(model: Model, ops, tokens: np.ndarray, tap: Tap | None = None) -> np.ndarray:
@@ -89,19 +119,21 @@ def embed(model: Model, ops, tokens: np.ndarray, tap: Tap | None = None) -> np.n
 
 
 def run_layers(
-    model: Model, ops, x: np.ndarray, cache: KVCache, first: int = 0, stop: int | None = None, tap=None
+    model: Model, ops, x: np.ndarray, steps: Sequence[Step], first: int = 0, stop: int | None = None, tap=None
 ) -> np.ndarray:
     """Run a residual stream through layers first:stop, [n_tokens, dim] -> [n_tokens, dim].
 
-    Keys and values are stored behind what the cache holds; they count once the caller adds the tokens to
-    `cache.ids`.
+    Keys and values are stored behind what the caches hold; they count once the caller adds the tokens to
+    them.
     """
-    freqs = rope_freqs(model.config, len(cache), len(x), model.rope_factors)  # [n_tokens, head_dim / 2]
+    config, factors = model.config, model.rope_factors
+    places = [rope_freqs(config, len(step.cache), len(step.tokens), factors) for step in steps]
+    freqs = np.concatenate(places)  # [n_tokens, head_dim / 2]
     for number, layer in list(enumerate(model.layers))[first:stop]:
         check_cancelled()
         prefix = f"layers.{number}."
-        x = x + _attention(layer, ops, model.config, x, freqs, cache, number, tap, prefix)
-        x = x + _feed_forward(layer, ops, model.config, x, tap, prefix)
+        x = x + _attention(layer, ops, config, x, freqs, steps, number, tap, prefix)
+        x = x + _feed_forward(layer, ops, config, x, tap, prefix)
         _show(tap, prefix, residual=x)
     return x
 
@@ -118,7 +150,7 @@ def unembed(model: Model, ops, x: np.ndarray, tap: Tap | None = None) -> np.ndar
     return logits
 
 
-def _attention(layer, ops, config, x, freqs, cache, number, tap, prefix):
+def _attention(layer, ops, config, x, freqs, steps, number, tap, prefix):
     """[n_tokens, dim] -> [n_tokens, dim]: what each token takes from itself and those before it."""
     n_tokens, prefix = len(x), f"{prefix}attention."
     norm = ops.rms_norm(x, layer["attention_norm"], config.norm_eps)
@@ -133,8 +165,11 @@ def _attention(layer, ops, config, x, freqs, cache, number, tap, prefix):
     q_rope, k_rope = ops.rope(q, freqs), ops.rope(k, freqs)
     _show(tap, prefix, norm=norm, q=q, k=k, v=v, q_rope=q_rope, k_rope=k_rope)
     inner_tap = tap and (lambda name, array: tap(prefix + name, array))
-    # heads: [n_tokens, q_dim]
-    heads = ops.attention(q_rope, k_rope, v, cache, number, inner_tap, config.sliding_window)
+    window, attended = config.sliding_window, []
+    for step, rows in _rows(steps):
+        own = q_rope[rows], k_rope[rows], v[rows]
+        attended.append(ops.attention(*own, step.cache, number, inner_tap, window))
+    heads = np.concatenate(attended)  # [n_tokens, q_dim]
     output = ops.matmul(heads, layer["wo"])
     if config.output_bias:
         output = output + layer["wo.bias"]

@@ -6,6 +6,8 @@ stands here. Numbers are float32.
 """
 
 from collections.abc import Callable
+from copy import copy
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +20,10 @@ CHUNK = 2**19
 
 #: Multiply-adds below which handing jobs to threads takes longer than doing them: about 0.3 ms.
 WORTH_SHARING = 2**22
+
+#: So many tokens go through a model together with the bits that each gets alone, on backend C. Steps of
+#: several texts are no larger, and pieces of a long prompt no shorter.
+FEW = 16
 
 Tap = Callable[[str, np.ndarray], None]
 
@@ -133,12 +139,13 @@ class KVCache:
     Attributes:
         ids: the tokens that it holds; their number is its length, and the position of the next token.
         n_ctx: how many it may hold.
+        n_many: the first so many were computed with more than FEW others each.
         keys, values: of each layer, [n_kv_heads, room, head_dim].
     """
 
     def __init__(self, config: Config, n_ctx: int, dtype: np.typing.DTypeLike = np.float32):
         self.ids: list[int] = []
-        self.n_ctx = n_ctx
+        self.n_ctx, self.n_many = n_ctx, 0
         empty = np.zeros((config.n_kv_heads, 0, config.head_dim), dtype)
         self.keys, self.values = [empty] * config.n_layers, [empty] * config.n_layers
 
@@ -153,18 +160,30 @@ class KVCache:
     def trim(self, n_tokens: int) -> None:
         """Forget all but the first n_tokens."""
         del self.ids[n_tokens:]
+        self.n_many = min(self.n_many, len(self))
+
+    def extend(self, tokens: list[int], n_together: int) -> None:
+        """Count tokens whose keys and values have been stored, of so many that were computed together."""
+        if n_together > FEW and self.n_many == len(self):
+            self.n_many += len(tokens)
+        self.ids += tokens
+
+    def fork(self, n_tokens: int | None = None, n_ctx: int | None = None) -> "KVCache":
+        """A copy, of the first n_tokens if there are more, that goes on by itself, with room for n_ctx."""
+        other = copy(self)
+        other.ids, other.n_ctx = self.ids[:n_tokens], n_ctx or self.n_ctx
+        other.n_many = min(self.n_many, len(other))
+        grown = partial(_grown, n_tokens=len(other), n_ctx=other.n_ctx)
+        other.keys, other.values = [*map(grown, self.keys)], [*map(grown, self.values)]
+        return other
 
     def room(self, layer: int, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """A layer's arrays, with room for n_tokens more. Raises TinyllamaError where the context is full."""
         n_past = len(self.ids) + n_tokens
-        n_kv_heads, room, head_dim = self.keys[layer].shape
-        if room < n_past:
+        if self.keys[layer].shape[1] < n_past:
             require(n_past <= self.n_ctx, f"the context is full: {n_past} tokens, ctx_size is {self.n_ctx}")
-            more = min(self.n_ctx, n_past + n_past // 4 + 32)  # or every token would copy all before it
             for arrays in (self.keys, self.values):
-                grown = np.empty((n_kv_heads, more, head_dim), arrays[layer].dtype)
-                grown[:, : len(self)] = arrays[layer][:, : len(self)]
-                arrays[layer] = grown
+                arrays[layer] = _grown(arrays[layer], len(self), self.n_ctx, n_tokens)
         return self.keys[layer], self.values[layer]
 
     def append(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -177,6 +196,15 @@ class KVCache:
         keys[:, len(self) : n_past] = k.swapaxes(0, 1)
         values[:, len(self) : n_past] = v.swapaxes(0, 1)
         return keys[:, :n_past], values[:, :n_past]
+
+
+def _grown(array: np.ndarray, n_tokens: int, n_ctx: int, more: int = 0) -> np.ndarray:
+    """A copy of the first n_tokens, [n_kv_heads, room, head_dim], with room for more and a quarter beyond."""
+    n_kv_heads, _, head_dim = array.shape
+    n_past = n_tokens + more  # with little room, every token would copy all before it
+    grown = np.empty((n_kv_heads, min(n_ctx, n_past + n_past // 4 + 32), head_dim), array.dtype)
+    grown[:, :n_tokens] = array[:, :n_tokens]
+    return grown
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ class Settings:
     stop: tuple[str, ...] = _setting((), "end before this text; may be repeated")
     ctx_size: int | None = _setting(None, "room in tokens; default: the model's, at most 2048", 1, flag="-c")
     batch_size: int = _setting(512, "tokens of the prompt that are computed at once", 1, flag="-b")
+    remember: bool = _setting(True, "go on from an earlier text that begins like the prompt")
     stages: bool = _setting(False, "record what each stage of sampling did to each token")
 
     def __post_init__(self):

@@ -20,8 +20,8 @@ from tinyllama import quant
 from tinyllama.lab import plots
 from tinyllama.lab.lessons import check
 from tinyllama.quant import TYPES
-from tinyllama.score import perplexity
 from tinyllama.tensor import Tensor
+from tinyllama.texts.perplexity import perplexity
 
 MODEL = os.environ.get("TINYLLAMA_MODEL", "small")  # or "smollm2", or the path of your own 7B
 llama = tinyllama.load(MODEL)

@@ -143,6 +143,10 @@ class Backend:
             "tokenizer": 700 * config.vocab_size,  # its pieces, as Python keeps them
         }
 
+    def cache_room(self, config: Config, at_once: int) -> int:
+        """Bytes that are free for KV caches, beside what computing so many tokens at once takes."""
+        return available_memory() - self.activation_bytes(config, at_once, config.max_seq_len, ops.FEW)
+
     def has_memory(self, needed: dict[str, int]) -> bool:
         """Whether what `memory` reckons is free."""
         return sum(needed.values()) <= available_memory()

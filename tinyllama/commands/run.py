@@ -17,10 +17,10 @@ from pathlib import Path
 from select import select
 
 from ..errors import check_cancelled, naming, require
-from ..generation import STOP_REASONS, Timings
 from ..llama import Llama, load
 from ..machine.limits import human, peak_memory
 from ..machine.terminal import say, status_line
+from ..texts.completion import STOP_REASONS, Timings
 from .cli import ON_HUB
 from .printing import counted, harmless
 
@@ -128,7 +128,7 @@ def list(args: argparse.Namespace) -> None:
 
 def perplexity(args: argparse.Namespace) -> None:
     """Measure how well a model predicts a text."""
-    from ..score import perplexity
+    from ..texts.perplexity import perplexity
 
     text, llama = _read_text(args.file), _load(args)
     if args.ctx_size > (trained := llama.config.max_seq_len):

@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from tinyllama.generation import Token
 from tinyllama.lab.widgets import report
 from tinyllama.lab.widgets.session import Session
+from tinyllama.texts.completion import Token
 
 STORY = "Once upon a time"
 

@@ -2,9 +2,9 @@
 
 import math
 
-from ...generation import STOP_REASONS
 from ...machine.limits import human, used_memory
 from ...sampling import Stage
+from ...texts.completion import STOP_REASONS
 from .session import Run, Session
 
 ALTERNATIVES = 10  # the likeliest tokens that are shown at a place

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ...config import Config
-from ...generation import Completion, Generation, Token
+from ...generation import Generation
 from ...llama import Llama
+from ...texts.completion import Completion, Token
 from ...tokenizer import TextStream, Tokenizer
 from .worker import Worker
 

@@ -1,0 +1,118 @@
+"""How well a model predicts a text, by llama.cpp's conventions.
+
+The text's tokens (bos first, if the model wants one) are cut into windows of `ctx_size`,
+without overlap; what is left over at the end isn't used. In every window bos takes the place of the first
+token, the first half is only read, and each token of the second half but the last predicts the one after it:
+
+    nll = -log p(token | the tokens before it in its window)
+    perplexity = e^(mean nll)
+    bits per byte = sum of nll / ln 2 / bytes that these tokens stand for
+
+Perplexities compare between models that share a vocabulary, bits per byte between any two.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import require
+from ..ops import KVCache
+
+SHORTEST = 8  # tokens of a window; its second half has to hold a few that can be scored
+ROWS = 16  # predictions that are float64 at one time: 6 MB with 49,152 tokens to choose from
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """What scoring a text gave."""
+
+    perplexity: float  # e^nll
+    standard_error: float  # of the perplexity, as llama.cpp prints it behind "+/-"
+    bits_per_byte: float  # what an arithmetic coder that asks this model would need for a byte of the text
+    nll: float  # mean of all tokens that were predicted, in nats
+    n_scored: int  # how many they are
+    n_bytes: int  # and the bytes they stand for
+    n_windows: int
+    ctx_size: int  # tokens in each window
+    running: tuple[float, ...]  # the perplexity of all windows up to each
+
+    def __str__(self) -> str:
+        found = f"perplexity {self.perplexity:.4f} +/- {self.standard_error:.4f}"
+        how = f"({self.n_windows} windows of {self.ctx_size} tokens, {self.n_scored} scored)"
+        return f"{found}, {self.bits_per_byte:.4f} bits per byte {how}"
+
+
+def perplexity(llama, text: str | bytes, ctx_size=512, batch_size=512, progress=True) -> Perplexity:
+    """Score a text with a loaded model.
+
+    Args:
+        llama: a `Llama`.
+        text: its special tokens, if it writes any out, are plain text here.
+        ctx_size: tokens in a window. Longer ones give lower perplexities: compare equal ones.
+        batch_size: tokens that go through the model at once; more are faster and take more memory.
+        progress: show a bar with the running value.
+    Raises:
+        TinyllamaError: the text doesn't fill a window, or a size makes no sense.
+    """
+    from tqdm.auto import tqdm  # here, since whoever writes a text needs none
+
+    for name, size, least in (("ctx_size", ctx_size, SHORTEST), ("batch_size", batch_size, 1)):
+        require(size >= least, f"{name} must be at least {least}, not {size}")
+    at_once = min(batch_size, ctx_size)
+    cache = llama.new_cache(ctx_size, at_once=at_once, n_logits=2 * at_once)  # of this batch and the last
+    windows, nlls, running = _windows(llama.tokenizer, text, ctx_size), [], []
+    with tqdm(windows, "perplexity", unit=" windows", disable=not progress) as bar:
+        for window in bar:
+            nlls.append(_window_nll(llama, window, batch_size, cache))
+            mean = np.mean(nlls)
+            running.append(math.exp(mean) if mean < 709 else math.inf)  # as of a model made of noise
+            bar.set_postfix_str(f"{running[-1]:.4f}")
+    nll = np.concatenate(nlls)
+    scored = windows[:, -len(nlls[0]) :].ravel().tolist()
+    n_bytes = sum(len(llama.tokenizer.token_bytes(token)) for token in scored)
+    return Perplexity(
+        perplexity=running[-1],
+        standard_error=running[-1] * nll.std(ddof=1).item() / math.sqrt(nll.size),
+        bits_per_byte=nll.sum().item() / math.log(2) / n_bytes,
+        nll=nll.mean().item(),
+        n_scored=nll.size,
+        n_bytes=n_bytes,
+        n_windows=len(windows),
+        ctx_size=ctx_size,
+        running=tuple(running),
+    )
+
+
+def _windows(tokenizer, text: str | bytes, ctx_size: int) -> np.ndarray:
+    """Cut a text's tokens into windows, [n_windows, ctx_size]."""
+    tokens = np.asarray(tokenizer.encode(text))
+    n_windows = len(tokens) // ctx_size
+    require(n_windows, f"the text has {len(tokens)} tokens, and a window takes {ctx_size}: lower ctx_size")
+    windows = tokens[: n_windows * ctx_size].reshape(n_windows, ctx_size)
+    if tokenizer.add_bos and tokenizer.bos_id is not None:
+        windows[:, 0] = tokenizer.bos_id
+    return windows
+
+
+def _window_nll(llama, window: np.ndarray, batch_size: int, cache: KVCache) -> np.ndarray:
+    """The nll of the tokens of a window's second half but its first, float64."""
+    cache.trim(0)
+    first, last, found = len(window) // 2, len(window) - 1, []
+    for start in range(0, first, batch_size):
+        llama.forward(window[start : min(start + batch_size, first)], cache, last=True)
+    for start in range(first, last, batch_size):
+        stop = min(start + batch_size, last)
+        found.append(nll_of(llama.forward(window[start:stop], cache), window[start + 1 : stop + 1]))
+    return np.concatenate(found)
+
+
+def nll_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """-log softmax(logits)[target] in float64: [n_tokens, vocab_size], [n_tokens] -> [n_tokens]."""
+    nll = np.empty(len(targets))
+    for start in range(0, len(targets), ROWS):
+        rows = slice(start, start + ROWS)
+        x = logits[rows].astype(np.float64)
+        x -= x.max(axis=-1, keepdims=True)
+        nll[rows] = np.log(np.exp(x).sum(axis=-1)) - x[np.arange(len(x)), targets[rows]]
+    return nll

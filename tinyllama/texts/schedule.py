@@ -1,0 +1,135 @@
+"""Which tokens of which texts go through the model together.
+
+A pass reads all weights, whether it computes one token or sixteen. So the texts that are being written take
+their steps together, up to `ops.FEW` tokens in a pass, which gives each the bits that it would have alone.
+Prompts are read one after the other, a piece between two steps of the others: nobody waits for longer than a
+piece takes, and each prompt finds read what it has in common with those before it.
+
+    waiting --(there is memory for its cache)--> its prompt is read --> written, with all others --> ended
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from ..errors import Cancelled
+from ..generation import Generation
+from ..model import Step
+from ..ops import FEW
+from .completion import Completion
+
+AT_ONCE = 32  # texts that are written together; of more, each would be slower and all together no faster
+
+
+class Schedule:
+    """Texts that share a model. One thread takes the turns; any may add texts or end them.
+
+    Args:
+        run: sends Steps through the model together: of each the logits, [n_logits, vocab_size].
+        room: bytes that the caches of texts may take that are written at the same time.
+
+    Attributes:
+        pieces: what texts have been continued by: (text, piece), in the order in which it was written.
+    """
+
+    def __init__(self, run: Callable, room: int):
+        self._run, self._room = run, room
+        self._waiting: deque[tuple[Generation, int]] = deque()
+        self._running: dict[Generation, int] = {}  # -> bytes of its cache once it is full
+        self.pieces: deque[tuple[Generation, str]] = deque()
+
+    def __len__(self) -> int:
+        """How many texts have not ended."""
+        texts = [*self._running, *(text for text, _ in self._waiting)]
+        return sum(text.stop_reason is None for text in texts)
+
+    def add(self, text: Generation, n_bytes: int) -> None:
+        """Have a text written as soon as there is room for so many bytes, or nothing else is running."""
+        self._waiting.append((text, n_bytes))
+
+    def turn(self) -> None:
+        """Compute a piece of the first prompt that isn't read, and a step of every text that is.
+
+        Raises Cancelled where `run` does. Texts that had their step before that keep it.
+        """
+        self._admit()
+        reading = [text for text in self._running if text.reads_many]
+        if reading:
+            self._compute([(reading[0], reading[0].step())])
+        group: list[tuple[Generation, Step]] = []
+        for text in [text for text in self._running if text.stop_reason is None and not text.reads_many]:
+            step = text.step()
+            if sum(len(other.tokens) for _, other in group) + len(step.tokens) > FEW:
+                self._compute(group)
+                group = []
+            group.append((text, step))
+        if group:
+            self._compute(group)
+
+    def _admit(self) -> None:
+        self._running = {text: n_bytes for text, n_bytes in self._running.items() if text.stop_reason is None}
+        while self._waiting and len(self._running) < AT_ONCE:
+            text, n_bytes = self._waiting[0]
+            if self._running and sum(self._running.values()) + n_bytes > self._room:
+                break
+            self._waiting.popleft()
+            if text.stop_reason is None:
+                self._running[text] = n_bytes
+
+    def _compute(self, group: list[tuple[Generation, Step]]) -> None:
+        """One pass."""
+        started = time.perf_counter()
+        found = self._run([step for _, step in group])
+        seconds = time.perf_counter() - started
+        for (text, _), logits in zip(group, found, strict=True):
+            if text.stop_reason is None:  # unless somebody has ended it meanwhile
+                self.pieces.append((text, text.feed(logits, seconds)))
+
+
+class Texts:
+    """Several texts while they are written together: an iterator over (index, piece).
+
+    Attributes:
+        generations: each of the texts.
+        seconds: how long they have been computed.
+    """
+
+    def __init__(self, generations: list[Generation], schedule: Schedule, door: Callable):
+        self.generations, self.seconds = generations, 0.0
+        self._schedule, self._door = schedule, door
+        self._numbers = {text: number for number, text in enumerate(generations)}
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return self
+
+    def __next__(self) -> tuple[int, str]:
+        pieces, piece = self._schedule.pieces, ""
+        while not piece:
+            if not pieces and not len(self._schedule):
+                raise StopIteration
+            if not pieces:
+                self._take_turn()
+            text, piece = pieces.popleft() if pieces else (None, "")
+        return self._numbers[text], piece
+
+    def _take_turn(self) -> None:
+        started = time.perf_counter()
+        try:
+            with self._door():
+                self._schedule.turn()
+        except Cancelled:
+            self.stop()
+        self.seconds += time.perf_counter() - started
+
+    def stop(self, index: int | None = None) -> None:
+        """End one text, or all of them; what they have so far stays theirs."""
+        for text in self.generations if index is None else [self.generations[index]]:
+            if text.stop_reason is None:
+                self._schedule.pieces.append((text, text.end("cancelled")))
+
+    def finish(self) -> list[Completion]:
+        """Run to the end and return all texts."""
+        with self._door():
+            for _ in self:
+                pass
+        return [text.completion() for text in self.generations]
