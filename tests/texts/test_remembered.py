@@ -66,7 +66,7 @@ def test_short_prompts_and_those_that_begin_otherwise_are_read(llama):
 
 def test_the_text_that_was_used_least_recently_is_forgotten_first(llama, monkeypatch):
     monkeypatch.setattr(remembered, "MOST", 2)
-    prompts = [f"{name} was there. {STORY}" for name in ("Tom", "Sue", "Max")]
+    prompts = [f"{name} was there. {STORY * 2}" for name in ("Tom", "Sue", "Max")]
     for prompt in (prompts[0], prompts[1], prompts[0], prompts[2]):
         say(llama, prompt)
     assert [say(llama, prompt).timings.n_remembered > 0 for prompt in (prompts[0], prompts[1])] == [
