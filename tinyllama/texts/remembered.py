@@ -43,6 +43,8 @@ class Remembered:
 
     def keep(self, cache: KVCache, ended: bool = False) -> None:
         """Remember a text: once its prompt has been read, and again when it ends."""
+        if not len(cache):
+            return
         kept = [one for one in self._kept if one[0].ids != cache.ids[: len(one[0])]]  # it holds those
         kept.append((cache, ended))
         sizes = [past.nbytes for past, _ in kept]
