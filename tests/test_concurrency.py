@@ -4,9 +4,11 @@ import gc
 import json
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import tinyllama
 from tinyllama.backends import available
 from tinyllama.errors import TinyllamaError
 from tinyllama.machine.download import small_folder
+from tinyllama.texts.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
 BACKENDS = [name for name, reason in available().items() if reason is None]
@@ -105,6 +108,74 @@ def test_eight_threads_each_get_what_they_get_alone(backend, mmap):
 def test_eight_threads_each_get_what_they_get_alone_for_long(model, backend, smollm2_file):
     for mmap in (False, True):
         check_eight_threads(model, backend, mmap, n_predict=60)
+
+
+class Sharing:
+    """A Schedule that one thread runs while others add texts to it, wait for them, or end them."""
+
+    def __init__(self, llama):
+        self.llama, self.schedule, self.over, self.ended = llama, Schedule(llama.run, 2**30), False, set()
+        self.thread = threading.Thread(target=self.work)
+        self.thread.start()
+
+    def work(self):
+        while not self.over:
+            self.schedule.turn()
+            self.ended |= {text for text, _ in self.schedule.pieces if text.stop_reason is not None}
+            self.schedule.pieces.clear()
+            time.sleep(0)
+
+    def submit(self, seed: int, after: float | None):
+        prompt, n = PROMPTS[seed % 8] * (1 + seed % 5), 1 + seed % 40
+        text = self.llama.stream(prompt, n_predict=n, seed=seed)
+        self.schedule.add(text, self.llama.backend.cache_bytes(self.llama.config, text.most))
+        ends = None if after is None else time.monotonic() + after
+        while text not in self.ended:
+            time.sleep(0.001)
+            if ends and time.monotonic() > ends:
+                text.cancelled = True
+        return text.completion()
+
+
+def check_submitting(seconds: float):
+    """Six threads submit and cancel at random; what isn't cancelled is what it is alone, to the bit."""
+    llama, rng, found = tinyllama.load("small", "c", 2), random.Random(0), []
+    sharing, ends = Sharing(llama), time.monotonic() + seconds
+
+    def client():
+        while time.monotonic() < ends:
+            seed = rng.randrange(200)
+            found.append((seed, sharing.submit(seed, rng.choice([None, None, 0.0, 0.01, 0.05]))))
+
+    try:
+        assert at_once([client] * 6) == [None] * 6
+    finally:
+        sharing.over = True
+        sharing.thread.join()
+    alone = {}
+    for seed, text in found:
+        if seed not in alone:
+            alone[seed] = llama.generate(
+                PROMPTS[seed % 8] * (1 + seed % 5), n_predict=1 + seed % 40, seed=seed, remember=False
+            )
+        expected = alone[seed]
+        if text.stop_reason == "cancelled":
+            assert expected.startswith(text) and expected.probs[: len(text.probs)] == text.probs
+        else:
+            assert text == expected and text.probs == expected.probs
+    assert len(found) > 5 * seconds
+    assert {text.stop_reason for _, text in found} >= {"cancelled", "length"}
+
+
+@pytest.mark.skipif("c" not in BACKENDS, reason="others are the same within their tolerance")
+def test_threads_that_submit_and_cancel_at_random_get_what_they_get_alone():
+    check_submitting(3)
+
+
+@pytest.mark.long
+@pytest.mark.skipif("c" not in BACKENDS, reason="others are the same within their tolerance")
+def test_threads_that_submit_and_cancel_at_random_for_ten_minutes():
+    check_submitting(600)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -318,6 +389,11 @@ def test_thousands_of_tokens_leave_nothing_behind():
     soak("tokens", "small", "c", 2000, warm=5)
 
 
+@pytest.mark.skipif("c" not in BACKENDS, reason="the other backends take longer")
+def test_thousands_of_tokens_of_many_texts_leave_nothing_behind():
+    soak("texts", "small", "c", 5000, warm=5)
+
+
 def test_models_that_are_loaded_and_unloaded_leave_nothing_behind():
     soak("loads", "small", BACKENDS[0], 10, warm=5)
 
@@ -330,6 +406,8 @@ def test_models_that_are_loaded_and_unloaded_leave_nothing_behind():
         ("tokens", "small", "numpy", 10_000),
         ("tokens", "small", "numexpr", 10_000),
         ("tokens", "smollm2", "c", 5_000),
+        ("texts", "small", "c", 100_000),
+        ("texts", "small", "numpy", 10_000),
         ("loads", "small", "c", 200),
         ("loads", "small", "numpy", 50),
     ],

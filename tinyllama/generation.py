@@ -35,6 +35,7 @@ class Generation:
         origin: what `Completion.settings` says beside the settings: prompt, model, backend, threads.
         warnings: what about prompt or ctx_size will worsen the text.
         cache: the keys and values of the tokens so far.
+        cancelled: whether it ends before its next step; any thread may set this.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Generation:
         self.seed = settings.seed if settings.seed >= 0 else secrets.randbits(32)
         self.tokens: list[Token] = []
         self.stop_reason: str | None = None if settings.n_predict else "length"
+        self.cancelled = False
         self.timings, self.cache = Timings(n_prompt=len(prompt_ids)), cache
         self._rng, self._stream = np.random.default_rng(self.seed), TextStream(tokenizer)
         self._text: list[str] = []
@@ -77,6 +79,9 @@ class Generation:
         piece = ""
         with self.timings.adding_to("total"):
             while self.stop_reason is None and not piece:
+                if self.cancelled:
+                    piece = self.end("cancelled")
+                    break
                 step, started = self.step(), time.perf_counter()
                 try:
                     logits = self._run(step)
@@ -162,7 +167,7 @@ class Generation:
                 self._drafts.learn(len(drafted), len(pieces) - 1, seconds)
         self._forget_guesses()
         if self._keep and (self.stop_reason is not None or not (is_read or self.unread)):
-            self._keep(self.cache, self.stop_reason is not None)
+            self._keep(self.cache, whole=self.stop_reason is not None and len(self.tokens) > 1)
         self._text += pieces
         return "".join(pieces)
 
@@ -171,7 +176,7 @@ class Generation:
         self._forget_guesses()
         self._text.append(self._close(reason))
         if self._keep:
-            self._keep(self.cache, True)
+            self._keep(self.cache, whole=len(self.tokens) > 1)
         return self._text[-1]
 
     def _forget_guesses(self) -> None:

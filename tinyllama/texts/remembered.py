@@ -24,7 +24,7 @@ class Remembered:
     """
 
     def __init__(self):
-        self._kept: list[tuple[KVCache, bool]] = []  # and whether its text has ended
+        self._kept: list[tuple[KVCache, bool]] = []  # and whether it is that of a whole text
 
     def recall(self, ids: list[int], cache: KVCache, whole: bool = True) -> KVCache:
         """A cache that has as many of a prompt's first tokens as are known, and as much room as another.
@@ -34,19 +34,19 @@ class Remembered:
             whole: also go on from a text with all that was written.
         """
         kept = self._kept
-        known = [_n_usable(past, ids, whole and ended) for past, ended in kept]
+        known = [_n_usable(past, ids, whole and is_whole) for past, is_whole in kept]
         if not any(known):
             return cache
         best = kept[known.index(max(known))]
         self._kept = [*(one for one in kept if one is not best), best]
         return best[0].fork(max(known), cache.n_ctx)
 
-    def keep(self, cache: KVCache, ended: bool = False) -> None:
-        """Remember a text: once its prompt has been read, and again when it ends."""
+    def keep(self, cache: KVCache, whole: bool = False) -> None:
+        """Remember a text: once its prompt has been read, and again, `whole`, when it has been written."""
         if not len(cache):
             return
         kept = [one for one in self._kept if one[0].ids != cache.ids[: len(one[0])]]  # it holds those
-        kept.append((cache, ended))
+        kept.append((cache, whole))
         sizes = [past.nbytes for past, _ in kept]
         most = min(LIMIT, (available_memory() + sum(sizes)) // SHARE)
         while sum(sizes) > most or len(kept) > MOST:
@@ -62,7 +62,7 @@ def _n_usable(kept: KVCache, ids: list[int], whole: bool) -> int:
     """How many of a prompt's first tokens may be taken over."""
     same = takewhile(lambda pair: pair[0] == pair[1], zip(kept.ids, ids[:-1], strict=False))
     n_same = sum(1 for _ in same)
-    if whole and n_same == len(kept) > kept.n_many:
+    if whole and n_same == len(kept):
         return n_same
     n_same = min(n_same, kept.n_many, len(ids) - FEW - 1)
     return n_same if n_same > FEW else 0

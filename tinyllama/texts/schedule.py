@@ -22,7 +22,7 @@ AT_ONCE = 32  # texts that are written together; of more, each would be slower a
 
 
 class Schedule:
-    """Texts that share a model. One thread takes the turns; any may add texts or end them.
+    """Texts that share a model. One thread takes the turns; any may add texts, or have one `cancelled`.
 
     Args:
         run: sends Steps through the model together: of each the logits, [n_logits, vocab_size].
@@ -40,8 +40,10 @@ class Schedule:
 
     def __len__(self) -> int:
         """How many texts have not ended."""
-        texts = [*self._running, *(text for text, _ in self._waiting)]
-        return sum(text.stop_reason is None for text in texts)
+        return sum(text.stop_reason is None for text in self._all())
+
+    def _all(self) -> list[Generation]:
+        return [*self._running, *(text for text, _ in [*self._waiting])]
 
     def add(self, text: Generation, n_bytes: int) -> None:
         """Have a text written as soon as there is room for so many bytes, or nothing else is running."""
@@ -67,6 +69,9 @@ class Schedule:
             self._compute(group)
 
     def _admit(self) -> None:
+        for text in self._all():
+            if text.cancelled and text.stop_reason is None:
+                self.pieces.append((text, text.end("cancelled")))
         self._running = {text: n_bytes for text, n_bytes in self._running.items() if text.stop_reason is None}
         while self._waiting and len(self._running) < AT_ONCE:
             text, n_bytes = self._waiting[0]
@@ -82,8 +87,7 @@ class Schedule:
         found = self._run([step for _, step in group])
         seconds = time.perf_counter() - started
         for (text, _), logits in zip(group, found, strict=True):
-            if text.stop_reason is None:  # unless somebody has ended it meanwhile
-                self.pieces.append((text, text.feed(logits, seconds)))
+            self.pieces.append((text, text.feed(logits, seconds)))
 
 
 class Texts:
@@ -122,10 +126,9 @@ class Texts:
         self.seconds += time.perf_counter() - started
 
     def stop(self, index: int | None = None) -> None:
-        """End one text, or all of them; what they have so far stays theirs."""
+        """End one text, or all of them, before their next steps; what they have so far stays theirs."""
         for text in self.generations if index is None else [self.generations[index]]:
-            if text.stop_reason is None:
-                self._schedule.pieces.append((text, text.end("cancelled")))
+            text.cancelled = True
 
     def finish(self) -> list[Completion]:
         """Run to the end and return all texts."""
