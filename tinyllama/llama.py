@@ -23,7 +23,7 @@ from .score import score
 from .settings import Settings, default_ctx_size
 from .texts.completion import Completion, Token
 from .texts.remembered import Remembered
-from .texts.schedule import Schedule, Texts
+from .texts.schedule import Texts, Together
 from .tokenizer import make_tokenizer
 
 KEPT = 2  # models that stay loaded
@@ -69,25 +69,21 @@ class Llama(AbstractContextManager):
             An iterator over pieces of text, which afterwards knows its `tokens`, `stop_reason`, `timings`
             and the whole `completion()`. Of several prompts, `texts.Texts`: pairs (index, piece).
         """
-        run = partial(self.run, cancel=cancel)
         if not _are_several(prompt):
-            wanted = Settings(**settings)
-            text = self._begin(prompt, wanted, run, self.remembered.recall)
+            wanted, run = Settings(**settings), partial(self.run, cancel=cancel)
+            text = self.begin(prompt, wanted, run, self.remembered.recall)
             at_once = min(wanted.batch_size, len(text.prompt_ids))
             self.backend.require_run(self.config, text.cache.n_ctx, at_once=at_once)
             return text
         each = each or [{}] * len(prompt)
         require(len(each) == len(prompt), f"each names {len(each)} texts, and there are {len(prompt)}")
-        recall = partial(self.remembered.recall, whole=False)  # so that a text doesn't depend on the others
         wanted = [Settings(**settings | own) for own in each]
-        texts = [self._begin(one, some, run, recall) for one, some in zip(prompt, wanted, strict=True)]
-        at_once = max(some.batch_size for some in wanted)
-        schedule = Schedule(run, self.backend.cache_room(self.config, at_once))
-        for text in texts:
-            schedule.add(text, self.backend.cache_bytes(self.config, text.most))
-        return Texts(texts, schedule, partial(self.backend.running, cancel))
+        together = Together(self, max(some.batch_size for some in wanted), cancel)
+        texts = [together.begin(one, some) for one, some in zip(prompt, wanted, strict=True)]
+        return Texts(texts, together, partial(self.backend.running, cancel))
 
-    def _begin(self, prompt, wanted: Settings, run: Callable, recall: Callable) -> Generation:
+    def begin(self, prompt, wanted: Settings, run: Callable, recall: Callable) -> Generation:
+        """A text before its first step; `stream` and `texts.Together` say how it runs."""
         n_ctx = wanted.ctx_size or default_ctx_size(self.config)
         ids = self.tokens(prompt, n_ctx)
         cache = self.backend.new_cache(self.config, n_ctx)

@@ -123,7 +123,7 @@ class Tokenizer:
         self.prefix = b" " if vocabulary.add_space_prefix else b""
         self._encode_short, self._n_long = lru_cache(REMEMBERED)(self._encode_word), 0
 
-    def encode(self, text: str | bytes, bos: bool | None = None, special: bool = False) -> list[int]:
+    def encode(self, text: str | bytes, bos: bool | None = None, special=False, filled=None) -> list[int]:
         """Text -> ids. `decode_bytes` gives the same text back, unless it is `special`, has `missing_bytes`,
         or has characters for which a SentencePiece vocabulary without byte pieces has only the unknown token;
         nor of a vocabulary that changes texts (`normal_form`, spaces in front where `prefixed` isn't "part").
@@ -133,12 +133,17 @@ class Tokenizer:
             bos: put bos first; None: if the vocabulary says so.
             special: control tokens that are written out, "<|im_start|>", become those tokens. Leave it out
                 for text of strangers.
+            filled: {ord(char): what stands for it}, in which control tokens that are written out stay text.
         Raises TinyllamaError for half a surrogate pair, or bos=True where there is none.
         """
         require(not bos or self.bos_id is not None, "this vocabulary has no bos token")
         ids = [self.bos_id] if self.bos_id is not None and (self.add_bos if bos is None else bos) else []
         text = _bytes(text).decode("utf-8", errors="surrogateescape")
-        for index, run in enumerate(self._special[special].split(text)):
+        runs = self._special[special].split(text)
+        if filled:  # what comes in is cut as any text, and text and special pieces still take turns
+            cut = self._special[False].split
+            runs = [r for i, run in enumerate(runs) for r in ([run] if i % 2 else cut(run.translate(filled)))]
+        for index, run in enumerate(runs):
             if index % 2:
                 ids.append(self._special_ids[run])
             elif run:

@@ -216,6 +216,19 @@ COMMANDS = {
         ],
         _flag("-e --escape", r"\n in the prompt and in --stop is a newline, and so on"),
     ),
+    "batch": (
+        "answer a file of requests, in OpenAI's format for batches",
+        *RUNNING,
+        _arg("source", "a request a line, in JSON; - is stdin", metavar="IN.jsonl"),
+        _arg(
+            "-o --output",
+            "an answer a line; what it has already is kept, and not computed again",
+            metavar="OUT.jsonl",
+            required=True,
+        ),
+        _arg("-c --ctx_size", "room in tokens for each; default: the model's, at most 2048", **COUNT),
+        _arg("-b --batch_size", "tokens of a prompt computed at once (%(default)s)", **COUNT, default=512),
+    ),
     "perplexity": (
         "measure how well a model predicts a text",
         *RUNNING,

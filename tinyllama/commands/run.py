@@ -6,6 +6,7 @@ model would wait for them.
 
 import argparse
 import json
+import os
 import random
 import re
 import sys
@@ -126,13 +127,42 @@ def list(args: argparse.Namespace) -> None:
     _print_found(models.models(), models.table, args)
 
 
+def batch(args: argparse.Namespace) -> None:
+    """Answer a file of requests."""
+    from .batch import Batch, Lines
+
+    lines, target = Lines(args.source), Path(args.output)
+    same = target.exists() and os.path.samestat(os.fstat(lines.file.fileno()), target.stat())
+    require(not same, f"{target}: has the requests; name another file for the answers")
+    llama = _load(args)
+    _warn_of_context(llama, args.ctx_size)
+    name = Path(args.model).name if Path(args.model).exists() else args.model
+    run = Batch(llama, name, args.ctx_size, args.batch_size)
+    with status_line() as progress:
+        run.run(lines, target, progress)
+    if run.others:
+        say(f"warning: requests name {', '.join(sorted(run.others))[:200]}; all are answered by {name}")
+    n_refused, first = run.refused
+    kept = f" ({run.n_kept} of them before)" * bool(run.n_kept)
+    refused = f", {n_refused} refused; the first is {first}" * bool(n_refused)
+    say(f"{target}: {run.n_requests - n_refused} of {run.n_requests} requests answered{kept}{refused}")
+    _print_speed(llama, run.jobs)
+
+
+def _print_speed(llama: Llama, jobs) -> None:
+    """What many texts took together."""
+    say(f"load     {llama.load_seconds:6.2f} s")
+    speed = f", {jobs.n_tokens / jobs.seconds:.1f} tokens/s of all together" if jobs.n_tokens else ""
+    say(f"texts    {jobs.seconds:6.2f} s {jobs.n_tokens:6} tokens{speed}")
+    say(f"total    {llama.load_seconds + jobs.seconds:6.2f} s, peak memory {human(peak_memory())}")
+
+
 def perplexity(args: argparse.Namespace) -> None:
     """Measure how well a model predicts a text."""
     from ..texts.perplexity import perplexity
 
     text, llama = _read_text(args.file), _load(args)
-    if args.ctx_size > (trained := llama.config.max_seq_len):
-        say(f"warning: the model was trained on {trained} tokens, ctx_size is {args.ctx_size}")
+    _warn_of_context(llama, args.ctx_size)
     score = perplexity(llama, text, args.ctx_size, args.batch_size)
     found = {"model": args.model, "text": args.file} | asdict(score)
     _print_found(found, lambda _: str(score), args)
@@ -203,6 +233,11 @@ def _load(args: argparse.Namespace) -> Llama:
         say(f"loading {path}: {costs}")
 
     return load(args.model, args.backend, args.threads, mmap=args.mmap, announce=announce)
+
+
+def _warn_of_context(llama: Llama, ctx_size: int | None) -> None:
+    if ctx_size and ctx_size > (trained := llama.config.max_seq_len):
+        say(f"warning: the model was trained on {trained} tokens, ctx_size is {ctx_size}")
 
 
 def _read_text(path: str) -> str:

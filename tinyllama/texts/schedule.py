@@ -11,11 +11,13 @@ piece takes, and each prompt finds read what it has in common with those before 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from ..errors import Cancelled
 from ..generation import Generation
 from ..model import Step
 from ..ops import FEW
+from ..settings import Settings
 from .completion import Completion
 
 AT_ONCE = 32  # texts that are written together; of more, each would be slower and all together no faster
@@ -29,11 +31,12 @@ class Schedule:
         room: bytes that the caches of texts may take that are written at the same time.
 
     Attributes:
+        run: as above.
         pieces: what texts have been continued by: (text, piece), in the order in which it was written.
     """
 
     def __init__(self, run: Callable, room: int):
-        self._run, self._room = run, room
+        self.run, self._room = run, room
         self._waiting: deque[tuple[Generation, int]] = deque()
         self._running: dict[Generation, int] = {}  # -> bytes of its cache once it is full
         self.pieces: deque[tuple[Generation, str]] = deque()
@@ -84,10 +87,36 @@ class Schedule:
     def _compute(self, group: list[tuple[Generation, Step]]) -> None:
         """One pass."""
         started = time.perf_counter()
-        found = self._run([step for _, step in group])
+        found = self.run([step for _, step in group])
         seconds = time.perf_counter() - started
         for (text, _), logits in zip(group, found, strict=True):
             self.pieces.append((text, text.feed(logits, seconds)))
+
+
+class Together(Schedule):
+    """A Schedule of texts of one model, which may come one by one.
+
+    Args:
+        llama: the model.
+        batch_size: the most tokens of a prompt that will be computed at once.
+        cancel: as of `Llama.stream`.
+    """
+
+    def __init__(self, llama, batch_size: int = Settings.batch_size, cancel=None):
+        super().__init__(
+            partial(llama.run, cancel=cancel), llama.backend.cache_room(llama.config, batch_size)
+        )
+        self._llama = llama
+
+    def begin(self, prompt: str | list[int], wanted: Settings) -> Generation:
+        """Have a prompt continued; what becomes of it doesn't depend on the others.
+
+        Raises TinyllamaError where it is empty or too long.
+        """
+        llama = self._llama
+        text = llama.begin(prompt, wanted, self.run, partial(llama.remembered.recall, whole=False))
+        self.add(text, llama.backend.cache_bytes(llama.config, text.most))
+        return text
 
 
 class Texts:
