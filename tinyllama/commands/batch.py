@@ -4,7 +4,7 @@ A request is a line, {"custom_id", "method": "POST", "url", "body"}, and so is a
 "response": {"status_code", "request_id", "body"}, "error"}. What can't be answered gets an answer of status
 400 that says why, and the others go on.
 
-An answer is appended as soon as it is there: whatever ends the run, all that has been computed is in the file,
+An answer is appended as soon as it is there: whatever ends the run, what has been computed is in the file
 and the same command goes on from there. At the end the file is put into the order of the requests, whole or
 not at all. Requests are read when there is room for them: a file may be longer than memory.
 """
@@ -30,6 +30,7 @@ from ..machine.limits import human
 from ..machine.terminal import say
 from ..texts.jobs import Jobs
 from ..texts.openai import CHAT, Refused, Request, answer, parse
+from ..texts.schedule import AT_ONCE
 from ..texts.templates import NEEDED, Template, available
 from .printing import counted
 
@@ -140,33 +141,30 @@ class Batch:
             if self._answered:
                 say(f"{target}: keeps the {counted(len(self._answered), 'answer')} that it has")
             with open(target, "ab", buffering=0) as self._file:
-                try:
-                    while not lines.ended or self.jobs:
-                        self._begin_next(lines)
-                        for line, texts in self.jobs.turn() if self.jobs else ():
-                            self._append(line.custom_id, 200, answer(line.request, texts, self._name))
-                        if time.perf_counter() > shown + OFTEN:
-                            shown = time.perf_counter()
-                            progress(self._reached(total))
-                except (Cancelled, KeyboardInterrupt):
-                    of = f" of {total}" if total else ""
-                    say(f"interrupted: {target} has {self._n_done}{of} answers; the same command goes on")
-                    raise
+                while not lines.ended or self.jobs:
+                    self._begin_next(lines)
+                    for line, texts in self.jobs.turn() if self.jobs else ():
+                        self._append(line.custom_id, 200, answer(line.request, texts, self._name))
+                    if time.perf_counter() > shown + OFTEN:
+                        shown = time.perf_counter()
+                        progress(self._reached(total))
             require(self.n_requests, f"{lines.name}: there are no requests in it")
             progress("putting the answers in the order of the requests")
             _put_in_order(target, ordered, self._order)
 
     @property
-    def _n_done(self) -> int:
+    def n_done(self) -> int:
+        """Requests that have their answer."""
         return self.n_requests - len(self.jobs)
 
     def _reached(self, total: int | None) -> str:
         """A line for those who wait."""
-        n_own, n_tokens = self._n_done - self.n_kept, self.jobs.n_tokens
-        line = f"{self._n_done}/{total}" if total else f"{self._n_done} answered"
-        line += f", {n_tokens / max(self.jobs.seconds, 1e-9):.1f} tokens/s of all together"
+        line = f"{self.n_done}/{total}" if total else f"{self.n_done} answered"
+        line += f", {self.jobs.n_tokens / max(self.jobs.seconds, 1e-9):.1f} tokens/s of all together"
+        half = min(len(self.jobs), AT_ONCE) / 2  # of what is being written
+        n_own = self.n_done - self.n_kept + half
         if total and n_own:
-            left = (time.perf_counter() - self._started) / n_own * (total - self._n_done)
+            left = (time.perf_counter() - self._started) / n_own * (total - self.n_done - half)
             line += f", {left // 60:.0f}:{left % 60:02.0f} min left"
         return line
 

@@ -59,6 +59,9 @@ class Result:
     read_bandwidth: float | None = None  # bytes a second, in which the read probe read the weights
     read_probe: float | None = None  # tokens a second that this allows, one by one; n at once, n times that
     multiply_probe: float | None = None  # tokens a second that multiplying alone would allow
+    #: Tokens a second of so many texts that are written together, with all that `generate` does;
+    texts: dict[int, float] = field(default_factory=dict)
+    gains: dict[int, float] = field(default_factory=dict)  # and how many times those of one text they are
 
     @property
     def name(self) -> str:
@@ -78,6 +81,7 @@ def bench(
     n_predict: int = 16,
     prefill: Sequence[int] = (32, 128, 512),
     tokens: Sequence[int] = (),
+    texts: Sequence[int] = (),
     against: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Result]:
@@ -90,6 +94,7 @@ def bench(
         mmap: measure each a second time, running from the mapped file.
         n_predict: tokens to write.
         prefill, tokens: how many tokens to compute at once: lengths of prompts, and others.
+        texts: how many texts to write together; the first is always one, which the others are held against.
         against: "llama.cpp": each is followed by what llama-cpp-python makes of the same file on as many
             threads. Each runs in a process of its own, in turns. Of a shape a file is written, and removed.
         progress: called with what is being measured, again and again.
@@ -115,7 +120,7 @@ def bench(
     with _random_file(shape, type, progress) if shape and other else nullcontext() as file:
         for task in tasks:
             task = replace(task, model=file, shape=None) if file else task
-            yield from _measure(task, title, lengths, n_predict, other, progress)
+            yield from _measure(task, title, lengths, texts, n_predict, other, progress)
 
 
 def _title(model: str | Path, shape: str | None, type: str, other: type | None) -> tuple[str, str]:
@@ -144,7 +149,13 @@ def _random_file(shape: str, type: str, progress: Callable[[str], None]) -> Iter
 
 
 def _measure(
-    task: Task, title: tuple[str, str], lengths: list[int], n_predict: int, other: type | None, progress
+    task: Task,
+    title: tuple[str, str],
+    lengths: list[int],
+    texts,
+    n_predict: int,
+    other: type | None,
+    progress,
 ) -> list[Result]:
     """One backend, level and number of threads, and what another program makes of the same."""
     ours = Result(*title, task.backend, task.level, task.threads)
@@ -169,6 +180,8 @@ def _measure(
             step = partial("{}, {}, round {}".format, f"[{number}/{len(lengths)}]", what)
             turns = _take_turns(n_tokens, n_predict, programs, results, lambda i, step=step: show(step(i)))
             probes.append(turns)
+        if texts:
+            _write_texts(sorted({1, *texts}), first, ours, show)
         facts = [program.facts() for program in programs]
     for result, found in zip(results, facts, strict=True):
         result.load, result.first_token = found["load"], found["first_token"]
@@ -222,3 +235,19 @@ def _take_turns(n_tokens: int, n_predict: int, programs: list, results: list[Res
         shares = [limit / seconds[0] for limit, seconds in zip(least, took, strict=True)]
         results[0].shares[n_tokens] = median(shares)
     return probes
+
+
+def _write_texts(numbers: list[int], program, result: Result, show: Callable[[str], None]) -> None:
+    """Rounds, each a token of every text, of so many texts written together as of so many others."""
+    for n_texts in numbers:
+        program.begin_texts(n_texts, MOST)
+    speeds: dict[int, list[float]] = {n_texts: [] for n_texts in numbers}
+    for round in _rounds(numbers[-1] + 1, 1):
+        for n_texts in numbers:
+            show(f"{counted(n_texts, 'text')} together, round {round + 1}")
+            n_tokens, seconds = program.turn(n_texts)
+            speeds[n_texts].append(n_tokens / seconds)
+    for n_texts in numbers:
+        result.texts[n_texts] = median(speeds[n_texts])
+        pairs = zip(speeds[n_texts], speeds[1], strict=True)
+        result.gains[n_texts] = median(speed / single for speed, single in pairs)

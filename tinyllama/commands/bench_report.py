@@ -11,6 +11,8 @@ from .printing import columns, counted
 WIDTH = 80
 EXPLAINED = """Tokens a second by how many are computed at once: of 1, a text is written, of more, a prompt is
 read. The share is that of what memory or arithmetic allow."""
+TEXTS = """ Texts are written together, with all that generate does; the gain is how many times faster
+than one."""
 RATIO = " The ratio says how many times better tinyllama is."
 FEW = 16  # tokens at once: texts, drafts, a short prompt. More are a long prompt.
 
@@ -18,14 +20,16 @@ FEW = 16  # tokens at once: texts, drafts, a short prompt. More are a long promp
 def table(results: list[Result]) -> str:
     """Results side by side, a row for each number of tokens at once; below, where one gains least."""
     lengths = sorted({length for result in results for length in result.speeds})
+    texts = sorted({number for result in results for number in result.texts})
     sides = []  # of a result and of what it is held against, which stay together
     for ours, result in zip([None, *results], results, strict=False):
         sides += [[]] if not result.ratios else []
-        sides[-1] += _columns(result, ours, lengths)
+        sides[-1] += _columns(result, ours, lengths, texts)
     labels = ["", "", "", "load", "first token", "memory"]
     labels += [counted(length, "token") for length in lengths]
+    labels += [counted(number, "text") for number in texts]
     labels += ["memory is read at", "and allows", "arithmetic allows"]
-    explained = EXPLAINED + RATIO * any(result.ratios for result in results)
+    explained = EXPLAINED + TEXTS * bool(texts) + RATIO * any(result.ratios for result in results)
     parts = [fill(text, WIDTH) for text in (f"{results[0].model}, {results[0].type}", explained)]
     while sides:
         n = len(sides)
@@ -46,11 +50,14 @@ def _block(labels: list[str], sides: list[list[list[str]]]) -> list[str]:
     return [*columns(rows, "<" + ">" * len(cells), indent="")]
 
 
-def _columns(result: Result, ours: Result | None, lengths: list[int]) -> Iterator[list[str]]:
-    """A result's figures; beside them its shares, or the ratios to the result before it."""
+def _columns(
+    result: Result, ours: Result | None, lengths: list[int], texts: list[int]
+) -> Iterator[list[str]]:
+    """A result's figures; beside them its shares and gains, or the ratios to the result before it."""
     head = [result.name, counted(result.threads, "thread"), "mapped" * result.mapped]
     took = [f"{result.load:.2f} s", f"{result.first_token:.2f} s", human(result.memory)]
     speeds = [_number(result.speeds.get(length)) for length in lengths]
+    speeds += [_number(result.texts.get(number)) for number in texts]
     limits = ["", "", ""]
     if result.read_probe:
         limits = [f"{human(result.read_bandwidth)}/s", f"n x {_number(result.read_probe)}"]
@@ -58,12 +65,15 @@ def _columns(result: Result, ours: Result | None, lengths: list[int]) -> Iterato
     yield [*head, *took, *speeds, *limits]
     if result.shares:
         shares = [f"{result.shares[length]:.0%}" if length in result.shares else "" for length in lengths]
-        yield ["", "share", "", "", "", "", *shares, "", "", ""]
+        yield ["", "share", "", "", "", "", *shares, *[""] * len(texts), "", "", ""]
+    if result.texts:
+        gains = [f"{result.gains[number]:.2f}" for number in texts]
+        yield ["", "gain", "", "", "", "", *[""] * len(lengths), *gains, "", "", ""]
     if result.ratios:
         pairs = (result.first_token, ours.first_token), (result.memory, ours.memory)
         took = [f"{theirs / own:.2f}" if own else "" for theirs, own in pairs]
         ratios = [f"{result.ratios[length]:.2f}" for length in lengths]
-        yield ["", "ratio", "", "", *took, *ratios, "", "", ""]
+        yield ["", "ratio", "", "", *took, *ratios, *[""] * len(texts), "", "", ""]
 
 
 def _number(speed: float | None) -> str:
@@ -90,10 +100,14 @@ def plot(results: list[Result], path: str | Path) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes = Figure(figsize=(8, 5), dpi=120, layout="constrained").subplots()
-    lengths = sorted({length for result in results for length in result.speeds})
+    lengths = sorted({length for result in results for length in (*result.speeds, *result.texts)})
     for number, result in enumerate(results):
         color, own = f"C{number}", sorted(result.speeds)
         axes.plot(own, [result.speeds[n] for n in own], marker="o", ms=5, color=color, label=_who(result))
+        if several := sorted(result.texts):
+            look = {"marker": "s", "ms": 5, "linestyle": ":", "color": color}
+            written = [result.texts[n] for n in several]
+            axes.plot(several, written, **look, label=f"{_who(result)}, texts together")
         if result.read_probe:
             _draw_limits(axes, result, lengths[-1], color)
     axes.set(xscale="log", yscale="log", xlabel="tokens computed at once", ylabel="tokens a second")

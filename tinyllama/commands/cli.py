@@ -48,6 +48,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.print_help(sys.stderr)
         sys.exit(2)
     if args.command == "generate":
+        if args.each_line and args.file is None:
+            args.parser.error("argument --each_line: needs --file")
         args.settings = _settings(args)
     return args
 
@@ -215,6 +217,8 @@ COMMANDS = {
             _arg("-f --file", "a file with the prompt; - is stdin"),
         ],
         _flag("-e --escape", r"\n in the prompt and in --stop is a newline, and so on"),
+        _flag("--each_line", r"each line of the file is a prompt; of each a line, in which \n is a newline"),
+        _flag("--json", "of each prompt a line of JSON: prompt, text, ids, stop_reason, seed"),
     ),
     "batch": (
         "answer a file of requests, in OpenAI's format for batches",
@@ -265,6 +269,7 @@ COMMANDS = {
         _arg("-n --n_predict", "tokens to write (%(default)s)", **COUNT, default=16),
         _arg("--prefill", "lengths of prompts (32,128,512)", **COUNTS, default=[32, 128, 512]),
         _arg("--tokens", "also so many tokens at once: 1,2,3,4,8,16", **COUNTS, default=[]),
+        _arg("--texts", "also so many texts that are written together: 1,2,4,8,16,32", **COUNTS, default=[]),
         _arg("--against", "in turns with llama.cpp (llama-cpp-python)", metavar="NAME"),
         JSON,
         _arg("--plot", "draw speeds below their limits (needs matplotlib)", metavar="FILE.png"),

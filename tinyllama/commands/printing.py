@@ -1,5 +1,6 @@
 """How commands print: results to stdout, everything else to stderr."""
 
+import re
 from collections.abc import Iterable, Iterator
 
 from ..errors import printable
@@ -15,6 +16,19 @@ def harmless(text: str) -> str:
     A terminal obeys what follows an Escape, and a vocabulary is a stranger's.
     """
     return text.translate(PICTURES)
+
+
+def unescape(text: str) -> str:
+    r"""Replace \n, \r, \t, \', \", \\ and \xHH, a byte, as llama.cpp's -e does; others stay as they are."""
+    data = text.encode("utf-8", "surrogateescape")
+    for_byte = lambda found: found[0].decode("unicode_escape").encode("latin-1")  # noqa: E731
+    data = re.sub(rb"\\(x[0-9a-fA-F]{2}|[nrt'\"\\])", for_byte, data)
+    return data.decode("utf-8", "surrogateescape")
+
+
+def escape(text: str) -> str:
+    r"""Text as one line: a newline becomes \n, a return \r, and a backslash two; `unescape` gives it back."""
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
 
 
 def counted(number: int, what: str) -> str:

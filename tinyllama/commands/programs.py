@@ -9,6 +9,7 @@ only the first 8 bytes of the tile configuration). That takes a quarter of an ho
     pip install --no-binary llama-cpp-python llama-cpp-python
 """
 
+import math
 import multiprocessing
 import signal
 import time
@@ -26,11 +27,14 @@ from ..backends import Backend, get_backend
 from ..config import PRESETS, Config
 from ..errors import TinyllamaError, check_cancelled, require
 from ..formats import open_checkpoint
+from ..generation import Generation
 from ..llama import load
 from ..machine.limits import peak_memory
 from ..machine.places import find
-from ..model import build, forward
+from ..model import build, forward, forward_texts
+from ..settings import Settings
 from ..tensor import Piece, Tensor
+from ..texts.schedule import Schedule
 from .random_weights import RandomWeights
 
 SHORT_PROMPT = 5  # tokens
@@ -66,6 +70,20 @@ def opened(task: Task, backend: Backend) -> tuple[Config, dict[str, Tensor], boo
     return config, tensors, copy
 
 
+class Endless:
+    """Stands for a tokenizer, which random weights haven't got: no token ends a text."""
+
+    stop_ids, unused_ids, prefix = frozenset(), (), b""
+
+    def piece(self, token_id: int) -> str:
+        """A token's text."""
+        return str(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """As bytes."""
+        return b"a"
+
+
 class Tinyllama:
     """tinyllama, with all weights prepared before anything is computed. Raises what `load` does."""
 
@@ -85,6 +103,7 @@ class Tinyllama:
 
     def _open(self, task: Task, progress: Callable[[str], None]) -> None:
         backend, (config, tensors, copy) = self._backend, opened(task, self._backend)
+        self._config, self._together = config, {}
         self._mapped = not (copy or task.shape)
         self._load, n_done = 0.0, 0
 
@@ -112,6 +131,26 @@ class Tinyllama:
         started = time.perf_counter()
         forward(self._model, self._backend, self._ids[:n_tokens], self._cache, last=True)
         return time.perf_counter() - started
+
+    def begin_texts(self, n_texts: int, n_tokens: int) -> None:
+        """Begin so many texts, of so many tokens at least: read their prompts and choose their first."""
+        n_ctx, run = SHORT_PROMPT + n_tokens + 1, partial(forward_texts, self._model, self._backend)
+        texts, schedule = [], Schedule(run, math.inf)
+        for seed in range(n_texts):
+            ids = np.random.default_rng(seed).integers(0, self._config.vocab_size, SHORT_PROMPT).tolist()
+            cache, wanted = self._backend.new_cache(self._config, n_ctx), Settings(n_predict=-1, seed=seed)
+            texts.append(Generation(run, Endless(), cache, ids, wanted))
+            schedule.add(texts[-1], 0)
+        schedule.turn()
+        self._together[n_texts] = texts, schedule
+
+    def turn(self, n_texts: int) -> tuple[int, float]:
+        """A token of each of so many texts: how many tokens that were, and the seconds they took."""
+        texts, schedule = self._together[n_texts]
+        before, started = sum(len(text.tokens) for text in texts), time.perf_counter()
+        schedule.turn()
+        took = time.perf_counter() - started
+        return sum(len(text.tokens) for text in texts) - before, took
 
     def probe(self) -> tuple[float, float] | None:
         """The least seconds that a pass over all weights can take, of memory, and a token, of arithmetic.
@@ -142,7 +181,7 @@ class Tinyllama:
 
     def close(self) -> None:
         """Give everything back."""
-        self._model = self._cache = self._matrices = None
+        self._model = self._cache = self._matrices = self._together = None
         self._within.close()
 
 

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import random
-import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -17,13 +16,13 @@ from itertools import chain
 from pathlib import Path
 from select import select
 
-from ..errors import check_cancelled, naming, require
+from ..errors import Cancelled, check_cancelled, naming, require
 from ..llama import Llama, load
 from ..machine.limits import human, peak_memory
 from ..machine.terminal import say, status_line
 from ..texts.completion import STOP_REASONS, Timings
 from .cli import ON_HUB
-from .printing import counted, harmless
+from .printing import counted, harmless, unescape
 
 LARGEST_TEXT = 50_000_000  # bytes; a novel has one million
 
@@ -43,6 +42,10 @@ def generate(args: argparse.Namespace) -> None:
     if args.escape:
         settings["stop"] = [unescape(text) for text in args.stop]
     llama = _load(args)
+    if args.each_line or args.json:
+        from . import lines
+
+        return lines.generate(llama, prompt, args)
     run = llama.stream(prompt, **settings)
     for warning in run.warnings:
         say(f"warning: {warning}")
@@ -67,15 +70,7 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt is None and args.file is None:
         return random.Random(args.seed if args.seed >= 0 else None).choice(PROMPTS)
     prompt = _read_text(args.file) if args.prompt is None else args.prompt
-    return unescape(prompt) if args.escape else prompt
-
-
-def unescape(text: str) -> str:
-    r"""Replace \n, \r, \t, \', \", \\ and \xHH, a byte, as llama.cpp's -e does; others stay as they are."""
-    data = text.encode("utf-8", "surrogateescape")
-    for_byte = lambda found: found[0].decode("unicode_escape").encode("latin-1")  # noqa: E731
-    data = re.sub(rb"\\(x[0-9a-fA-F]{2}|[nrt'\"\\])", for_byte, data)
-    return data.decode("utf-8", "surrogateescape")
+    return unescape(prompt) if args.escape and not args.each_line else prompt
 
 
 def _print_timings(took: Timings, n_sampled: int) -> None:
@@ -130,6 +125,7 @@ def list(args: argparse.Namespace) -> None:
 def batch(args: argparse.Namespace) -> None:
     """Answer a file of requests."""
     from .batch import Batch, Lines
+    from .lines import print_speed
 
     lines, target = Lines(args.source), Path(args.output)
     same = target.exists() and os.path.samestat(os.fstat(lines.file.fileno()), target.stat())
@@ -138,23 +134,19 @@ def batch(args: argparse.Namespace) -> None:
     _warn_of_context(llama, args.ctx_size)
     name = Path(args.model).name if Path(args.model).exists() else args.model
     run = Batch(llama, name, args.ctx_size, args.batch_size)
-    with status_line() as progress:
-        run.run(lines, target, progress)
+    try:
+        with status_line() as progress:
+            run.run(lines, target, progress)
+    except (Cancelled, KeyboardInterrupt):
+        say(f"interrupted after {counted(run.n_done, 'answer')}; the same command goes on from there")
+        raise
     if run.others:
         say(f"warning: requests name {', '.join(sorted(run.others))[:200]}; all are answered by {name}")
     n_refused, first = run.refused
     kept = f" ({run.n_kept} of them before)" * bool(run.n_kept)
     refused = f", {n_refused} refused; the first is {first}" * bool(n_refused)
     say(f"{target}: {run.n_requests - n_refused} of {run.n_requests} requests answered{kept}{refused}")
-    _print_speed(llama, run.jobs)
-
-
-def _print_speed(llama: Llama, jobs) -> None:
-    """What many texts took together."""
-    say(f"load     {llama.load_seconds:6.2f} s")
-    speed = f", {jobs.n_tokens / jobs.seconds:.1f} tokens/s of all together" if jobs.n_tokens else ""
-    say(f"texts    {jobs.seconds:6.2f} s {jobs.n_tokens:6} tokens{speed}")
-    say(f"total    {llama.load_seconds + jobs.seconds:6.2f} s, peak memory {human(peak_memory())}")
+    print_speed(llama, run.jobs)
 
 
 def perplexity(args: argparse.Namespace) -> None:
@@ -187,7 +179,7 @@ def bench(args: argparse.Namespace) -> None:
     from . import bench, bench_report
 
     _check_plot(args)
-    names = "shape", "type", "threads", "mmap", "n_predict", "prefill", "tokens", "against"
+    names = "shape", "type", "threads", "mmap", "n_predict", "prefill", "tokens", "texts", "against"
     how = {name: getattr(args, name) for name in names}
     with status_line() as progress:
         measured = bench.bench(args.model, backends=args.backend, levels=args.level, progress=progress, **how)
