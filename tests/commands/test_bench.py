@@ -257,3 +257,38 @@ def test_two_programs_that_do_not_fit_together_are_refused(standin, free_memory,
     )
     with pytest.raises(TinyllamaError, match=r"in two programs at once \d+"):
         list(bench.bench(shape="7B", against="llama.cpp", threads=[1]))
+
+
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("c", marks=needs_c)])
+def test_texts_that_are_written_together_are_held_against_one(backend):
+    (result,) = run(backends=[backend], threads=[1], texts=(2, 40))
+    assert [*result.texts] == [*result.gains] == [1, 2, 40]
+    assert min(result.texts.values()) > 0 and result.gains[1] == 1
+
+
+def test_tokens_of_texts_are_counted_whole_and_gains_are_medians_of_each_rounds_own(monkeypatch):
+    class Together(Scripted):
+        def begin_texts(self, n_texts, n_tokens):
+            assert n_tokens >= bench.MOST
+
+        def turn(self, n_texts):
+            self.past.append(n_texts)
+            return n_texts, next(self.took[-n_texts])
+
+    program = Together(
+        {1: [1.0] * 3, 10: [1.0] * 3, -1: [1.0, 2.0, 4.0], -4: [2.0, 4.0, 8.0]}, [(0.5, 0.1)] * 6
+    )
+    monkeypatch.setattr(bench, "Tinyllama", lambda task, progress: program)
+    (result,) = bench.bench(shape="7B", n_predict=3, prefill=(10,), backends=["numpy"], texts=[4])
+    assert program.past[6:] == [1, 4, 1, 4, 1, 4], "they take turns"
+    assert result.texts == {1: 0.5, 4: 1.0} and result.gains == {1: 1.0, 4: 2.0}
+
+
+def test_texts_are_part_of_the_table_and_of_json(capsys):
+    line = "bench small --backend numpy --threads 1 --prefill 4 --n_predict 1 --texts 2"
+    assert main(line.split()) == 0
+    out = capsys.readouterr().out
+    assert "1 text " in out and "2 texts" in out and "gain" in out and max(map(len, out.splitlines())) <= 80
+    assert main([*line.split(), "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert set(result["texts"]) == set(result["gains"]) == {"1", "2"}

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -43,8 +44,8 @@ BEGINNING = b'{"id": "batch_req_'  # of each answer
 ELSEWHERE = "name another file, or remove it"
 
 
-class Lines:
-    """The lines of a file, or for "-" of stdin, which others may still be writing."""
+class Lines(AbstractContextManager):
+    """The lines of a file, or for "-" of stdin, which others may still be writing. To be closed."""
 
     def __init__(self, path: str):
         self.name, self._n_read = "stdin" if path == "-" else path, 0
@@ -54,6 +55,9 @@ class Lines:
             require(path != "-" or sys.stdin, "is closed")
             where = sys.stdin.fileno() if path == "-" else path
             self.file = open(where, "rb", buffering=0, closefd=path != "-")  # noqa: SIM115
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
 
     @property
     def ended(self) -> bool:
@@ -177,7 +181,7 @@ class Batch:
             self.n_requests += 1
             entry, custom_id, refusal = {}, None, None
             try:
-                entry = _parsed(data)
+                entry = read_request(data)
                 custom_id = _custom_id(entry, self._order)
             except Refused as error:
                 refusal = error
@@ -228,7 +232,7 @@ class Batch:
 # --- requests -------------------------------------------------------------------------------------
 
 
-def _parsed(data: bytes) -> dict:
+def read_request(data: bytes) -> dict:
     """A line's object. Raises Refused."""
 
     def no_constant(name: str):

@@ -127,19 +127,20 @@ def batch(args: argparse.Namespace) -> None:
     from .batch import Batch, Lines
     from .lines import print_speed
 
-    lines, target = Lines(args.source), Path(args.output)
-    same = target.exists() and os.path.samestat(os.fstat(lines.file.fileno()), target.stat())
-    require(not same, f"{target}: has the requests; name another file for the answers")
-    llama = _load(args)
-    _warn_of_context(llama, args.ctx_size)
-    name = Path(args.model).name if Path(args.model).exists() else args.model
-    run = Batch(llama, name, args.ctx_size, args.batch_size)
-    try:
-        with status_line() as progress:
-            run.run(lines, target, progress)
-    except (Cancelled, KeyboardInterrupt):
-        say(f"interrupted after {counted(run.n_done, 'answer')}; the same command goes on from there")
-        raise
+    target = Path(args.output)
+    with Lines(args.source) as lines:
+        same = target.exists() and os.path.samestat(os.fstat(lines.file.fileno()), target.stat())
+        require(not same, f"{target}: has the requests; name another file for the answers")
+        llama = _load(args)
+        _warn_of_context(llama, args.ctx_size)
+        name = Path(args.model).name if Path(args.model).exists() else args.model
+        run = Batch(llama, name, args.ctx_size, args.batch_size)
+        try:
+            with status_line() as progress:
+                run.run(lines, target, progress)
+        except (Cancelled, KeyboardInterrupt):
+            say(f"interrupted after {counted(run.n_done, 'answer')}; the same command goes on from there")
+            raise
     if run.others:
         say(f"warning: requests name {', '.join(sorted(run.others))[:200]}; all are answered by {name}")
     n_refused, first = run.refused
