@@ -98,7 +98,5 @@ def test_a_signal_leaves_the_texts_that_are_whole(run, file, monkeypatch):
     file.write_text("Tom\nTim\nThe")
     monkeypatch.setattr(tinyllama.Llama, "run", interrupted)
     status, out, err = run("generate", "-f", file, "--each-line", *QUICK)
-    assert (
-        (status, out) == (130, "")
+    assert (status, out) == (130, "")
     assert "stopped: interrupted after 0 of 3 texts" in err and "tokens/s" in err
-    )

@@ -107,7 +107,8 @@ def test_prompts_are_those_of_transformers():
     sources = [
         CHATML,
         "{{ messages | tojson }} {{ strftime_now('%d %b') }}",
-        "{%- for m in messages -%}\n {%- if loop.first -%}\n{% continue %}{%- endif %}\n {{ m.role }}{% endfor %}",
+        "{%- for m in messages -%}\n {%- if loop.first -%}\n{% continue %}{%- endif %}\n {{ m.role }}\n"
+        "{% endfor %}",
         "{% generation %}{{ messages[0]['content'] }}{% endgeneration %}",
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
         "{{ messages | map(attribute='role') | join(', ') }}{{ messages[:1] | length }}{{ 3 % 2 }}",
