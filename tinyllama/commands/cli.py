@@ -217,8 +217,8 @@ COMMANDS = {
             _arg("-f --file", "a file with the prompt; - is stdin"),
         ],
         _flag("-e --escape", r"\n in the prompt and in --stop is a newline, and so on"),
-        _flag("--each_line", r"each line of the file is a prompt; of each a line, in which \n is a newline"),
-        _flag("--json", "of each prompt a line of JSON: prompt, text, ids, stop_reason, seed"),
+        _flag("--each_line", r"each line of the file is a prompt; each text becomes a line, with \n in it"),
+        _flag("--json", "a line of JSON for each text: prompt, text, ids, stop_reason, seed"),
     ),
     "batch": (
         "answer a file of requests, in OpenAI's format for batches",
@@ -226,7 +226,7 @@ COMMANDS = {
         _arg("source", "a request a line, in JSON; - is stdin", metavar="IN.jsonl"),
         _arg(
             "-o --output",
-            "an answer a line; what it has already is kept, and not computed again",
+            "an answer a line; those that it has are kept, not computed again",
             metavar="OUT.jsonl",
             required=True,
         ),
