@@ -89,9 +89,10 @@ class Llama(AbstractContextManager):
         cache = self.backend.new_cache(self.config, n_ctx)
         origin = {"prompt": str(prompt) if isinstance(prompt, str) else ids, "model": self.name}
         origin |= {"backend": self.backend.name, "threads": self.backend.threads}
+        timings = []  # rather than the text, which would hold itself, and its cache, in memory
 
         def run_alone(step: Step) -> np.ndarray:
-            (logits,), took = run([step]), text.timings
+            (logits,), took = run([step]), timings[0]
             took.pack, took.n_packed, took.n_left = self.packing.state
             return logits
 
@@ -99,6 +100,7 @@ class Llama(AbstractContextManager):
         about = {"origin": origin, "doubts": self._doubts(prompt, ids, n_ctx), "door": self.backend.running}
         text = Generation(run_alone, self.tokenizer, cache, ids, wanted, **about, **known)
         text.timings.load = self.load_seconds
+        timings.append(text.timings)
         return text
 
     def _doubts(self, prompt, ids: list[int], n_ctx: int) -> Iterator[str]:

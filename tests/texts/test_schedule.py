@@ -1,7 +1,9 @@
 """Many texts at once: each is what it is alone, in whatever company and order."""
 
+import gc
 import random
 import threading
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -191,3 +193,18 @@ def test_another_thread_may_add_texts_while_one_computes(in_c):
     while len(schedule):
         schedule.turn()
     assert [text.completion() for text in texts] == expected
+
+
+def test_a_text_that_nobody_holds_gives_its_memory_back_at_once(in_c):
+    gc.collect()
+    gc.disable()
+    try:
+        for together in (False, True):
+            in_c.remembered.clear()
+            run = in_c.stream(["Tom", "The"] if together else "Tom", n_predict=3)
+            texts = [weakref.ref(text) for text in getattr(run, "generations", [run])]
+            run.finish()
+            del run
+            assert [text() for text in texts] == [None] * len(texts)
+    finally:
+        gc.enable()
