@@ -15,7 +15,7 @@ The evening: what a learner reads, in this order.
     generation   the loop
     score        how likely a text is, token by token
     llama        where a file, a tokenizer, a backend and the model meet
-    texts        many texts at once; requests and chats; what a text knows about itself; perplexity
+    texts        many texts at once, and what one takes over from another; drafts; requests, chats; perplexity
     superblocks  K-quants and IQ4: scales of scales, and the searches for them
     formats      model files, and tokenizer.model: gguf is the one to read
     backends     tables of operations, NumPy's and faster ones

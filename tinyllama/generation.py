@@ -16,6 +16,7 @@ from .model import Step
 from .ops import FEW, KVCache
 from .sampling import Settings, Stage, sample
 from .texts.completion import Completion, Timings, Token
+from .texts.drafts import Drafts
 from .tokenizer import TextStream, Tokenizer
 
 
@@ -51,7 +52,7 @@ class Generation:
         door: Callable = nullcontext,
         recall: Callable | None = None,
         keep: Callable | None = None,
-        drafts=None,
+        drafts: Drafts | None = None,
     ):
         """Args:
         run: sends a Step through a model: logits [n_logits, vocab_size].
@@ -69,8 +70,8 @@ class Generation:
         self.timings, self.cache = Timings(n_prompt=len(prompt_ids)), cache
         self._rng, self._stream = np.random.default_rng(self.seed), TextStream(tokenizer)
         self._text: list[str] = []
-        self._held, self._drafted = "", []
-        self._door, self._run, self._recall, self._keep, self._drafts = door, run, recall, keep, drafts
+        self._held, self._drafted, self.drafts = "", [], drafts or Drafts()
+        self._door, self._run, self._recall, self._keep = door, run, recall, keep
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -125,8 +126,8 @@ class Generation:
         """The next step computes more than `ops.FEW` tokens."""
         return min(len(self.prompt_ids) - self.n_read, self.settings.batch_size) > FEW
 
-    def step(self) -> Step:
-        """What must be computed next: a piece of the prompt, or the last token and guesses behind it."""
+    def step(self, n_texts: int = 1) -> Step:
+        """What is computed next, with n_texts together: a piece of the prompt, or a token and guesses."""
         if self._recall and not self.n_read:
             self.cache = self._recall(self.prompt_ids, self.cache)
             self.n_read = self.timings.n_remembered = len(self.cache)
@@ -138,15 +139,17 @@ class Generation:
         last, most = self.tokens[-1].id, self.cache.n_ctx - len(self.cache) - 1
         if self.settings.n_predict > 0:
             most = min(most, self.settings.n_predict - len(self.tokens) - 1)
-        self._drafted = self._drafts.guess([*self.cache.ids, last], most) if self._drafts else []
+        if self.drafts:
+            with self.timings.adding_to("predict"):
+                self._drafted = self.drafts.guess([*self.cache.ids, last], most, n_texts)
         return Step([last, *self._drafted], self.cache, 1 + len(self._drafted))
 
-    def feed(self, logits: np.ndarray, seconds: float = 0.0) -> str:
+    def feed(self, logits: np.ndarray, seconds: float = 0.0, n_others: int = 0) -> str:
         """Choose the next token, or as many as were guessed right and the one behind them.
 
         Args:
             logits: of the Step, [n_logits, vocab_size].
-            seconds: what they took.
+            seconds: what they took, with n_others tokens of other texts.
         Returns:
             The text that they add. It may be empty, as long as a character or a stop string isn't whole.
         """
@@ -162,9 +165,9 @@ class Generation:
                     break
         if is_read:
             took.n_predict += len(pieces)
-            took.n_drafted, took.n_accepted = took.n_drafted + len(drafted), took.n_accepted + len(pieces) - 1
-            if self._drafts:
-                self._drafts.learn(len(drafted), len(pieces) - 1, seconds)
+            n_accepted = len(pieces) - (token != guess)  # the last one may be a guess that ends the text
+            took.n_drafted, took.n_accepted = took.n_drafted + len(drafted), took.n_accepted + n_accepted
+            self.drafts.learn(len(drafted), n_accepted, seconds, n_others)
         self._forget_guesses()
         if self._keep and (self.stop_reason is not None or not (is_read or self.unread)):
             self._keep(self.cache, whole=self.stop_reason is not None and len(self.tokens) > 1)

@@ -22,6 +22,7 @@ from .ops import KVCache, Tap
 from .score import score
 from .settings import Settings, default_ctx_size
 from .texts.completion import Completion, Token
+from .texts.drafts import Pace, drafts_for
 from .texts.remembered import Remembered
 from .texts.schedule import Texts, Together
 from .tokenizer import make_tokenizer
@@ -39,7 +40,7 @@ class Llama(AbstractContextManager):
         checkpoint, config, tokenizer, backend: what it was made of.
         name: the name or path it was loaded by.
         mapped: its weights stay in their file.
-        remembered: the caches of the last texts; see `texts.remembered`.
+        remembered, pace: the caches of the last texts; what their passes took: see `texts`.
         packing: of weights that begin there, how many are in memory now; see `backends.packing`.
         n_params: how many weights it has; an output matrix that is the embedding's counts once.
         load_seconds: how long `load` took.
@@ -49,7 +50,7 @@ class Llama(AbstractContextManager):
         self.name, self.checkpoint, self.config, self.backend = name, checkpoint, checkpoint.config, backend
         self.tokenizer, self.load_seconds = make_tokenizer(checkpoint.vocabulary, checkpoint.path), 0.0
         self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
-        self.remembered = Remembered()
+        self.remembered, self.pace = Remembered(), Pace()
         self.packing = Packing(backend, checkpoint.tensors, checkpoint.check_unchanged, mmap)
         self.mapped = self.packing.mapped
         self._model: Model | None = build(self.config, checkpoint.tensors, self.packing.prepare, progress)
@@ -70,8 +71,8 @@ class Llama(AbstractContextManager):
             and the whole `completion()`. Of several prompts, `texts.Texts`: pairs (index, piece).
         """
         if not _are_several(prompt):
-            wanted, run = Settings(**settings), partial(self.run, cancel=cancel)
-            text = self.begin(prompt, wanted, run, self.remembered.recall)
+            wanted = Settings(**settings)
+            text = self.begin(prompt, wanted, self.remembered.recall, cancel)
             at_once = min(wanted.batch_size, len(text.prompt_ids))
             self.backend.require_run(self.config, text.cache.n_ctx, at_once=at_once)
             return text
@@ -82,7 +83,7 @@ class Llama(AbstractContextManager):
         texts = [together.begin(one, some) for one, some in zip(prompt, wanted, strict=True)]
         return Texts(texts, together, partial(self.backend.running, cancel))
 
-    def begin(self, prompt, wanted: Settings, run: Callable, recall: Callable) -> Generation:
+    def begin(self, prompt, wanted: Settings, recall: Callable, cancel=None) -> Generation:
         """A text before its first step; `stream` and `texts.Together` say how it runs."""
         n_ctx = wanted.ctx_size or default_ctx_size(self.config)
         ids = self.tokens(prompt, n_ctx)
@@ -92,12 +93,13 @@ class Llama(AbstractContextManager):
         timings = []  # rather than the text, which would hold itself, and its cache, in memory
 
         def run_alone(step: Step) -> np.ndarray:
-            (logits,), took = run([step]), timings[0]
+            (logits,), took = self.run([step], cancel=cancel), timings[0]
             took.pack, took.n_packed, took.n_left = self.packing.state
             return logits
 
         known = {"recall": recall, "keep": self.remembered.keep} if wanted.remember else {}
         about = {"origin": origin, "doubts": self._doubts(prompt, ids, n_ctx), "door": self.backend.running}
+        known["drafts"] = drafts_for(self, wanted, n_ctx, load, cancel)
         text = Generation(run_alone, self.tokenizer, cache, ids, wanted, **about, **known)
         text.timings.load = self.load_seconds
         timings.append(text.timings)

@@ -32,6 +32,9 @@ class Settings:
     ctx_size: int | None = _setting(None, "room in tokens; default: the model's, at most 2048", 1, flag="-c")
     batch_size: int = _setting(512, "tokens of the prompt that are computed at once", 1, flag="-b")
     remember: bool = _setting(True, "go on from an earlier text that begins like the prompt")
+    draft_lookup: bool = _setting(False, "guess tokens by what came next in the text before", flag="")
+    spec_draft_model: str | None = _setting(None, "a small model that guesses tokens", flag="-md")
+    spec_draft_n_max: int = _setting(15, "tokens that are guessed at a time, at most", 1, 15)
     stages: bool = _setting(False, "record what each stage of sampling did to each token")
 
     def __post_init__(self):
@@ -39,6 +42,7 @@ class Settings:
         object.__setattr__(self, "stop", stop)
         fine = all(isinstance(text, str) and text for text in stop)
         require(fine, f"stop must be strings that aren't empty, not {stop!r}")
+        object.__setattr__(self, "spec_draft_model", self.spec_draft_model and str(self.spec_draft_model))
         for setting in fields(self):
             if setting.metadata["least"] is not None:
                 object.__setattr__(self, setting.name, _checked(getattr(self, setting.name), setting))

@@ -25,6 +25,8 @@ def values(setting) -> str:
     if setting.type is bool:
         return "`True`, `False`"
     least, most = setting.metadata["least"], setting.metadata["most"]
+    if setting.type == str | None:
+        return "a model, by name or path"
     if least is None:
         return "a text, or in Python a list of them"
     kind = "number" if setting.type is float else "whole number"
@@ -33,7 +35,8 @@ def values(setting) -> str:
 
 def row(setting) -> str:
     """A line of the table."""
-    flags = [setting.metadata["flag"], f"--{setting.name}"] if setting.type is not bool else []
+    flag = setting.metadata["flag"]
+    flags = [flag, f"--{setting.name}"] if setting.type is not bool or flag is not None else []
     flags = ", ".join(f"`{flag}`" for flag in flags if flag)
     default = "" if setting.default in (None, ()) else f"`{setting.default}`"
     cells = [f"`{setting.name}`", flags, values(setting), default, setting.metadata["help"]]

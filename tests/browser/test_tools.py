@@ -89,6 +89,7 @@ def test_the_playground(opened, lab):
     writes_what_generate_writes_in_pieces(page)
     shows_alternatives_and_goes_on_from_one(page)
     compares_and_copies(page)
+    tints_what_was_guessed(page)
     says_what_is_wrong_and_goes_on(page, lab)
     stops_a_long_run(page)
     every_control_has_a_name(page)
@@ -138,6 +139,16 @@ def compares_and_copies(page):
     page.locator(".tinyllama-in-other select").select_option(index=0)
     page.locator(".tinyllama-in-tint input").check()
     page.locator(f"{TEXT} [class*='tinyllama-tint']").first.wait_for()
+
+
+def tints_what_was_guessed(page):
+    page.locator(".tinyllama-in-draft_lookup input").check()
+    for _ in range(2):  # the first measures what passes take
+        generate(page, f"{STORY}, there was a little girl named Lily. " * 5, n_predict=100)
+        wait_for_status(page, "text 100 tokens")
+    page.locator(".tinyllama-in-tint_drafted input").check()
+    page.locator(f"{TEXT} .tinyllama-drafted").first.wait_for()
+    page.locator(".tinyllama-in-draft_lookup input").uncheck()
 
 
 def says_what_is_wrong_and_goes_on(page, lab):

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 import tinyllama
-from tinyllama import backends, score
+from tinyllama import backends
 from tinyllama.commands import cli, main, mixes
 from tinyllama.errors import TinyllamaError, check_cancelled
 from tinyllama.machine import download, places
 from tinyllama.machine.files import reserve
 from tinyllama.settings import Settings
+from tinyllama.texts import perplexity
 
 COMMAND = [sys.executable, "-m", "tinyllama"]
 QUICK = ["-n", "12", "-s", "1", "-t", "1", "--backend", "numpy"]
@@ -100,7 +101,7 @@ def test_without_a_command_the_help_is_shown(run):
 def test_names_and_numbers_that_numpy_would_be_needed_for_are_those_of_their_tables(run):
     assert set(cli.BACKENDS) == {"auto", *backends.BACKENDS}
     assert tuple(download.MODELS) == cli.NAMED
-    assert cli.SHORTEST == score.SHORTEST
+    assert cli.SHORTEST == perplexity.SHORTEST
     assert cli.ON_HUB in places.STORES
     for command, names in {
         "generate": cli.BACKENDS,
@@ -111,7 +112,14 @@ def test_names_and_numbers_that_numpy_would_be_needed_for_are_those_of_their_tab
         assert all(name in shown for name in names)
 
 
-@pytest.mark.parametrize("setting", [setting for setting in fields(Settings) if setting.type is not bool])
+OPTIONS = [
+    setting
+    for setting in fields(Settings)
+    if setting.type is not bool or setting.metadata["flag"] is not None
+]
+
+
+@pytest.mark.parametrize("setting", OPTIONS)
 def test_every_setting_is_an_option_with_its_help_default_and_range(run, setting):
     shown = " ".join(run("generate", "--help")[1].split())
     assert f"--{setting.name} " in shown and setting.metadata["help"] in shown.replace("- ", "-")
@@ -210,7 +218,7 @@ def test_bad_arguments_get_one_line_and_status_2(run, argv, wrong):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_the_text_and_prints_the_timings(run, monkeypatch, name):
-    forward, n_calls, number = tinyllama.Llama.forward, 0, signal.Signals[name]
+    forward, n_calls, number = tinyllama.Llama.run, 0, signal.Signals[name]
 
     def interrupted(self, *args, **options):
         nonlocal n_calls
@@ -219,7 +227,7 @@ def test_a_signal_ends_the_text_and_prints_the_timings(run, monkeypatch, name):
             signal.raise_signal(number)
         return forward(self, *args, **options)
 
-    monkeypatch.setattr(tinyllama.Llama, "forward", interrupted)
+    monkeypatch.setattr(tinyllama.Llama, "run", interrupted)
     handler = signal.getsignal(number)
     status, out, err = run("generate", "-p", "Once upon a time", *QUICK)
     monkeypatch.undo()
@@ -237,7 +245,7 @@ def test_a_late_second_control_c_ends_at_once(run, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("tinyllama.machine.interrupts.PATIENCE", -1)
-    monkeypatch.setattr(tinyllama.Llama, "forward", interrupted)
+    monkeypatch.setattr(tinyllama.Llama, "run", interrupted)
     status, out, err = run("generate", "-p", "Once upon a time", *QUICK)
     assert (status, out) == (130, "Once upon a time\n") and "Traceback" not in err
 
@@ -285,13 +293,13 @@ def test_a_convert_that_is_told_to_end_leaves_nothing_behind(run, tmp_path, monk
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(run, monkeypatch):
-    forward = tinyllama.Llama.forward
+    forward = tinyllama.Llama.run
 
     def hung_up(self, *args, **options):
         signal.raise_signal(signal.SIGHUP)
         return forward(self, *args, **options)
 
-    monkeypatch.setattr(tinyllama.Llama, "forward", hung_up)
+    monkeypatch.setattr(tinyllama.Llama, "run", hung_up)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert run("generate", "-p", "Once", *QUICK)[0] == 0

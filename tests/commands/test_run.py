@@ -15,6 +15,7 @@ from tinyllama.commands import main
 from tinyllama.commands.run import PROMPTS, unescape
 from tinyllama.formats import open_checkpoint
 from tinyllama.machine import download
+from tinyllama.texts.drafts import Pace
 
 HELD_OUT = Path(__file__).parents[2] / "data" / "held_out.txt"
 QUICK = ["-n", "12", "-s", "1", "-t", "1", "--backend", "numpy"]
@@ -59,6 +60,16 @@ def test_stderr_gets_everything_else(run):
         assert re.search(rf"^{step} +\d+\.\d\d s", err, re.MULTILINE), step
     assert "ms/token" in err and "tokens/s" in err and "peak memory" in err
     assert "stopped" not in err, "it simply reached its length"
+
+
+def test_guesses_are_counted(run, monkeypatch):
+    note = Pace.note  # a pass takes a second, whatever it computes: guesses pay
+    monkeypatch.setattr(Pace, "note", lambda self, n_tokens, _: note(self, n_tokens, 1.0))
+    line = ["generate", "-p", ONCE, "-n", "80", "--temp", "0", "--repeat-penalty", "0.7", "--draft-lookup"]
+    assert re.search(r"^draft +\d+ guessed, [1-9]\d* right$", run(*line)[2], re.MULTILINE)
+    _, text, err = run(*line[:-1], "-md", "small", "--spec-draft-n-max", "3")
+    assert re.search(r"^draft +(\d+) guessed, \1 right$", err, re.MULTILINE)
+    assert run(*line[:-1])[1] == text and "guessed" not in run(*line[:-1])[2]
 
 
 def test_what_loading_takes_is_said_before(run):

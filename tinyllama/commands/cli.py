@@ -102,8 +102,11 @@ def _add_settings(command: argparse.ArgumentParser) -> Iterator[argparse.Action]
         text = setting.metadata["help"].replace("%", "%%")
         if setting.type == tuple[str, ...]:
             yield command.add_argument(*flags, metavar="TEXT", action="append", default=[], help=text)
+        elif setting.type is bool and setting.metadata["flag"] is not None:
+            yield command.add_argument(*flags, action="store_true", help=text)
         elif setting.type is not bool:
-            kind, metavar = (float, "X") if setting.type is float else (int, "N")
+            kinds = {float: (float, "X"), str | None: (str, "MODEL")}
+            kind, metavar = kinds.get(setting.type, (int, "N"))
             text += "" if setting.default is None else "; default: %(default)s"
             yield command.add_argument(*flags, type=kind, metavar=metavar, default=setting.default, help=text)
 

@@ -82,6 +82,8 @@ def _print_timings(took: Timings, n_sampled: int) -> None:
         if seconds and n_tokens:
             line += f" {1000 * seconds / n_tokens:8.2f} ms/token {n_tokens / seconds:9.1f} tokens/s"
         say(line)
+    if took.n_drafted:
+        say(f"draft    {took.n_drafted} guessed, {took.n_accepted} right")
     if took.n_packed or took.n_left:
         left = f", {took.n_left} are still in the file" * bool(took.n_left)
         say(f"pack     {took.pack:6.2f} s {took.n_packed:6} weights, in the background{left}")

@@ -31,12 +31,11 @@ class Schedule:
         room: bytes that the caches of texts may take that are written at the same time.
 
     Attributes:
-        run: as above.
         pieces: what texts have been continued by: (text, piece), in the order in which it was written.
     """
 
     def __init__(self, run: Callable, room: int):
-        self.run, self._room = run, room
+        self._run, self._room = run, room
         self._waiting: deque[tuple[Generation, int]] = deque()
         self._running: dict[Generation, int] = {}  # -> bytes of its cache once it is full
         self.pieces: deque[tuple[Generation, str]] = deque()
@@ -49,8 +48,8 @@ class Schedule:
         return [*self._running, *(text for text, _ in [*self._waiting])]
 
     def add(self, text: Generation, n_bytes: int) -> None:
-        """Have a text written as soon as there is room for so many bytes, or nothing else is running."""
-        self._waiting.append((text, n_bytes))
+        """Have a text written once there is room for so many bytes beside its drafts', or nothing else runs."""
+        self._waiting.append((text, n_bytes + text.drafts.cache_bytes(text.most)))
 
     def turn(self) -> None:
         """Compute a piece of the first prompt that isn't read, and a step of every text that is.
@@ -62,8 +61,9 @@ class Schedule:
         if reading:
             self._compute([(reading[0], reading[0].step())])
         group: list[tuple[Generation, Step]] = []
-        for text in [text for text in self._running if text.stop_reason is None and not text.reads_many]:
-            step = text.step()
+        texts = [text for text in self._running if text.stop_reason is None and not text.reads_many]
+        for text in texts:
+            step = text.step(len(texts))
             if sum(len(other.tokens) for _, other in group) + len(step.tokens) > FEW:
                 self._compute(group)
                 group = []
@@ -87,10 +87,11 @@ class Schedule:
     def _compute(self, group: list[tuple[Generation, Step]]) -> None:
         """One pass."""
         started = time.perf_counter()
-        found = self.run([step for _, step in group])
-        seconds = time.perf_counter() - started
-        for (text, _), logits in zip(group, found, strict=True):
-            self.pieces.append((text, text.feed(logits, seconds)))
+        found = self._run([step for _, step in group])
+        seconds, n_tokens = time.perf_counter() - started, sum(len(step.tokens) for _, step in group)
+        for (text, step), logits in zip(group, found, strict=True):
+            piece = text.feed(logits, seconds, n_tokens - len(step.tokens))
+            self.pieces.append((text, piece))
 
 
 class Together(Schedule):
@@ -103,10 +104,9 @@ class Together(Schedule):
     """
 
     def __init__(self, llama, batch_size: int = Settings.batch_size, cancel=None):
-        super().__init__(
-            partial(llama.run, cancel=cancel), llama.backend.cache_room(llama.config, batch_size)
-        )
-        self._llama = llama
+        room = llama.backend.cache_room(llama.config, batch_size)
+        super().__init__(partial(llama.run, cancel=cancel), room)
+        self._llama, self._cancel = llama, cancel
 
     def begin(self, prompt: str | list[int], wanted: Settings) -> Generation:
         """Have a prompt continued; what becomes of it doesn't depend on the others.
@@ -114,7 +114,8 @@ class Together(Schedule):
         Raises TinyllamaError where it is empty or too long.
         """
         llama = self._llama
-        text = llama.begin(prompt, wanted, self.run, partial(llama.remembered.recall, whole=False))
+        recall = partial(llama.remembered.recall, whole=False)
+        text = llama.begin(prompt, wanted, recall, self._cancel)
         self.add(text, llama.backend.cache_bytes(llama.config, text.most))
         return text
 

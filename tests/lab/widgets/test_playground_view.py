@@ -6,6 +6,7 @@ import pytest
 
 import tinyllama
 from tinyllama.errors import TinyllamaError
+from tinyllama.texts.drafts import Pace
 
 pytest.importorskip("anywidget")
 pytest.importorskip("ipywidgets")
@@ -85,6 +86,21 @@ def test_an_error_is_shown_and_the_next_run_takes_it_away(tool):
     tool.inputs["backend"].value = "numpy"
     tool.buttons["Generate"].click()
     assert finished(tool).outputs["error"].value == ""
+
+
+def test_tokens_that_were_guessed_can_be_tinted(monkeypatch):
+    note = Pace.note  # a pass takes a second, whatever it computes: guesses pay
+    monkeypatch.setattr(Pace, "note", lambda self, n_tokens, _: note(self, n_tokens, 1.0))
+    tool = tinyllama.playground(prompt="a b " * 30, seed=3, n_predict=60, temp=0, draft_lookup=True)
+    tool.inputs["repeat_penalty"].value = 0.7  # so that the text repeats itself
+    for _ in range(3):  # the first of them measures what passes take
+        tool.buttons["Generate"].click()
+        text = finished(tool).outputs["text"].text
+    assert len(text["drafted"]) == len(text["texts"]) and not any(text["drafted"][: text["n_prompt"]])
+    assert sum(text["drafted"]) == tool.session.run.completion.timings.n_accepted > 0
+    assert "draft_lookup=True" in tool.outputs["keys"].copies["Copy as tinyllama.generate(…)"]
+    tool.inputs["tint_drafted"].value = True
+    assert tool.outputs["text"].tint_drafted and not tool.outputs["text"].tint
 
 
 def test_the_four_prompts_are_a_click_away(tool):

@@ -23,6 +23,7 @@ TEXTS = [
     ("text", "tint0"),
     ("text", "tint1"),
     ("text", "tint2"),
+    ("text", "drafted"),
     ("text", "mark"),
     ("muted", "mark"),
     ("muted", "ground"),

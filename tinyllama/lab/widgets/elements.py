@@ -39,13 +39,15 @@ class Tokens(Element):
 
     `text` is empty for nothing, or {"run": what tells one text from another, "texts": what each token adds to
     it, "pieces": what is shown where that is nothing}. It may have "probs", the tokens' probabilities, None
-    where one isn't known; "n_prompt", tokens of the prompt; "changed", the index of a token that was picked.
+    where one isn't known; "drafted", whether each was guessed; "n_prompt", tokens of the prompt; "changed",
+    the index of a token that was picked.
     """
 
     _esm = HERE / "tokens.js"
     text = traitlets.Dict().tag(sync=True)
     selected = traitlets.Int(-1).tag(sync=True)  # a token's index, or -1
     tint = traitlets.Bool(False).tag(sync=True)  # colour tokens by their probability
+    tint_drafted = traitlets.Bool(False).tag(sync=True)  # colour tokens that were guessed
     label = traitlets.Unicode("Text").tag(sync=True)  # for screen readers
 
 

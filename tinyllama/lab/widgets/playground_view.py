@@ -28,7 +28,7 @@ class Playground(Tool):
             self.inputs["prompt"],
             row(*self._examples),
             columns(self.inputs["model"], *self._settings.values()),
-            row(*self.buttons.values(), self.inputs["tint"]),
+            row(*self.buttons.values(), self.inputs["tint"], self.inputs["tint_drafted"]),
             *(self.outputs[name] for name in ("error", "status", "texts", "keys", "alternatives")),
             columns(self.inputs["history"], self.inputs["other"]),
             self.outputs["settings"],
@@ -43,6 +43,7 @@ class Playground(Tool):
             "top_p": w.FloatSlider(1, min=0.01, max=1, step=0.01, description="Top-p"),
             "repeat_penalty": w.FloatSlider(1, min=0.5, max=2, step=0.05, description="Repetition penalty"),
             "n_predict": w.BoundedIntText(0, min=-1, max=10**6, description="Tokens (−1: no limit)"),
+            "draft_lookup": w.Checkbox(False, description="Guess tokens from the text before", indent=False),
             "seed": w.BoundedIntText(0, min=-1, max=2**32 - 1, description="Seed (−1: new)"),
         }
         for name in settings:
@@ -55,6 +56,7 @@ class Playground(Tool):
             "model": model_choice(model),
             **self._settings,
             "tint": w.Checkbox(False, description="Tint tokens by probability", indent=False),
+            "tint_drafted": w.Checkbox(False, description="Tint tokens that were guessed", indent=False),
             "history": w.Dropdown(description="Run"),
             "other": w.Dropdown(description="Beside it"),
         }
@@ -78,7 +80,8 @@ class Playground(Tool):
             "settings": w.HTML(),
         }
         for name in ("text", "other"):
-            w.dlink((self.inputs["tint"], "value"), (self.outputs[name], "tint"))
+            for tint in ("tint", "tint_drafted"):
+                w.dlink((self.inputs[tint], "value"), (self.outputs[name], tint))
 
     def start(self) -> None:
         """Continue the prompt with the settings that are shown."""
@@ -94,8 +97,8 @@ class Playground(Tool):
 
     def _sampling(self) -> dict:
         """The settings that are shown; the page computes a slider's value in steps: 0.01 + 89 * 0.01."""
-        boxes = self._settings.items()
-        return {name: round(box.value, 4) for name, box in boxes if hasattr(Settings, name)}
+        values = {name: box.value for name, box in self._settings.items() if hasattr(Settings, name)}
+        return {name: round(v, 4) if isinstance(v, float) else v for name, v in values.items()}
 
     def update(self) -> None:
         """Show the session's run, and what is known about the selected token."""
@@ -134,6 +137,7 @@ def _text(run: Run | None) -> dict:
         "texts": run.texts()[: len(tokens)],
         "pieces": [report.visible(token.piece) for token in tokens],
         "probs": [None if math.isnan(token.prob) else round(token.prob, 4) for token in tokens],
+        "drafted": [token.drafted for token in tokens],
         "n_prompt": len(run.prompt_tokens),
         "changed": run.changed,
     }

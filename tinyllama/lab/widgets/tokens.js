@@ -39,14 +39,16 @@ function render({ model, el }) {
   }
 
   function decorate() {
-    const { probs = [] } = model.get("text");
+    const { probs = [], drafted = [] } = model.get("text");
     const selected = model.get("selected");
     const tint = model.get("tint");
+    const tintDrafted = model.get("tint_drafted");
     box.setAttribute("aria-label", model.get("label"));
     box.removeAttribute("aria-activedescendant");
     [...box.children].forEach((span, i) => {
       const level = probs[i] == null ? -1 : TINTS.findIndex((limit) => probs[i] < limit);
       TINTS.forEach((_, n) => span.classList.toggle(`tinyllama-tint${n}`, tint && n === level));
+      span.classList.toggle("tinyllama-drafted", Boolean(tintDrafted && drafted[i]));
       span.title = probs[i] == null ? "" : `probability ${(100 * probs[i]).toPrecision(2)} %`;
       span.setAttribute("aria-selected", String(i === selected));
       if (i === selected) box.setAttribute("aria-activedescendant", span.id);
@@ -68,7 +70,7 @@ function render({ model, el }) {
   });
   model.on("change:text", draw);
   model.on("change:selected", decorate);
-  model.on("change:tint", decorate);
+  model.on("change:tint change:tint_drafted", decorate);
   draw();
 }
 
