@@ -15,7 +15,7 @@ from .errors import Cancelled
 from .model import Step
 from .ops import FEW, KVCache
 from .sampling import Settings, Stage, sample
-from .texts.completion import Completion, Timings, Token
+from .texts.completion import Completion, Timings, Token, token_of
 from .texts.drafts import Drafts
 from .tokenizer import TextStream, Tokenizer
 
@@ -53,6 +53,7 @@ class Generation:
         recall: Callable | None = None,
         keep: Callable | None = None,
         drafts: Drafts | None = None,
+        timings: Timings | None = None,
     ):
         """Args:
         run: sends a Step through a model: logits [n_logits, vocab_size].
@@ -65,9 +66,8 @@ class Generation:
         self.settings, self.origin, self.warnings = settings, origin or {}, list(doubts)
         self.seed = settings.seed if settings.seed >= 0 else secrets.randbits(32)
         self.tokens: list[Token] = []
-        self.stop_reason: str | None = None if settings.n_predict else "length"
-        self.cancelled = False
-        self.timings, self.cache = Timings(n_prompt=len(prompt_ids)), cache
+        self.cancelled, self.stop_reason = False, None if settings.n_predict else "length"
+        self.timings, self.cache = timings or Timings(n_prompt=len(prompt_ids)), cache
         self._rng, self._stream = np.random.default_rng(self.seed), TextStream(tokenizer)
         self._text: list[str] = []
         self._held, self._drafted, self.drafts = "", [], drafts or Drafts()
@@ -219,10 +219,3 @@ class Generation:
         end = len(text) - (max(begun, default=0) if self.stop_reason is None else 0)
         self._held = text[end:]
         return text[:end]
-
-
-def token_of(tokenizer: Tokenizer, token: int, logits: np.ndarray, stages: Iterable[Stage]) -> Token:
-    """A Token that was chosen by logits [vocab_size]."""
-    highest = logits.max()
-    prob = float(np.exp(logits[token] - highest) / np.exp(logits - highest).sum())
-    return Token(token, tokenizer.piece(token), prob, tuple(stages))

@@ -16,12 +16,13 @@ import numpy as np
 from .backends import Backend, Packing, get_backend, over_forks
 from .errors import TinyllamaError, require
 from .formats import Checkpoint, open_checkpoint, stamp
+from .formats.cache_file import read as read_cache
 from .generation import Generation
 from .model import Model, Step, build, forward_texts, tap_shapes, unembed
 from .ops import KVCache, Tap
 from .score import score
 from .settings import Settings, default_ctx_size
-from .texts.completion import Completion, Token
+from .texts.completion import Completion, Timings, Token
 from .texts.drafts import Pace, drafts_for
 from .texts.remembered import Remembered
 from .texts.schedule import Texts, Together
@@ -50,9 +51,8 @@ class Llama(AbstractContextManager):
         self.name, self.checkpoint, self.config, self.backend = name, checkpoint, checkpoint.config, backend
         self.tokenizer, self.load_seconds = make_tokenizer(checkpoint.vocabulary, checkpoint.path), 0.0
         self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
-        self.remembered, self.pace = Remembered(), Pace()
         self.packing = Packing(backend, checkpoint.tensors, checkpoint.check_unchanged, mmap)
-        self.mapped = self.packing.mapped
+        self.mapped, self.remembered, self.pace = self.packing.mapped, Remembered(), Pace()
         self._model: Model | None = build(self.config, checkpoint.tensors, self.packing.prepare, progress)
         checkpoint.check_unchanged()
         self.packing.start(now=False)
@@ -70,7 +70,7 @@ class Llama(AbstractContextManager):
             An iterator over pieces of text, which afterwards knows its `tokens`, `stop_reason`, `timings`
             and the whole `completion()`. Of several prompts, `texts.Texts`: pairs (index, piece).
         """
-        if not _are_several(prompt):
+        if not (isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str | list | tuple)):
             wanted = Settings(**settings)
             text = self.begin(prompt, wanted, self.remembered.recall, cancel)
             at_once = min(wanted.batch_size, len(text.prompt_ids))
@@ -87,23 +87,20 @@ class Llama(AbstractContextManager):
         """A text before its first step; `stream` and `texts.Together` say how it runs."""
         n_ctx = wanted.ctx_size or default_ctx_size(self.config)
         ids = self.tokens(prompt, n_ctx)
-        cache = self.backend.new_cache(self.config, n_ctx)
+        cache = self.backend.new_cache(self.config, n_ctx, self.checkpoint)
         origin = {"prompt": str(prompt) if isinstance(prompt, str) else ids, "model": self.name}
         origin |= {"backend": self.backend.name, "threads": self.backend.threads}
-        timings = []  # rather than the text, which would hold itself, and its cache, in memory
+        took = Timings(load=self.load_seconds, n_prompt=len(ids))
 
         def run_alone(step: Step) -> np.ndarray:
-            (logits,), took = self.run([step], cancel=cancel), timings[0]
+            (logits,) = self.run([step], cancel=cancel)
             took.pack, took.n_packed, took.n_left = self.packing.state
             return logits
 
         known = {"recall": recall, "keep": self.remembered.keep} if wanted.remember else {}
         about = {"origin": origin, "doubts": self._doubts(prompt, ids, n_ctx), "door": self.backend.running}
-        known["drafts"] = drafts_for(self, wanted, n_ctx, load, cancel)
-        text = Generation(run_alone, self.tokenizer, cache, ids, wanted, **about, **known)
-        text.timings.load = self.load_seconds
-        timings.append(text.timings)
-        return text
+        about |= {"timings": took, "drafts": drafts_for(self, wanted, n_ctx, load, cancel)}
+        return Generation(run_alone, self.tokenizer, cache, ids, wanted, **about, **known)
 
     def _doubts(self, prompt, ids: list[int], n_ctx: int) -> Iterator[str]:
         """What about prompt or ctx_size will worsen the text."""
@@ -251,7 +248,12 @@ class Llama(AbstractContextManager):
         Raises TinyllamaError where cache and computation don't fit into memory.
         """
         self.backend.require_run(self.config, n_ctx, **run)
-        return self.backend.new_cache(self.config, n_ctx)
+        return self.backend.new_cache(self.config, n_ctx, self.checkpoint)
+
+    def load_cache(self, path: str | Path, n_ctx: int | None = None, mapped: bool = False) -> KVCache:
+        """What `KVCache.save` wrote, with room for n_ctx tokens; `formats.cache_file.read` says the rest."""
+        empty = self.new_cache(n_ctx or default_ctx_size(self.config))
+        return read_cache(path, empty, self.config.vocab_size, mapped)
 
     def _open(self) -> Model:
         require(self._model is not None, f"{self.name} has been closed")
@@ -273,11 +275,6 @@ class Llama(AbstractContextManager):
 
     def __repr__(self) -> str:
         return f"Llama({self.name!r}, {self.n_params:,} weights, backend {self.backend.name!r})"
-
-
-def _are_several(prompt) -> bool:
-    """Whether these are prompts, and not one: a text, or the ids of one."""
-    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], str | list | tuple)
 
 
 # --- by name --------------------------------------------------------------------------------------

@@ -140,12 +140,13 @@ class KVCache:
         ids: the tokens that it holds; their number is its length, and the position of the next token.
         n_ctx: how many it may hold.
         n_many: the first so many were computed with more than FEW others each.
+        model: the Checkpoint that it is of, for `save`; None of a cache by itself.
         keys, values: of each layer, [n_kv_heads, room, head_dim].
     """
 
-    def __init__(self, config: Config, n_ctx: int, dtype: np.typing.DTypeLike = np.float32):
+    def __init__(self, config: Config, n_ctx: int, dtype: np.typing.DTypeLike = np.float32, model=None):
         self.ids: list[int] = []
-        self.n_ctx, self.n_many = n_ctx, 0
+        self.n_ctx, self.n_many, self.model = n_ctx, 0, model
         empty = np.zeros((config.n_kv_heads, 0, config.head_dim), dtype)
         self.keys, self.values = [empty] * config.n_layers, [empty] * config.n_layers
 
@@ -176,6 +177,12 @@ class KVCache:
         grown = partial(_grown, n_tokens=len(other), n_ctx=other.n_ctx)
         other.keys, other.values = [*map(grown, self.keys)], [*map(grown, self.values)]
         return other
+
+    def save(self, path, n_tokens: int | None = None) -> None:
+        """Write it, or its first n_tokens, to a file, of which `Llama.load_cache` makes it again."""
+        from .formats.cache_file import write  # here: few are saved
+
+        write(self, path, n_tokens)
 
     def room(self, layer: int, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """A layer's arrays, with room for n_tokens more. Raises TinyllamaError where the context is full."""

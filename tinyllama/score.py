@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable
 
 from .errors import require
-from .generation import token_of
 from .ops import KVCache
 from .sampling import stage
-from .texts.completion import Token
+from .texts.completion import Token, token_of
 from .tokenizer import Tokenizer
 
 

@@ -195,6 +195,38 @@ for token in np.argsort(-after_prompt)[:3].tolist():  # the three likeliest
 texts
 
 # %% [markdown]
+# ## Two endings of one beginning
+#
+# `trim` gives up one continuation for the next. `fork` copies keys and values instead, and each copy goes on
+# by itself. The beginning is read once; copying moves its bytes and multiplies nothing.
+
+# %%
+cache.trim(len(tokens))
+endings = [llama.tokens(PROMPT + ending) for ending in [" dog named", " girl named"]]
+forks = [cache.fork(n_ctx=len(ids) + 8) for ids in endings]
+last = [llama.forward(ids[len(tokens) :], fork)[-1] for ids, fork in zip(endings, forks, strict=True)]
+
+for ids, fork, logits in zip(endings, forks, last, strict=True):
+    assert ids[: len(tokens)] == tokens and fork.ids == ids
+    assert same(logits, llama.logits(ids)[-1], llama, n_steps=10 * config.n_layers)
+assert cache.ids == tokens  # what both began with is as it was
+
+n_read = len(tokens) + sum(len(ids) - len(tokens) for ids in endings)
+print(f"{n_read} tokens computed instead of {sum(map(len, endings))}")
+
+# %% [markdown]
+# Now they take turns. Is each text what it would be alone, read anew from its first token?
+
+# %%
+for _ in range(8):
+    for number, fork in enumerate(forks):
+        last[number] = llama.forward([int(last[number].argmax())], fork)[-1]
+
+for ids, fork in zip(endings, forks, strict=True):
+    assert fork.ids[len(ids) :] == llama.generate(ids, temp=0, n_predict=8, remember=False).ids
+[llama.tokenizer.decode(fork.ids) for fork in forks]
+
+# %% [markdown]
 # ## Exercises
 #
 # **1.** How many bytes does one token more take in the cache of 13B, in half precision? Work it out before
@@ -269,7 +301,9 @@ check(
 #
 # - *What if the cache is full?* Then the text ends: `stop_reason` is "context". Other programs drop old
 #   tokens; see [attention sinks](https://arxiv.org/abs/2309.17453) for why that needs care.
-# - *Where is it in the code?* `KVCache` in [ops.py](../tinyllama/ops.py); the loop is `_ids` in
+# - *Can a cache outlive the program?* `cache.save(path)` and `llama.load_cache(path)`; and
+#   [prompts are remembered](../docs/texts.md) without that, too.
+# - *Where is it in the code?* `KVCache` in [ops.py](../tinyllama/ops.py); the loop is `Generation` in
 #   [generation.py](../tinyllama/generation.py).
 # - *Does the C backend get the same?* Up to half precision; [12 speed](12_speed.ipynb) asserts it.
 # - *What else has to be in memory?* The weights, and little more: [13 seven billion](13_seven_billion.ipynb).

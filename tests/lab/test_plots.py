@@ -16,6 +16,7 @@ PICTURES = {
     "arrows": lambda: plots.arrows({"q": np.array([1, 0.5]), "turned": np.array([-0.5, 1])}),
     "tokens": lambda: plots.tokens({"LLaMA": PIECES}, [[1, 2, 3, 4]]),
     "logit_lens": lambda: plots.logit_lens([PIECES] * 3, np.full((3, 4), 0.5), PIECES),
+    "passes": lambda: plots.passes({"A": [[("read", "2")], [("written", piece) for piece in PIECES]]}, "x"),
     "machine": lambda: plots.machine(PRESETS["7B"]),
     "flow": lambda: plots.flow({"norm": "RMSNorm", "q": "wq"}, arrows=["dim"]),
 }

@@ -95,3 +95,13 @@ def test_a_model_that_is_closed_keeps_nothing():
         say(llama, STORY)
         assert llama.remembered._kept
     assert not llama.remembered._kept
+
+
+def test_what_lies_in_a_file_takes_no_memory_and_goes_on_with_the_same_bits(llama, tmp_path, monkeypatch):
+    cache, ids = llama.new_cache(100), llama.tokens(STORY * 3)
+    llama.forward(ids[:40], cache)
+    cache.save(tmp_path / "a")
+    monkeypatch.setattr(remembered, "LIMIT", 0)
+    llama.remembered.keep(llama.load_cache(tmp_path / "a", mapped=True), whole=True)
+    fresh, text = say(llama, ids, remember=False), say(llama, ids)
+    assert text.timings.n_remembered == 40 and text.probs == fresh.probs

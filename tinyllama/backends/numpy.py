@@ -83,9 +83,9 @@ class Backend:
             wait(others)
         return tuple(other.result() for other in others)
 
-    def new_cache(self, config: Config, n_ctx: int) -> ops.KVCache:
-        """An empty KV cache for at most n_ctx tokens."""
-        return ops.KVCache(config, n_ctx, self.cache_type)
+    def new_cache(self, config: Config, n_ctx: int, model=None) -> ops.KVCache:
+        """An empty KV cache for at most n_ctx tokens, of a model that is named if it may be saved."""
+        return ops.KVCache(config, n_ctx, self.cache_type, model)
 
     @contextmanager
     def running(self, cancel=None) -> Iterator[None]:

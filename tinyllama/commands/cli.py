@@ -51,6 +51,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if args.each_line and args.file is None:
             args.parser.error("argument --each_line: needs --file")
         args.settings = _settings(args)
+        if args.prompt_cache and (args.each_line or args.json):
+            args.parser.error("argument --prompt_cache: is for one prompt, not with --each_line or --json")
+        alone = (args.prompt_cache_all or args.prompt_cache_ro) and not args.prompt_cache
+        if alone or args.prompt_cache == "":
+            args.parser.error("argument --prompt_cache: name the file")
     return args
 
 
@@ -222,6 +227,13 @@ COMMANDS = {
         _flag("-e --escape", r"\n in the prompt and in --stop is a newline, and so on"),
         _flag("--each_line", r"each line of the file is a prompt; each text becomes a line, with \n in it"),
         _flag("--json", "a line of JSON for each text: prompt, text, ids, stop_reason, seed"),
+        _arg(
+            "--prompt_cache", "go on from what this file has of the prompt, and save it there", metavar="FILE"
+        ),
+        [
+            _flag("--prompt_cache_all", "save the written text's tokens, too"),
+            _flag("--prompt_cache_ro", "only read the file"),
+        ],
     ),
     "batch": (
         "answer a file of requests, in OpenAI's format for batches",

@@ -23,6 +23,7 @@ from ..machine.terminal import say, status_line
 from ..texts.completion import STOP_REASONS, Timings
 from .cli import ON_HUB
 from .printing import counted, harmless, unescape
+from .prompt_cache import PromptCache
 
 LARGEST_TEXT = 50_000_000  # bytes; a novel has one million
 
@@ -41,11 +42,13 @@ def generate(args: argparse.Namespace) -> None:
     prompt, settings = _prompt(args), args.settings
     if args.escape:
         settings["stop"] = [unescape(text) for text in args.stop]
+    saved = PromptCache(args)
     llama = _load(args)
     if args.each_line or args.json:
         from . import lines
 
         return lines.generate(llama, prompt, args)
+    saved.restore(llama)
     run = llama.stream(prompt, **settings)
     for warning in run.warnings:
         say(f"warning: {warning}")
@@ -56,9 +59,11 @@ def generate(args: argparse.Namespace) -> None:
     try:
         for text in chain([prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")], run):
             print(show(text), end="", flush=True)
+            saved.keep(run)
     finally:
         print(flush=True)
-    _print_timings(run.timings, len(run.tokens))
+    saved.keep(run, ended=True)
+    _print_timings(run.timings, len(run.tokens), saved.figures)
     if llama.packing.trouble:
         say(f"warning: {counted(run.timings.n_left, 'weight')} stayed in the file: {llama.packing.trouble}")
     if run.stop_reason != "length":
@@ -73,14 +78,19 @@ def _prompt(args: argparse.Namespace) -> str:
     return unescape(prompt) if args.escape and not args.each_line else prompt
 
 
-def _print_timings(took: Timings, n_sampled: int) -> None:
+def _print_timings(took: Timings, n_sampled: int, more: Iterable[str]) -> None:
     counts = {"prompt": took.n_prompt, "sample": n_sampled, "predict": took.n_predict}
     say(f"\nload     {took.load:6.2f} s")
     for step, n_tokens in counts.items():
-        seconds = getattr(took, step)
-        line = f"{step:8} {seconds:6.2f} s {n_tokens:6} tokens"
-        if seconds and n_tokens:
-            line += f" {1000 * seconds / n_tokens:8.2f} ms/token {n_tokens / seconds:9.1f} tokens/s"
+        n_remembered = took.n_remembered if step == "prompt" else 0
+        seconds, n_computed = getattr(took, step), n_tokens - n_remembered
+        line = f"{step:8} {seconds:6.2f} s {n_tokens:6} tokens" + f", {n_remembered} remembered" * (
+            n_remembered > 0
+        )
+        if seconds and n_computed:
+            line += f" {1000 * seconds / n_computed:8.2f} ms/token {n_computed / seconds:9.1f} tokens/s"
+        say(line)
+    for line in more:
         say(line)
     if took.n_drafted:
         say(f"draft    {took.n_drafted} guessed, {took.n_accepted} right")

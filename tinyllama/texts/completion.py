@@ -2,12 +2,15 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from ..sampling import Stage
 from ..settings import Settings
+from ..tokenizer import Tokenizer
 
 #: Why a text ended.
 STOP_REASONS = {
@@ -33,6 +36,13 @@ class Token:
     def surprise(self) -> float:
         """-log2 of its probability, in bits: 0 of the only one possible, 1 of heads or tails."""
         return -math.log2(self.prob) if self.prob else math.inf
+
+
+def token_of(tokenizer: Tokenizer, token: int, logits: np.ndarray, stages: Iterable[Stage]) -> Token:
+    """A Token that was chosen by logits [vocab_size]."""
+    highest = logits.max()
+    prob = float(np.exp(logits[token] - highest) / np.exp(logits - highest).sum())
+    return Token(token, tokenizer.piece(token), prob, tuple(stages))
 
 
 @dataclass

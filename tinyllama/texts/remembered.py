@@ -47,7 +47,7 @@ class Remembered:
             return
         kept = [one for one in self._kept if one[0].ids != cache.ids[: len(one[0])]]  # it holds those
         kept.append((cache, whole))
-        sizes = [past.nbytes for past, _ in kept]
+        sizes = [past.nbytes * past.keys[0].flags.writeable for past, _ in kept]  # 0 of what lies in a file
         most = min(LIMIT, (available_memory() + sum(sizes)) // SHARE)
         while sum(sizes) > most or len(kept) > MOST:
             del sizes[0], kept[0]

@@ -48,7 +48,7 @@ class Schedule:
         return [*self._running, *(text for text, _ in [*self._waiting])]
 
     def add(self, text: Generation, n_bytes: int) -> None:
-        """Have a text written once there is room for so many bytes beside its drafts', or nothing else runs."""
+        """Have a text written once there is room for so many bytes and its drafts', or nothing else runs."""
         self._waiting.append((text, n_bytes + text.drafts.cache_bytes(text.most)))
 
     def turn(self) -> None:

@@ -8,11 +8,11 @@ Every function takes arrays whose shapes it names and returns a `Picture`, which
 """
 
 from .charts import arrows, attention, attention_heads, bars, histogram, lines, logit_lens, matrix
-from .drawings import flow, machine, tokens
+from .drawings import flow, machine, passes, tokens
 from .style import AMOUNT, BLUE, COLORS, GREEN, GREY, ORANGE, RED, SIGNED, SKY, Picture, labels
 
 __all__ = [
     "AMOUNT", "BLUE", "COLORS", "GREEN", "GREY", "ORANGE", "RED", "SIGNED", "SKY", "Picture", "arrows",
     "attention", "attention_heads", "bars", "flow", "histogram", "labels", "lines", "logit_lens", "machine",
-    "matrix", "tokens",
+    "matrix", "passes", "tokens",
 ]  # fmt: skip

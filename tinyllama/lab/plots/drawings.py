@@ -2,10 +2,18 @@
 
 from collections.abc import Sequence
 
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
 from ...config import Config
 from .style import BLUE, GREEN, GREY, ORANGE, SKY, YELLOW, Picture, chart, labels
+
+#: How the tokens of a text get into its cache: colours, and what a legend says.
+PASSED = {"copied": GREEN, "read": ORANGE, "written": SKY}
+KINDS = {
+    "copied": "so many tokens copied from a text that begins alike",
+    "read": "so many tokens of the prompt read",
+    "written": "a token written",
+}
 
 
 def tokens(rows: dict[str, Sequence[str]], ids: Sequence[Sequence[int]] = (), title: str = "") -> Picture:
@@ -51,6 +59,39 @@ def flow(steps: dict[str, str], title: str = "", arrows: Sequence[str] = ()) -> 
             _arrow(axes, (number - 0.31, 0.5), (number - 0.01, 0.5))
         if number and len(arrows):
             axes.text(number - 0.16, 0.62, arrows[number - 1], ha="center", fontsize=6.5, color=GREY)
+    axes.set_axis_off()
+    return picture
+
+
+def passes(rows: dict[str, Sequence[Sequence[tuple[str, str]]]], title: str = "") -> Picture:
+    """Texts that go through a model together: a row for each text, a column for each pass.
+
+    Args:
+        rows: a text's name -> of each pass the boxes of its tokens, one below the other: (kind, label). The
+            kinds are copied, read and written.
+    """
+    n_passes = max(map(len, rows.values()))
+    limits = {"xlim": (-0.6, n_passes), "ylim": (0.75 - len(rows), 1.15)}
+    picture, axes = chart(1.3 + 0.75 * len(rows), title, width=9, **limits)
+    for column in range(n_passes):
+        _box(axes, column + 0.04, 0.8 - len(rows), 0.92, len(rows) + 0.05, "#F4F4F4", zorder=-2)
+        axes.text(column + 0.5, 0.98, column + 1, ha="center", va="center", fontsize=8, color=GREY)
+    axes.text(-0.1, 0.98, "pass", ha="right", va="center", fontsize=8, color=GREY)
+    for row, (name, cells) in enumerate(rows.items()):
+        axes.text(-0.1, 0.36 - row, name, ha="right", va="center", fontsize=9)
+        for column, boxes in enumerate(cells):
+            height = 0.66 / max(1, len(boxes))
+            for number, (kind, label) in enumerate(boxes):
+                bottom = 0.7 - row - height * (number + 1)
+                _box(axes, column + 0.1, bottom, 0.8, height - 0.03, PASSED[kind] + "77")
+                (short,), style = labels([label], 8), {"ha": "center", "va": "center", "fontsize": 7}
+                axes.text(column + 0.5, bottom + height / 2 - 0.015, short, **style)
+    picture.legend(
+        handles=[Patch(color=color + "77", label=KINDS[kind]) for kind, color in PASSED.items()],
+        loc="outside lower center",
+        ncols=len(PASSED),
+        fontsize=8,
+    )
     axes.set_axis_off()
     return picture
 

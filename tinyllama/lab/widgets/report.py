@@ -114,9 +114,11 @@ def status(session: Session) -> str:
     generation, text, timings = run.generation, run.completion, run.completion.timings
     if generation and not text.tokens:
         return f"Reading the prompt: {generation.n_read:,} of {len(generation.prompt_ids):,} tokens"
-    n_read = timings.n_prompt if text.tokens else 0  # without a token it may have been stopped on the way
+    known = timings.n_remembered
+    n_read = timings.n_prompt - known if text.tokens else 0  # without a token it may have been stopped
+    remembered = f", {known:,} remembered" if known else ""
     figures = [
-        f"Prompt {timings.n_prompt:,} tokens{_rate(n_read, timings.prompt)}",
+        f"Prompt {timings.n_prompt:,} tokens{remembered}{_rate(n_read, timings.prompt)}",
         f"text {len(text.tokens):,} tokens{_rate(timings.n_predict, timings.predict)}",
         f"context {timings.n_prompt + len(text.tokens):,} of {text.settings['ctx_size']:,} tokens",
         f"memory {human(used_memory())}",
