@@ -58,30 +58,38 @@ PROMPTS = {
 }
 
 
-def seconds_of(llama, prompt, settings) -> tuple[float, Completion]:
-    """How long the text behind the first token took, and the text."""
-    run = llama.stream(prompt, remember=False, **settings)
-    next(run, "")
-    started, n_before = time.perf_counter(), len(run.tokens)
-    for _ in run:
-        pass
-    took, text = time.perf_counter() - started, run.completion()
-    return took / max(1, len(text.tokens) - n_before), text
+def in_turns(*runs) -> tuple[list[float], list[Completion]]:
+    """Seconds a token that texts took behind their first, and the texts.
+
+    The next piece is always that of the text with the fewest tokens: what slows the computer slows all alike.
+    """
+    seconds = [0.0] * len(runs)
+    for run in runs:
+        next(run, "")
+    before = [len(run.tokens) for run in runs]
+    while going := [number for number, run in enumerate(runs) if run.stop_reason is None]:
+        number = min(going, key=lambda number: len(runs[number].tokens))
+        started = time.perf_counter()
+        next(runs[number], "")
+        seconds[number] += time.perf_counter() - started
+    counts = [max(1, len(run.tokens) - n) for run, n in zip(runs, before, strict=True)]
+    return [s / n for s, n in zip(seconds, counts, strict=True)], [run.completion() for run in runs]
 
 
 def measured(llama, prompt, settings: dict, drafts: dict, rounds: int) -> str:
     """A row's figures; the texts must be the same."""
-    plain, drafted = [], []
+    found, timings = [], []
     for _ in range(rounds):
-        took, text = seconds_of(llama, prompt, settings)
-        plain.append(took)
-        took, other = seconds_of(llama, prompt, settings | drafts)
-        drafted.append(took)
+        runs = [llama.stream(prompt, remember=False, **settings, **some) for some in ({}, drafts)]
+        seconds, (text, other) = in_turns(*runs)
+        found.append(seconds)
+        timings.append(other.timings)
         assert other.ids == text.ids and other.probs == text.probs
-    without, with_drafts, took = 1 / median(plain), 1 / median(drafted), other.timings
-    share = took.n_accepted / took.n_drafted if took.n_drafted else 0
-    counts = f"{took.n_accepted} of {took.n_drafted} ({share:.0%})"
-    speeds = f"{without:.1f} | {with_drafts:.1f} | {with_drafts / without:.2f}"
+    without, with_drafts = (1 / median(seconds) for seconds in zip(*found, strict=True))
+    right, guessed = sum(took.n_accepted for took in timings), sum(took.n_drafted for took in timings)
+    counts = f"{right} of {guessed} ({right / max(1, guessed):.0%})"
+    times = median(plain / drafted for plain, drafted in found)
+    speeds = f"{without:.1f} | {with_drafts:.1f} | {times:.2f}"
     return f"{len(text.tokens)} | {speeds} | {counts}"
 
 

@@ -38,7 +38,7 @@ LOST, AHEAD = (
 AGING, FORGETTING = 0.98, 0.9  # how much of what was seen still counts after a pass, after another guess
 PRIOR = 0.5  # how many guesses that were seen a source's own confidence counts for
 UNSURE = 0.05  # how likely a guess is at least that a small model thinks hardly likely
-STALE = 32  # passes after which what one takes without guesses is measured anew
+STALE, EXPIRED = 32, 128  # passes after which what one takes without guesses, and with, is measured anew
 
 Guesses = Iterator[tuple[int, float]]  # tokens, and how likely their source thinks that each is right
 
@@ -67,9 +67,11 @@ class Pace:
 
     def seconds(self, n_tokens: int) -> tuple[float, float]:
         """What a pass will take: at a guess that a measurement will correct, and at most."""
-        if last := self._last[n_tokens]:
+        newest = self._n_passes - EXPIRED  # a computer that was busy may not be so any more
+        known = [n for n, last in enumerate(self._last) if last and (n == 1 or self._noted[n] > newest)]
+        if n_tokens in known:
+            last = self._last[n_tokens]
             return (sorted(last)[len(last) // 2],) * 2
-        known = [n for n, last in enumerate(self._last) if last]
         below, above = max((n for n in known if n < n_tokens), default=0), [n for n in known if n > n_tokens]
         low = self.seconds(below)[0] if below else 0.0
         most = low * -(-n_tokens // below) if below else np.inf
