@@ -67,9 +67,11 @@ INLINE __m512i pair(__m512 low, __m512 high) {
 /* ---- inputs: 16 tokens x 32 inputs a tile ---- */
 
 /* Tiles of tokens that are multiplied in one go, steps of a chunk, strips of a panel. For 512 tokens the sums of a
- * panel are 1 MB and the inputs of a chunk 256 KB: both stay in the second-level cache. A chunk of a strip is
- * 16 KB; it and the 16 KB of inputs that meet it stay in the first-level cache. */
-enum { TOGETHER_TILES = 32, CHUNK = 8, PANEL = 16, FITS = 1 << 20 };
+ * panel are 512 KB and so are the inputs of a chunk: both stay in the second-level cache, while the next chunk's
+ * come. A chunk of a strip is 32 KB and stays in the first-level cache, since tiles of inputs are loaded with the hint
+ * not to put them there. Shorter chunks would move sums more often than the second-level cache can take beside the
+ * inputs. */
+enum { TOGETHER_TILES = 32, CHUNK = 16, PANEL = 8, FITS = 1 << 20 };
 
 /* Where a tile of inputs lies: chunks follow each other, in a chunk tokens, of 16 tokens the steps. */
 static size_t input_tile(long n_tokens, long n_steps, long tile, long step) {
@@ -82,12 +84,15 @@ static size_t inputs_bytes(long n_tokens, long n_in) {
     return (size_t)(tiles_of(n_tokens) * steps_of(n_in)) * TILE_BYTES;
 }
 
+/* A tile after the other, each written from front to back. */
 static void pack_inputs(const float *x, long n_tokens, long n_in, long first, long last, void *inputs) {
-    for (long t = first; t < tiles_of(last) * ROWS; t++)
+    for (long tile = first / ROWS; tile < tiles_of(last); tile++)
         for (long step = 0; step < steps_of(n_in); step++) {
-            uint8_t *to = (uint8_t *)inputs + input_tile(n_tokens, steps_of(n_in), t / ROWS, step) + t % ROWS * 64;
-            long n = t < last ? n_in - step * STEP : 0;
-            _mm512_store_si512(to, bf16_from_floats(x + t * n_in + step * STEP, n));
+            uint8_t *to = (uint8_t *)inputs + input_tile(n_tokens, steps_of(n_in), tile, step);
+            for (long t = tile * ROWS; t < (tile + 1) * ROWS; t++, to += 64) {
+                long n = t < last ? n_in - step * STEP : 0;
+                _mm512_store_si512(to, bf16_from_floats(x + t * n_in + step * STEP, n));
+            }
         }
 }
 
@@ -108,26 +113,25 @@ INLINE void two_pairs(__m512i q, __m512 d, __m512 c, uint8_t *to) {
     _mm512_store_si512(to + 64, pair(third, fourth));
 }
 
-INLINE void numbers_of_block(const weight_type type, const uint8_t *block, const uint8_t *head, const __m512 factor,
-                             uint8_t *to) {
+INLINE void numbers_of_block(const weight_type type, const uint8_t *block, const uint8_t *head, int side,
+                             const __m512 factor, uint8_t *to) {
     const __m512 shift = _mm512_set1_ps((float)(0x8000 + zero_of(type)));
-    for (int side = 0; side < 2; side++, to += TILE_BYTES) {
-        const scales s = scales_of(type, block, head, side);
-        UNROLL
-        for (int r = 0; r < 8; r++) {
-            const int part = has_halves(type) ? r % 2 : 0;
-            const __m512 d = plain_nan(_mm512_mul_ps(s.d[part], factor));
-            const __m512 m = has_minimum(type) ? plain_nan(_mm512_mul_ps(s.m[part], factor)) : s.m[part];
-            const __m512 c = _mm512_fnmadd_ps(d, shift, m); /* m - (2^15 + zero) d */
-            two_pairs(unpack(type, block, r, side), d, c, to + 128 * (r % 2 * 4 + r / 2));
-        }
+    const scales s = scales_of(type, block, head, side);
+    UNROLL
+    for (int r = 0; r < 8; r++) {
+        const int part = has_halves(type) ? r % 2 : 0;
+        const __m512 d = plain_nan(_mm512_mul_ps(s.d[part], factor));
+        const __m512 m = has_minimum(type) ? plain_nan(_mm512_mul_ps(s.m[part], factor)) : s.m[part];
+        const __m512 c = _mm512_fnmadd_ps(d, shift, m); /* m - (2^15 + zero) d */
+        two_pairs(unpack(type, block, r, side), d, c, to + 128 * (r % 2 * 4 + r / 2));
     }
 }
 
-INLINE void numbers_of_blocks(const weight_type type, const weight *w, long strip, long step, uint8_t *to) {
+INLINE void numbers_of_blocks(const weight_type type, const weight *w, long strip, long step, int side, uint8_t *to) {
     const layout at = layout_of(type);
     const uint8_t *data = w->data + strip * w->strip_bytes;
-    numbers_of_block(type, data + block_place(at, step), data + head_place(at, step), _mm512_set1_ps(w->factor), to);
+    const uint8_t *block = data + block_place(at, step), *head = data + head_place(at, step);
+    numbers_of_block(type, block, head, side, _mm512_set1_ps(w->factor), to);
 }
 
 /* 16 rows of numbers from `row` on; behind the last they repeat it. A pair is to v_transpose what a float is. */
@@ -144,14 +148,10 @@ INLINE void numbers_of_rows(const weight_type type, const weight *w, long row, l
     v_transpose(pairs, ROWS, (float *)to, ROWS);
 }
 
-INLINE void numbers_of_strip(const weight_type type, const weight *w, long strip, long step, uint8_t *to) {
-    numbers_of_rows(type, w, strip * STRIP, step * STEP, to);
-    numbers_of_rows(type, w, strip * STRIP + ROWS, step * STEP, to + TILE_BYTES);
-}
-
-static void make_numbers(const weight *w, long strip, long step, uint8_t *to) {
-#define NUMBERS_CASE(id, ...) case id: numbers_of_strip(id, w, strip, step, to); break;
-#define BLOCK_CASE(id, ...) case id: numbers_of_blocks(id, w, strip, step, to); break;
+/* Rows 0-15 of a strip or, side 1, the others, of one step. */
+static void make_numbers(const weight *w, long strip, long step, int side, uint8_t *to) {
+#define NUMBERS_CASE(id, ...) case id: numbers_of_rows(id, w, strip * STRIP + side * ROWS, step * STEP, to); break;
+#define BLOCK_CASE(id, ...) case id: numbers_of_blocks(id, w, strip, step, side, to); break;
     switch (w->type) { /* each with its type known to the compiler */
         NUMBER_TYPES(NUMBERS_CASE)
         BLOCK_TYPES(BLOCK_CASE)
@@ -191,35 +191,71 @@ static long chunk_steps(const panel *p, long i) {
     return i < p->n_chunks * p->n_strips ? smaller(p->n_steps - chunk_of(p, i), CHUNK) : 0;
 }
 
-/* The share'th of `shares` parts of chunk i. */
-static void make_part(const panel *p, long i, long share, long shares) {
-    long steps = chunk_steps(p, i), behind = chunk_steps(p, i + 1);
-    for (long s = steps * share / shares; s < steps * (share + 1) / shares; s++) {
-        if (s < behind) ask_for_step(p->w, strip_of(p, i + 1), chunk_of(p, i + 1) + s);
-        make_numbers(p->w, strip_of(p, i), chunk_of(p, i) + s, p->numbers[i % 2] + s * 2 * TILE_BYTES);
+/* What else happens while chunk i - 1 is multiplied, a little in each step of it. Products take tiles and making takes
+ * vectors: the smaller the pieces, the better they overlap. */
+typedef struct {
+    const panel *p;
+    long i, turns;         /* chunk i is made in so many turns */
+    long sides, behind;    /* tiles of 16 rows to be made; to be asked for, of the chunk behind it */
+    long made, due;        /* those that are; sides x turns so far - made x turns */
+    const uint8_t *inputs; /* of the next chunk, which all strips will read from the second-level cache: this strip's */
+    const uint8_t *end;    /* share of asking for them */
+    long lines;            /* of them in a turn */
+    float *results;        /* of the next tokens, if these products are the last: where so many lie, so far apart */
+    long n_results, stride;
+} aside;
+
+static aside begin_aside(const panel *p, long i, long turns) {
+    aside a = {.p = p, .i = i, .turns = turns, .sides = 2 * chunk_steps(p, i), .behind = 2 * chunk_steps(p, i + 1)};
+    long chunk = chunk_of(p, i - 1) + CHUNK, steps = smaller(p->n_steps - chunk, CHUNK), share = (i - 1) % p->n_strips;
+    if (p->n_strips == 1 || steps <= 0) return a;
+    long bytes = p->n_tiles * steps * TILE_BYTES;
+    const uint8_t *first = p->inputs + p->n_tiles * chunk * TILE_BYTES;
+    a.inputs = first + bytes * share / p->n_strips, a.end = first + bytes * (share + 1) / p->n_strips;
+    a.lines = (a.end - a.inputs) / 64 / turns + 1;
+    return a;
+}
+
+static void make_some(aside *a) {
+    const panel *p = a->p;
+    for (a->due += a->sides; a->due >= a->turns; a->due -= a->turns, a->made++) {
+        long step = a->made / 2, side = a->made % 2;
+        if (!side && a->made < a->behind) ask_for_step(p->w, strip_of(p, a->i + 1), chunk_of(p, a->i + 1) + step);
+        make_numbers(p->w, strip_of(p, a->i), chunk_of(p, a->i) + step, (int)side,
+                     p->numbers[a->i % 2] + a->made * TILE_BYTES);
     }
 }
 
-/* Many strips read a chunk of inputs from the second-level cache. This part of the next should be there in time. */
-static void ask_for_inputs(const panel *p, long chunk, long share, long shares) {
-    if (p->n_strips == 1 || chunk + CHUNK >= p->n_steps) return;
-    long lines = p->n_tiles * smaller(p->n_steps - chunk - CHUNK, CHUNK) * TILE_BYTES / 64;
-    const uint8_t *next = p->inputs + p->n_tiles * (chunk + CHUNK) * TILE_BYTES;
-    for (long i = lines * share / shares; i < lines * (share + 1) / shares; i++)
-        __builtin_prefetch(next + 64 * i, 0, 2);
+static void ask_for_some(aside *a) {
+    for (long n = 0; n < a->lines && a->inputs < a->end; n++, a->inputs += 64) __builtin_prefetch(a->inputs, 0, 2);
+    for (long n = 0; n < 2 && a->n_results; n++, a->n_results--, a->results += a->stride) {
+        __builtin_prefetch(a->results, 1);
+        __builtin_prefetch(a->results + ROWS, 1);
+    }
 }
 
-/* sums (+)= 16 or 32 tokens x a strip. Tiles 0-3: sums of the first 16 tokens, rows 0-15 and 16-31, and of the
- * others; 4, 5: the tokens; 6, 7: the rows. Four independent sums hide the 52 cycles that a product takes. */
-INLINE void multiply_tiles(const int both, long steps, const uint8_t *tokens, const uint8_t *rows, float *sums,
-                           int add) {
+/* Where tiles of sums go, and the distance of their rows in bytes. */
+typedef struct {
+    float *at[4];
+    long stride;
+} four_tiles;
+
+static four_tiles tiles_at(float *sums) {
+    return (four_tiles){{sums, sums + SUM_FLOATS, sums + 2 * SUM_FLOATS, sums + 3 * SUM_FLOATS}, 64};
+}
+
+/* to = 16 or 32 tokens x a strip, added to sums if there are any. Tiles 0-3: sums of the first 16 tokens, rows 0-15 and
+ * 16-31, and of the others; 4, 5: the tokens; 6, 7: the rows. Four independent sums hide the 52 cycles that a product
+ * takes. What is to be done meanwhile is done in between. */
+INLINE void multiply_tiles(const int both, long steps, const uint8_t *tokens, const uint8_t *rows, const float *sums,
+                           four_tiles to, aside *meanwhile) {
     const uint8_t *others = tokens + steps * TILE_BYTES;
     STORED();
-    if (add) {
-        _tile_loadd(0, sums, 64);
-        _tile_loadd(1, sums + SUM_FLOATS, 64);
-        if (both) _tile_loadd(2, sums + 2 * SUM_FLOATS, 64);
-        if (both) _tile_loadd(3, sums + 3 * SUM_FLOATS, 64);
+    if (sums) {
+        _tile_stream_loadd(0, sums, 64);
+        _tile_stream_loadd(1, sums + SUM_FLOATS, 64);
+        if (both) _tile_stream_loadd(2, sums + 2 * SUM_FLOATS, 64);
+        if (both) _tile_stream_loadd(3, sums + 3 * SUM_FLOATS, 64);
     } else {
         _tile_zero(0);
         _tile_zero(1);
@@ -227,19 +263,21 @@ INLINE void multiply_tiles(const int both, long steps, const uint8_t *tokens, co
         if (both) _tile_zero(3);
     }
     for (long s = 0; s < steps; s++) {
+        if (meanwhile) make_some(meanwhile);
+        if (meanwhile) ask_for_some(meanwhile);
         _tile_loadd(6, rows + s * 2 * TILE_BYTES, 64);
-        _tile_loadd(4, tokens + s * TILE_BYTES, 64);
+        _tile_stream_loadd(4, tokens + s * TILE_BYTES, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, rows + (s * 2 + 1) * TILE_BYTES, 64);
         _tile_dpbf16ps(1, 4, 7);
-        if (both) _tile_loadd(5, others + s * TILE_BYTES, 64);
+        if (both) _tile_stream_loadd(5, others + s * TILE_BYTES, 64);
         if (both) _tile_dpbf16ps(2, 5, 6);
         if (both) _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + SUM_FLOATS, 64);
-    if (both) _tile_stored(2, sums + 2 * SUM_FLOATS, 64);
-    if (both) _tile_stored(3, sums + 3 * SUM_FLOATS, 64);
+    _tile_stored(0, to.at[0], to.stride);
+    _tile_stored(1, to.at[1], to.stride);
+    if (both) _tile_stored(2, to.at[2], to.stride);
+    if (both) _tile_stored(3, to.at[3], to.stride);
 }
 
 /* All eight tiles once, with whole numbers, whose sums are exact. The tests may have run on emulated tiles alone; a
@@ -260,7 +298,7 @@ int tiles_are_right(void) {
             expected[t / ROWS][r / ROWS][t % ROWS][r % ROWS] = sum;
         }
     _tile_loadconfig(&whole_tiles);
-    multiply_tiles(1, 1, (uint8_t *)tokens, (uint8_t *)rows, sums[0][0][0], 1);
+    multiply_tiles(1, 1, (uint8_t *)tokens, (uint8_t *)rows, sums[0][0][0], tiles_at(sums[0][0][0]), NULL);
     _tile_release();
     return !memcmp(sums, expected, sizeof sums);
 }
@@ -273,22 +311,27 @@ static void put_sums(const float *sums, long n_tokens, long n_rows, float *out, 
     }
 }
 
-/* Chunk i times all tokens, 32 at a time. */
+/* Chunk i times all tokens, 32 at a time. Whole tiles of results go to `out` at once. */
 static void multiply_chunk(const panel *p, long i, float *out, long stride) {
     long chunk = chunk_of(p, i), steps = chunk_steps(p, i), pairs = (p->n_tiles + 1) / 2;
     long strip = strip_of(p, i), n_rows = smaller(p->w->n_out - strip * STRIP, STRIP);
+    int last = chunk + CHUNK >= p->n_steps;
+    aside next = begin_aside(p, i + 1, pairs * steps);
     for (long n = 0; n < pairs; n++) {
+        long n_tokens = smaller(p->n_tokens - 2 * n * ROWS, 2 * ROWS);
         const uint8_t *tokens = p->inputs + (p->n_tiles * chunk + 2 * n * steps) * TILE_BYTES;
         float *sums = p->sums + (i % p->n_strips * p->n_tiles + 2 * n) * 2 * SUM_FLOATS;
-        make_part(p, i + 1, n, pairs);
-        ask_for_inputs(p, chunk, i % p->n_strips * pairs + n, p->n_strips * pairs);
+        float *results = out + 2 * n * ROWS * stride + strip * STRIP, *others = results + ROWS * stride;
+        four_tiles to = tiles_at(sums);
+        next.results = results + 2 * ROWS * stride, next.stride = stride;
+        next.n_results = last && n + 1 < pairs ? smaller(p->n_tokens - 2 * (n + 1) * ROWS, 2 * ROWS) : 0;
+        int whole = last && n_rows == STRIP && n_tokens % ROWS == 0;
+        if (whole) to = (four_tiles){{results, results + ROWS, others, others + ROWS}, 4 * stride};
         if (2 * n + 1 < p->n_tiles)
-            multiply_tiles(1, steps, tokens, p->numbers[i % 2], sums, chunk > 0);
+            multiply_tiles(1, steps, tokens, p->numbers[i % 2], chunk ? sums : NULL, to, &next);
         else
-            multiply_tiles(0, steps, tokens, p->numbers[i % 2], sums, chunk > 0);
-        if (chunk + CHUNK >= p->n_steps)
-            put_sums(sums, smaller(p->n_tokens - 2 * n * ROWS, 2 * ROWS), n_rows,
-                     out + 2 * n * ROWS * stride + strip * STRIP, stride);
+            multiply_tiles(0, steps, tokens, p->numbers[i % 2], chunk ? sums : NULL, to, &next);
+        if (last && !whole) put_sums(sums, n_tokens, n_rows, results, stride);
     }
 }
 
@@ -312,7 +355,8 @@ static void multiply_panel_of_strips(const weight *w, const void *inputs, long n
                        smaller(n_tokens - token, TOKENS), 0, n_steps, strip, fits ? 1 : last - first, n_chunks,
                        {numbers, numbers + 2 * CHUNK * TILE_BYTES}, (float *)sums};
             p.n_tiles = tiles_of(p.n_tokens);
-            make_part(&p, 0, 0, 1);
+            aside all = {.p = &p, .turns = 1, .sides = 2 * chunk_steps(&p, 0), .behind = 2 * chunk_steps(&p, 1)};
+            make_some(&all);
             for (long i = 0; i < p.n_chunks * p.n_strips; i++)
                 multiply_chunk(&p, i, out + token * stride, stride);
         }

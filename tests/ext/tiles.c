@@ -1,6 +1,6 @@
 /* AMX for computers that lack it. Preloaded into a process, this lets it go on where a tile instruction has raised
  * SIGILL: the instruction, as the compiler has made it, is decoded, and done in plain C. What it does is what Intel's
- * manual says (Software Developer's Manual, volume 2, LDTILECFG, TILELOADD, TILESTORED, TDPBF16PS); what would fault
+ * manual says (Software Developer's Manual, volume 2, LDTILECFG, TILELOADD, TILELOADDT1, TILESTORED, TDPBF16PS); what would fault
  * there ends the process here.
  *
  * TILES=refused in the environment is a system that grants no permission, TILES=wrong a processor that adds badly. */
@@ -162,7 +162,8 @@ static int emulate(const instruction *i) {
     if (i->opcode == 0x49 && i->prefix == 0 && i->in_memory) return emulate_loadconfig(i->base), 1;
     if (i->opcode == 0x49 && i->prefix == 0 && !i->in_memory) return emulate_release(), 1;
     if (i->opcode == 0x49 && i->prefix == 3 && !i->in_memory) return emulate_zero(i->reg), 1;
-    if (i->opcode == 0x4b && i->prefix == 3 && i->in_memory) return emulate_loadd(i->reg, i->base, i->stride), 1;
+    int loads = i->prefix == 3 || i->prefix == 1; /* 1: with a hint for the caches */
+    if (i->opcode == 0x4b && loads && i->in_memory) return emulate_loadd(i->reg, i->base, i->stride), 1;
     if (i->opcode == 0x4b && i->prefix == 2 && i->in_memory) return emulate_stored(i->reg, i->base, i->stride), 1;
     if (i->opcode == 0x5c && i->prefix == 2) return emulate_dpbf16ps(i->reg, i->rm, i->vvvv), 1;
     return 0;
