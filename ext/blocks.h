@@ -7,7 +7,9 @@
  *
  * CHUNK blocks of all columns are multiplied before the next: they and their inputs stay in the first-level cache. The
  * weights come from memory once, from front to back, whatever the number of tokens; each column asks for its share of
- * what is needed soon. The order in which a row's blocks are summed up depends on none of this. */
+ * what is needed soon. One tile asks for what it is about to reach; of several each asks for its share of the next
+ * strip, so that memory has all the time that they take, and not only the first one's. The order in which a row's
+ * blocks are summed up depends on none of this. */
 enum {
     COLUMNS_OF_STRIP = STRIP / LANES / WIDE,
     CHUNK = 8,
@@ -18,14 +20,14 @@ enum {
 #define FINISH_SUMS(n, sums) (void)0
 #endif
 
-INLINE void ask_ahead(const uint8_t *block, const long block_bytes, const int share, const int shares) {
+INLINE void ask_for(const uint8_t *block, const long block_bytes, const int share, const int shares) {
     UNROLL
-    for (long i = 0; i * shares * 64 < block_bytes; i++) __builtin_prefetch(block + AHEAD + (i * shares + share) * 64);
+    for (long i = 0; i * shares * 64 < block_bytes; i++) __builtin_prefetch(block + (i * shares + share) * 64);
 }
 
-/* Columns from `column` on. */
+/* Columns from `column` on; every so many blocks ask for one `ahead` bytes behind them. */
 INLINE void multiply_chunk(const weight_type type, const int n, const uint8_t *strip, const uint8_t *x, long n_blocks,
-                           int column, int ask, vec *sums) {
+                           int column, const token_tile *tile, long ahead, vec *sums) {
     const int columns = at_once(n);
     const layout at = layout_of(type);
     vec totals[COLUMNS_OF_STRIP][WIDE * TOKENS];
@@ -36,7 +38,8 @@ INLINE void multiply_chunk(const weight_type type, const int n, const uint8_t *s
     for (long i = 0; i < n_blocks; i++, x += tile_block_bytes(n)) {
         const int32_t number = read_i32(number_at(x, n));
         const uint8_t *block = strip + block_place(at, number), *head = strip + head_place(at, number);
-        if (ask) ask_ahead(block, at.block_bytes, column / columns, COLUMNS_OF_STRIP / columns);
+        if (tile->turns == 1 || number % tile->turns == tile->turn)
+            ask_for(block + ahead, at.block_bytes, column / columns, COLUMNS_OF_STRIP / columns);
         UNROLL
         for (int c = 0; c < columns; c++) {
             add_block(type, n, block, head, column + c, x, totals[c]);
@@ -52,11 +55,12 @@ INLINE void multiply_chunk(const weight_type type, const int n, const uint8_t *s
 INLINE void multiply_tile(const weight_type type, const int n, const weight *w, const token_tile *tile, long strip,
                           float *out, long stride) {
     const uint8_t *data = w->data + strip * w->strip_bytes, *x = tile->blocks;
+    const long ahead = tile->turns == 1 ? AHEAD : w->strip_bytes;
     vec sums[STRIP / LANES * TOKENS];
     for (int i = 0; i < STRIP / LANES * n; i++) sums[i] = v_set1(0);
     for (long i = 0; i < tile->n_blocks; i += CHUNK, x += CHUNK * tile_block_bytes(n))
         for (int c = 0; c < COLUMNS_OF_STRIP; c += at_once(n))
-            multiply_chunk(type, n, data, x, smaller(tile->n_blocks - i, CHUNK), c, tile->first == 0, sums + c * WIDE * n);
+            multiply_chunk(type, n, data, x, smaller(tile->n_blocks - i, CHUNK), c, tile, ahead, sums + c * WIDE * n);
     for (int v = 0; v < STRIP / LANES; v++) {
         const long row = strip * STRIP + v * LANES;
         FINISH_SUMS(n, sums + v * n);

@@ -270,6 +270,7 @@ typedef struct {
     long n;               /* as the tile is laid out: n_tokens, or one more, a token of zeros */
     uint8_t *blocks;
     long n_blocks;
+    int turn, turns;      /* which tile this is of how many */
 } token_tile;
 
 typedef struct {

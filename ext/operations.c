@@ -223,7 +223,7 @@ static int plan_tiles(const kernels *k, activations *acts) {
     acts->n_tiles = n_tiles, acts->tiles = (token_tile *)(memory + (size_t)n_tiles * size);
     for (long i = 0; i < n_tiles; i++) {
         const long first = acts->n_tokens * i / n_tiles, n = acts->n_tokens * (i + 1) / n_tiles - first;
-        acts->tiles[i] = (token_tile){first, n, n + (even && n % 2), memory + (size_t)i * size, 0};
+        acts->tiles[i] = (token_tile){first, n, n + (even && n % 2), memory + (size_t)i * size, 0, (int)i, (int)n_tiles};
     }
     return 0;
 }
