@@ -86,7 +86,9 @@ def test_logits_are_those_of_transformers(saved, name, backend):
     if backend in ("numpy", "numexpr"):
         np.testing.assert_allclose(got, expected, rtol=0, atol=LOGITS)
     else:
-        limit = 10 * get_backend(backend, 2).tolerance("attention")
+        table = get_backend(backend, 2)
+        n_steps = 100 if table.level == "amx" else 10  # whose errors add up: there, products are rounded, too
+        limit = n_steps * table.tolerance("attention")
         assert np.mean((got - expected) ** 2) < limit * np.mean(expected**2)
 
 
