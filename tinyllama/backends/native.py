@@ -97,8 +97,10 @@ class Native(Backend):
             at_once = AT_ONCE_IN_TILES if self.level in ("amx", "accelerate") else AT_ONCE
             n_weights = sum(weight.shape[0] * weight.shape[1] for weight in weights)
             step = max(1, at_once // (n_weights * _native.FEW)) * _native.FEW
-            for some in (slice(start, start + step) for start in range(0, len(x), step)):
+            starts = range(0, len(x) - _native.FEW, step)  # no piece of a few is left: their bits are others
+            for start in starts:
                 check_cancelled()
+                some = slice(start, None if start == starts[-1] else start + step)
                 _native.matmul(x[some], weights, tuple([out[some] for out in outs]), self.threads)
         return list(outs) if len(outs) > 1 else outs[0]
 
