@@ -166,6 +166,13 @@ def test_a_flag_stops_all(llama):
     assert {text.stop_reason for text in run.finish()} == {"cancelled"}
 
 
+def test_each_text_knows_how_long_its_passes_took(llama):
+    for text in llama.generate(["Tom", STORY], n_predict=5):
+        took = text.timings
+        assert took.n_prompt > 0 and took.n_predict == 4
+        assert took.total >= took.prompt + took.predict > took.predict > 0
+
+
 def test_settings_of_each_replace_those_of_all(llama):
     texts = llama.generate(["Tom"] * 3, n_predict=4, each=[{}, {"n_predict": 2}, {"n_predict": 0}])
     assert [len(text.tokens) for text in texts] == [4, 2, 0]

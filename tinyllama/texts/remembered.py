@@ -15,6 +15,7 @@ from ..ops import FEW, KVCache
 MOST = 16  # texts that are kept,
 LIMIT = 2**31  # bytes that their caches take,
 SHARE = 4  # and the part of the free memory, at most
+SMALL = 2**24  # bytes for which nobody asks how much is free: that takes as long as writing a token
 
 
 class Remembered:
@@ -48,7 +49,9 @@ class Remembered:
         kept = [one for one in self._kept if one[0].ids != cache.ids[: len(one[0])]]  # it holds those
         kept.append((cache, whole))
         sizes = [past.nbytes * past.keys[0].flags.writeable for past, _ in kept]  # 0 of what lies in a file
-        most = min(LIMIT, (available_memory() + sum(sizes)) // SHARE)
+        total, most = sum(sizes), LIMIT
+        if total > SMALL:
+            most = min(LIMIT, (available_memory() + total) // SHARE)
         while sum(sizes) > most or len(kept) > MOST:
             del sizes[0], kept[0]
         self._kept = kept

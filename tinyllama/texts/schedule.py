@@ -90,7 +90,9 @@ class Schedule:
         found = self._run([step for _, step in group])
         seconds, n_tokens = time.perf_counter() - started, sum(len(step.tokens) for _, step in group)
         for (text, step), logits in zip(group, found, strict=True):
-            piece = text.feed(logits, seconds, n_tokens - len(step.tokens))
+            text.timings.total += seconds
+            with text.timings.adding_to("total"):
+                piece = text.feed(logits, seconds, n_tokens - len(step.tokens))
             self.pieces.append((text, piece))
 
 
