@@ -71,9 +71,9 @@ class Llama(AbstractContextManager):
             and the whole `completion()`. Of several prompts, `texts.Texts`: pairs (index, piece).
         """
         if not (isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str | list | tuple)):
-            wanted = Settings(**settings)
-            text = self.begin(prompt, wanted, self.remembered.recall, cancel)
-            at_once = min(wanted.batch_size, len(text.prompt_ids))
+            require(each is None, "each has settings of several prompts, and there is one")
+            text = self.begin(prompt, Settings(**settings), self.remembered.recall, cancel)
+            at_once = min(text.settings.batch_size, len(text.prompt_ids))
             self.backend.require_run(self.config, text.cache.n_ctx, at_once=at_once)
             return text
         each = each or [{}] * len(prompt)

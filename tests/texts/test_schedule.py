@@ -148,6 +148,12 @@ def test_texts_that_do_not_fit_wait(in_c, monkeypatch):
     assert in_c.generate(["Tom"] * 2, each=[{"n_predict": 60}] * 2)[0].stop_reason == "length"  # one by one
 
 
+def test_a_text_that_does_not_even_fit_alone_is_refused_with_the_figures(llama, free_memory):
+    free_memory(2**20)
+    with pytest.raises(TinyllamaError, match=r"a context of 512 tokens needs .* MB .* are free"):
+        llama.generate(["Tom", "Tim"], n_predict=-1, ctx_size=512)
+
+
 def test_one_text_can_be_stopped_and_the_others_go_on(llama):
     run = llama.stream(["Tom", "The cat", STORY], n_predict=20, temp=0)
     expected = llama.generate("The cat", n_predict=20, temp=0)
@@ -178,6 +184,8 @@ def test_settings_of_each_replace_those_of_all(llama):
     assert [len(text.tokens) for text in texts] == [4, 2, 0]
     with pytest.raises(TinyllamaError, match="each names 1 texts, and there are 2"):
         llama.generate(["Tom", "Tim"], each=[{}])
+    with pytest.raises(TinyllamaError, match="each has settings of several prompts"):
+        llama.generate("Tom", each=[{}])
     with pytest.raises(TinyllamaError, match="temp must be"):
         llama.generate(["Tom", "Tim"], each=[{}, {"temp": -1}])
 

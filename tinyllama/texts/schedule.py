@@ -113,12 +113,15 @@ class Together(Schedule):
     def begin(self, prompt: str | list[int], wanted: Settings) -> Generation:
         """Have a prompt continued; what becomes of it doesn't depend on the others.
 
-        Raises TinyllamaError where it is empty or too long.
+        Raises TinyllamaError where it is empty or too long, or its cache doesn't fit into memory even alone.
         """
         llama = self._llama
         recall = partial(llama.remembered.recall, whole=False)
         text = llama.begin(prompt, wanted, recall, self._cancel)
-        self.add(text, llama.backend.cache_bytes(llama.config, text.most))
+        n_bytes = llama.backend.cache_bytes(llama.config, text.most)
+        if n_bytes > self._room:
+            llama.backend.require_run(llama.config, text.most)
+        self.add(text, n_bytes)
         return text
 
 
