@@ -163,7 +163,7 @@ def check_submitting(seconds: float):
             assert expected.startswith(text) and expected.probs[: len(text.probs)] == text.probs
         else:
             assert text == expected and text.probs == expected.probs
-    assert len(found) > 5 * seconds
+    assert len(found) > 20
     assert {text.stop_reason for _, text in found} >= {"cancelled", "length"}
 
 
