@@ -9,6 +9,7 @@ pytest.importorskip("tinyllama._native", reason="the C backend is not built")
 
 from tiny import CONFIG, tensors
 
+from tinyllama import _native, ops
 from tinyllama.backends import get_backend
 from tinyllama.machine.files import MappedFile
 from tinyllama.model import build, forward
@@ -28,6 +29,10 @@ def run(name: str, type: str, tap=None, threads=2) -> np.ndarray:
     cache = backend.new_cache(CONFIG, 16)
     prompt = forward(model, backend, TOKENS, cache, tap=tap)
     return np.concatenate([prompt, forward(model, backend, [7], cache)])
+
+
+def test_as_many_tokens_are_few_in_c_as_in_the_definition():
+    assert _native.FEW == ops.FEW
 
 
 @pytest.mark.parametrize("type", ["f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_0_2023"])

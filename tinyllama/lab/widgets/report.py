@@ -116,7 +116,7 @@ def status(session: Session) -> str:
         return f"Reading the prompt: {generation.n_read:,} of {len(generation.prompt_ids):,} tokens"
     known = timings.n_remembered
     n_read = timings.n_prompt - known if text.tokens else 0  # without a token it may have been stopped
-    remembered = f", {known:,} remembered" if known else ""
+    remembered = f" ({known:,} remembered)" if known else ""
     figures = [
         f"Prompt {timings.n_prompt:,} tokens{remembered}{_rate(n_read, timings.prompt)}",
         f"text {len(text.tokens):,} tokens{_rate(timings.n_predict, timings.predict)}",
