@@ -169,7 +169,7 @@ def test_a_model_that_needs_more_memory_than_there_is_is_refused_with_the_figure
 
 
 def test_weights_that_stay_in_their_file_are_warned_of_instead(folder, monkeypatch):
-    monkeypatch.setattr("tinyllama.backends.numpy.Backend.unpack_below", 0)
+    monkeypatch.setattr("tinyllama.backends.numpy.UNPACK_BELOW", 0)
     checkpoint = open_checkpoint(folder)
     needed = get_backend("numpy").memory(checkpoint.config, checkpoint.tensors, 2048)
     free_memory(monkeypatch, sum(needed.values()) - 1)

@@ -74,7 +74,7 @@ def test_matmul_of_a_weight_in_two_parts_equals_that_in_one(type, split, monkeyp
 @pytest.mark.parametrize("pos", [0, 100])
 def test_rope_turns_neighbouring_pairs_by_position_times_frequency(pos):
     x = normal(4, CONFIG.n_heads, CONFIG.head_dim)
-    turned = ops.rope(x, ops.rope_freqs(CONFIG, pos, 4))
+    turned = ops.rope(x, ops.rope_freqs(CONFIG, pos + np.arange(4)))
     for token, head, j in np.ndindex(4, CONFIG.n_heads, CONFIG.head_dim // 2):
         angle = (pos + token) * CONFIG.rope_theta ** (-2 * j / CONFIG.head_dim)
         a, b = x[token, head, 2 * j : 2 * j + 2].astype(np.float64)
@@ -86,7 +86,7 @@ def test_rope_makes_dot_products_depend_on_the_distance_alone():
     q, k = normal(1, 1, CONFIG.head_dim), normal(1, 1, CONFIG.head_dim)
 
     def dot(q_pos, k_pos):
-        turned = (ops.rope(x, ops.rope_freqs(CONFIG, pos, 1)) for x, pos in ((q, q_pos), (k, k_pos)))
+        turned = (ops.rope(x, ops.rope_freqs(CONFIG, [pos])) for x, pos in ((q, q_pos), (k, k_pos)))
         return np.vdot(*turned)
 
     assert dot(7, 3) == pytest.approx(dot(107, 103), abs=1e-4)
@@ -94,8 +94,8 @@ def test_rope_makes_dot_products_depend_on_the_distance_alone():
 
 def test_rope_factors_divide_the_frequencies():
     factors = np.full(CONFIG.head_dim // 2, 8.0)
-    slowed = ops.rope_freqs(CONFIG, 8, 1, factors)
-    np.testing.assert_allclose(slowed, ops.rope_freqs(CONFIG, 1, 1), rtol=0, atol=CLOSE)
+    slowed = ops.rope_freqs(CONFIG, [8], factors)
+    np.testing.assert_allclose(slowed, ops.rope_freqs(CONFIG, [1]), rtol=0, atol=CLOSE)
 
 
 def test_softmax_survives_large_scores():

@@ -17,6 +17,7 @@ class BlockType:
     name: str
     fields: tuple[tuple, ...] = ()  # NumPy's (name, dtype, length) of one block
     block = BLOCK  # weights in a block
+    part = BLOCK  # weights that share a scale
     #: A row stores all values of the first field, then all of the second, ...; otherwise whole blocks follow
     #: each other. Either way `view(...)["d"]` has the shape [n_rows, n_blocks].
     planar = False
@@ -95,6 +96,14 @@ class BlockType:
     def integers(self, blocks: np.ndarray) -> np.ndarray:
         """The small integers, int8 [n_rows, n_blocks, block]; centred on 0 where there is no minimum."""
         raise NotImplementedError
+
+    def factors(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The scale of each part and, if the type has it, the minimum: float32 [..., n_parts].
+
+        A weight is scale * integer - minimum.
+        """
+        minimum = -blocks["m"].astype(np.float32) if "m" in blocks.dtype.names else None
+        return blocks["d"].astype(np.float32), minimum
 
     def is_finite(self, blocks: np.ndarray) -> bool:
         """Whether there is no NaN and no infinity among the scales and minima, or the plain numbers."""

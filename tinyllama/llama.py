@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .backends import Backend, Packing, get_backend, over_forks
+from .backends import OPTIONS, Backend, Packing, get_backend, over_forks
 from .errors import TinyllamaError, require
 from .formats import Checkpoint, open_checkpoint, stamp
 from .formats.cache_file import read as read_cache
@@ -225,7 +225,7 @@ class Llama(AbstractContextManager):
         stopped there: the logit lens.
         """
         with self.backend.running():
-            return unembed(self._open(), self.backend, np.ascontiguousarray(residual, np.float32))
+            return self.backend.to_numpy(unembed(self._open(), self.backend, residual))
 
     def weight(self, name: str) -> np.ndarray:
         """A weight as float32 numbers, by its name in `Config.tensor_shapes` without ".weight".
@@ -289,36 +289,40 @@ def load(
     threads: int | None = None,
     *,
     mmap: bool = False,
-    announce: Callable[[Path, dict[str, int]], None] | None = None,
+    announce: Callable[[Path, dict[str, int], bool], None] | None = None,
     progress: Callable = iter,
+    **options,
 ) -> Llama:
     """Load a model, or return it if it is loaded already.
 
     Args:
         model: a file or folder, "small" (it ships with tinyllama), "smollm2" (`tinyllama download smollm2`),
             "hf:org/name" or "hf:org/name:Q4_K_M" (of the Hugging Face hub), "ollama:name:tag".
-        backend: "c", "numexpr", "numpy" or "auto"; None asks TINYLLAMA_BACKEND.
+        backend: "mlx", "c", "numexpr", "numpy" or "auto"; None asks TINYLLAMA_BACKEND.
         threads: None for one a core; on a Mac, one a fast core.
         mmap: leave the weights in their file, mapped. Loading takes no time, and the weights no memory but
             the page cache, which the system can take back; each token takes longer. The results are the same.
-        announce: called before loading with the path and what it will take, as `Backend.memory` says.
+        announce: called before loading with the path, what it will take, as `Backend.memory` says, and
+            whether weights stay in their file.
         progress: wraps the iteration over the tensors, as tqdm does.
+        options: of the backend: dtype, inexact_as, gpu_layers; see `get_backend`.
     Raises:
         TinyllamaError: there is no such file, it is damaged, or there isn't the memory for it.
     """
     require(isinstance(mmap, bool), f"mmap must be True or False, not {mmap!r:.80}")
-    table, started = get_backend(backend, threads), time.perf_counter()
+    table, started = get_backend(backend, threads, **options), time.perf_counter()
     with _lock, table.running():
-        key = (stamp(model), table.name, table.threads, mmap)
+        key = (stamp(model), table.name, table.threads, mmap, *map(options.get, OPTIONS))
         if key not in _loaded:
             checkpoint = open_checkpoint(model)
             n_ctx = default_ctx_size(checkpoint.config)
             needed = table.memory(checkpoint.config, checkpoint.tensors, n_ctx, mmap=mmap)
             while _loaded and (len(_loaded) >= KEPT or not table.has_memory(needed)):
                 del _loaded[next(iter(_loaded))]
-            table.require_load(checkpoint.path, needed, mmap or table.keeps_in_file(checkpoint.tensors))
+            mapped = table.keeps_in_file(checkpoint.tensors, mmap)
+            table.require_load(checkpoint.path, needed, mapped)
             if announce:
-                announce(checkpoint.path, needed)
+                announce(checkpoint.path, needed, mapped)
             name = str(Path(model).absolute() if Path(model).exists() else model)  # right after chdir, too
             _loaded[key] = Llama(checkpoint, table, name, mmap, progress)
             _loaded[key].load_seconds = time.perf_counter() - started
@@ -336,7 +340,7 @@ def generate(prompt, model: str | Path = "small", **settings) -> Completion | li
 
     Args:
         prompt: text, or token ids. Of a list of such, all are continued together, and a list comes back.
-        model, backend, threads, mmap: as `load` takes them.
+        model, backend, threads, mmap, dtype, inexact_as, gpu_layers: as `load` takes them.
         each, cancel: see `Llama.stream`.
         settings: the fields of `settings.Settings`: n_predict=128, seed=-1, temp=0.8, top_k=40, ...
     Raises:
@@ -346,7 +350,8 @@ def generate(prompt, model: str | Path = "small", **settings) -> Completion | li
 
 
 def _start(prompt, model, backend=None, threads=None, mmap=False, **settings) -> Generation | Texts:
-    started = load(model, backend, threads, mmap=mmap).stream(prompt, **settings)
+    options = {name: settings.pop(name) for name in OPTIONS if name in settings}
+    started = load(model, backend, threads, mmap=mmap, **options).stream(prompt, **settings)
     for text in getattr(started, "generations", [started]):
         for warning in text.warnings:
             warnings.warn(warning, stacklevel=3)  # where `stream` or `generate` was called

@@ -12,7 +12,7 @@ import numpy as np
 
 from .config import Config
 from .errors import check_cancelled
-from .ops import KVCache, Tap, rope_factors, rope_freqs
+from .ops import KVCache, Tap, rope_factors
 from .tensor import Tensor
 
 
@@ -45,8 +45,9 @@ def build(config: Config, tensors: dict[str, Tensor], prepare: Callable, progres
             _, number, *words = short.split(".")
             layers[int(number)][_key(words)] = ready[short]
     output = ready.get("output", ready["tok_embeddings"])
-    own, scaled = ready.get("rope_freqs"), rope_factors(config)  # of a file that has both, both count
-    factors = own if scaled is None else scaled if own is None else own * scaled
+    own, factors = tensors.get("rope_freqs.weight"), rope_factors(config)
+    if own:  # of a file that has both, both count
+        factors = own.dequantize() * (1 if factors is None else factors)
     return Model(config, ready["tok_embeddings"], layers, ready["norm"], output, factors)
 
 
@@ -94,12 +95,15 @@ def forward_texts(model: Model, ops, steps: Sequence[Step], tap: Tap | None = No
     Raises:
         Cancelled: before the next layer at the latest; the caches then hold what they held before.
     """
-    x = embed(model, ops, np.concatenate([step.tokens for step in steps]), tap)
-    x = run_layers(model, ops, x, steps, tap=tap)
+    shown = tap and (lambda name, array: tap(name, ops.to_numpy(array)))
+    x = embed(model, ops, np.concatenate([step.tokens for step in steps]), shown)
+    for table, first, stop in ops.stages(model.config.n_layers):
+        x = run_layers(model, table, x, steps, first, stop, shown)
+    last = ops.concatenate([x[rows.stop - step.n_logits : rows.stop] for step, rows in _rows(steps)])
+    none = np.empty((0, model.config.vocab_size), np.float32)
+    logits = ops.to_numpy(unembed(model, ops, last, shown)) if len(last) else none
     for step in steps:
         step.cache.extend(np.asarray(step.tokens).tolist(), len(x))
-    last = [row for step, rows in _rows(steps) for row in range(rows.stop - step.n_logits, rows.stop)]
-    logits = unembed(model, ops, x[last], tap) if last else np.empty((0, model.config.vocab_size), np.float32)
     return np.split(logits, np.cumsum([step.n_logits for step in steps])[:-1])
 
 
@@ -127,8 +131,8 @@ def run_layers(
     them.
     """
     config, factors = model.config, model.rope_factors
-    places = [rope_freqs(config, len(step.cache), len(step.tokens), factors) for step in steps]
-    freqs = np.concatenate(places)  # [n_tokens, head_dim / 2]
+    positions = np.concatenate([len(step.cache) + np.arange(len(step.tokens)) for step in steps])
+    x, freqs = ops.array(x), ops.rope_freqs(config, positions, factors)  # [n_tokens, head_dim / 2]
     for number, layer in list(enumerate(model.layers))[first:stop]:
         check_cancelled()
         prefix = f"layers.{number}."
@@ -144,7 +148,7 @@ def unembed(model: Model, ops, x: np.ndarray, tap: Tap | None = None) -> np.ndar
     For the last layer's it is the model's answer. For an earlier layer's it is what the model would say if it
     stopped there (the logit lens).
     """
-    norm = ops.rms_norm(x, model.norm, model.config.norm_eps)
+    norm = ops.rms_norm(ops.array(x), model.norm, model.config.norm_eps)
     logits = ops.matmul(norm, model.output)
     _show(tap, "", norm=norm, logits=logits)
     return logits
@@ -169,7 +173,7 @@ def _attention(layer, ops, config, x, freqs, steps, number, tap, prefix):
     for step, rows in _rows(steps):
         own = q_rope[rows], k_rope[rows], v[rows]
         attended.append(ops.attention(*own, step.cache, number, inner_tap, window))
-    heads = np.concatenate(attended)  # [n_tokens, q_dim]
+    heads = ops.concatenate(attended)  # [n_tokens, q_dim]
     output = ops.matmul(heads, layer["wo"])
     if config.output_bias:
         output = output + layer["wo.bias"]

@@ -7,7 +7,6 @@ stands here. Numbers are float32.
 
 from collections.abc import Callable
 from copy import copy
-from functools import partial
 
 import numpy as np
 
@@ -104,11 +103,11 @@ def rope_factors(config: Config) -> np.ndarray | None:
     return 1 / (kept + (1 - kept) / scaling.factor)
 
 
-def rope_freqs(config: Config, pos: int, n_tokens: int, factors: np.ndarray | None = None) -> np.ndarray:
+def rope_freqs(config: Config, positions: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
     """The rotations of RoPE (arXiv:2104.09864): e^(i * position * theta^(-2j / head_dim)).
 
     Args:
-        pos: position of the first token.
+        positions: of the tokens in their texts, [n_tokens].
         factors: divisors of the frequencies, [head_dim / 2], or None: a file's own, or `rope_factors`.
     Returns:
         complex64 [n_tokens, head_dim / 2]: Meta's freqs_cis. With yarn they are longer than 1.
@@ -116,7 +115,7 @@ def rope_freqs(config: Config, pos: int, n_tokens: int, factors: np.ndarray | No
     freqs = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
     if factors is not None:
         freqs = freqs / factors
-    turned = np.exp(1j * np.outer(np.arange(pos, pos + n_tokens), freqs))
+    turned = np.exp(1j * np.outer(positions, freqs))
     if config.rope_scaling:
         turned *= config.rope_scaling.magnitude
     return turned.astype(np.complex64)
@@ -142,13 +141,15 @@ class KVCache:
         n_many: the first so many were computed with more than FEW others each.
         model: the Checkpoint that it is of, for `save`; None of a cache by itself.
         keys, values: of each layer, [n_kv_heads, room, head_dim].
+        dtype: the name of their type, "float16".
+        in_file: they lie in a file, read-only.
     """
 
-    def __init__(self, config: Config, n_ctx: int, dtype: np.typing.DTypeLike = np.float32, model=None):
+    def __init__(self, config: Config, n_ctx: int, dtype: str = "float32", model=None):
         self.ids: list[int] = []
-        self.n_ctx, self.n_many, self.model = n_ctx, 0, model
-        empty = np.zeros((config.n_kv_heads, 0, config.head_dim), dtype)
-        self.keys, self.values = [empty] * config.n_layers, [empty] * config.n_layers
+        self.n_ctx, self.n_many, self.model, self.dtype, self.in_file = n_ctx, 0, model, dtype, False
+        self._heads, self._width = config.n_kv_heads, config.head_dim
+        self.keys, self.values = ([self.new(i, 0) for i in range(config.n_layers)] for _ in range(2))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -172,10 +173,10 @@ class KVCache:
     def fork(self, n_tokens: int | None = None, n_ctx: int | None = None) -> "KVCache":
         """A copy, of the first n_tokens if there are more, that goes on by itself, with room for n_ctx."""
         other = copy(self)
-        other.ids, other.n_ctx = self.ids[:n_tokens], n_ctx or self.n_ctx
+        other.ids, other.n_ctx, other.in_file = self.ids[:n_tokens], n_ctx or self.n_ctx, False
         other.n_many = min(self.n_many, len(other))
-        grown = partial(_grown, n_tokens=len(other), n_ctx=other.n_ctx)
-        other.keys, other.values = [*map(grown, self.keys)], [*map(grown, self.values)]
+        other.keys = [other.grown(i, keys) for i, keys in enumerate(self.keys)]
+        other.values = [other.grown(i, values) for i, values in enumerate(self.values)]
         return other
 
     def save(self, path, n_tokens: int | None = None) -> None:
@@ -190,7 +191,7 @@ class KVCache:
         if self.keys[layer].shape[1] < n_past:
             require(n_past <= self.n_ctx, f"the context is full: {n_past} tokens, ctx_size is {self.n_ctx}")
             for arrays in (self.keys, self.values):
-                arrays[layer] = _grown(arrays[layer], len(self), self.n_ctx, n_tokens)
+                arrays[layer] = self.grown(layer, arrays[layer], n_tokens)
         return self.keys[layer], self.values[layer]
 
     def append(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -204,14 +205,18 @@ class KVCache:
         values[:, len(self) : n_past] = v.swapaxes(0, 1)
         return keys[:, :n_past], values[:, :n_past]
 
+    def grown(self, layer: int, array: np.ndarray, more: int = 0) -> np.ndarray:
+        """A copy of keys or values of a layer with room for more tokens and a quarter beyond."""
+        n_past = len(self) + more  # with little room, every token would copy all before it
+        grown = self.new(layer, min(self.n_ctx, n_past + n_past // 4 + 32))
+        grown[:, : len(self)] = array[:, : len(self)]
+        return grown
 
-def _grown(array: np.ndarray, n_tokens: int, n_ctx: int, more: int = 0) -> np.ndarray:
-    """A copy of the first n_tokens, [n_kv_heads, room, head_dim], with room for more and a quarter beyond."""
-    n_kv_heads, _, head_dim = array.shape
-    n_past = n_tokens + more  # with little room, every token would copy all before it
-    grown = np.empty((n_kv_heads, min(n_ctx, n_past + n_past // 4 + 32), head_dim), array.dtype)
-    grown[:, :n_tokens] = array[:, :n_tokens]
-    return grown
+    to_numpy = staticmethod(np.asarray)  # what `keys` and `values` have
+
+    def new(self, layer: int, room: int) -> np.ndarray:
+        """Where keys or values of so many tokens of a layer will lie."""
+        return np.empty((self._heads, room, self._width), self.dtype)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

@@ -110,7 +110,7 @@ turned.shape
 
 # %%
 freqs = np.exp(1j * angles[: len(tokens)])  # [n_tokens, head_dim / 2]
-assert np.allclose(freqs, ops.rope_freqs(config, 0, len(tokens)), atol=1e-5)
+assert np.allclose(freqs, ops.rope_freqs(config, np.arange(len(tokens))), atol=1e-5)
 assert same(ops.rope(q, freqs.astype(np.complex64)), turned, llama)
 freqs.shape
 
@@ -122,7 +122,7 @@ freqs.shape
 
 # %%
 one_q, one_k = (np.repeat(taps[f"layers.0.attention.{w}"][5:6, :1], 24, axis=0) for w in "qk")
-freqs = ops.rope_freqs(config, 0, 24)
+freqs = ops.rope_freqs(config, np.arange(24))
 scores = ops.rope(one_q, freqs)[:, 0] @ ops.rope(one_k, freqs)[:, 0].T  # [position of q, position of k]
 
 assert np.allclose(scores[:-1, :-1], scores[1:, 1:], atol=1e-3 * np.abs(scores).max())
@@ -150,7 +150,7 @@ def by_distance(layer, head, n=16):
     """Score of a head's mean query, 0 to n tokens behind its mean key."""
     q = taps[f"layers.{layer}.attention.q"][1:, head].mean(axis=0)
     k = taps[f"layers.{layer}.attention.k"][1:, head * config.n_kv_heads // config.n_heads].mean(axis=0)
-    moved = ops.rope(np.tile(q, (n, 1, 1)), ops.rope_freqs(config, 0, n))[:, 0]
+    moved = ops.rope(np.tile(q, (n, 1, 1)), ops.rope_freqs(config, np.arange(n)))[:, 0]
     return moved @ k / np.sqrt(config.head_dim)
 
 
@@ -175,7 +175,7 @@ def rope_half_split(x, freqs):
     return np.concatenate([pairs.real, pairs.imag], axis=-1)
 
 
-freqs = ops.rope_freqs(config, 0, len(tokens))
+freqs = ops.rope_freqs(config, np.arange(len(tokens)))
 order = np.concatenate([np.arange(0, config.head_dim, 2), np.arange(1, config.head_dim, 2)])
 assert same(rope_half_split(q[..., order], freqs), ops.rope(q, freqs)[..., order], llama)
 order[:4], order[-4:]
@@ -218,7 +218,7 @@ def losses(window, tap=None):
 text = Path("../data/held_out.txt").read_text(encoding="utf-8")[:12_000]
 story = llama.tokens(text)
 windows = [story[start : start + 145] for start in range(0, 12 * 144, 144)]
-freqs = ops.rope_freqs(config, 0, len(windows[0]))
+freqs = ops.rope_freqs(config, np.arange(len(windows[0])))
 
 right = np.mean([losses(window) for window in windows], axis=0)
 wrong = np.mean([losses(window, wrong_layout(freqs)) for window in windows], axis=0)

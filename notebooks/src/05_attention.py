@@ -99,7 +99,7 @@ q.shape
 # Then [RoPE](04_rope.ipynb) turns `q` and `k` by their positions. Values aren't turned.
 
 # %%
-freqs = ops.rope_freqs(config, 0, len(tokens))
+freqs = ops.rope_freqs(config, np.arange(len(tokens)))
 q, k = ops.rope(q, freqs), ops.rope(k, freqs)
 assert same(k, taps[f"{name}.k_rope"], llama)
 

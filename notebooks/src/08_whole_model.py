@@ -37,7 +37,7 @@ def attention(x, name):
     norm = ops.rms_norm(x, llama.weight(f"{name}.attention_norm"), config.norm_eps)
     q, k, v = (norm @ llama.weight(f"{name}.attention.{w}").T for w in ("wq", "wk", "wv"))
     q, k, v = (array.reshape(len(x), -1, config.head_dim) for array in (q, k, v))
-    freqs, shared = ops.rope_freqs(config, 0, len(x)), config.n_heads // config.n_kv_heads
+    freqs, shared = ops.rope_freqs(config, np.arange(len(x))), config.n_heads // config.n_kv_heads
     q, k, v = ops.rope(q, freqs), ops.rope(k, freqs).repeat(shared, axis=1), v.repeat(shared, axis=1)
     q, k, v = (array.swapaxes(0, 1) for array in (q, k, v))  # [n_heads, n_tokens, head_dim]
     scores = q @ k.swapaxes(1, 2) / config.head_dim**0.5

@@ -36,8 +36,7 @@ class Native(Backend):
     """NumPy's table with its entries in C."""
 
     name = "c"
-    cache_type = np.float16
-    unpack_below = np.inf  # a copy is as large as the file, and twice as fast
+    cache_type = "float16"
     makes_scores = uses_blas = False
 
     def prepare(self, tensor: Tensor, copy: bool):
@@ -69,6 +68,10 @@ class Native(Backend):
         _native.settle(weight, self.threads)
         for piece in tensor.pieces:
             _advise(piece, 0, piece.shape[0], mmap.MADV_DONTNEED)  # it would be in memory twice
+
+    def keeps_in_file(self, tensors: dict[str, Tensor], mmap: bool = False) -> bool:
+        """If somebody asks for that: a copy is as large as the file, and twice as fast."""
+        return mmap
 
     def begins_in_file(self, tensors: dict[str, Tensor]) -> bool:
         """All but small models, which are packed before anybody notices."""

@@ -32,6 +32,9 @@ from ..tensor import Tensor
 #: with a scale for 32 (3e-5 for normally distributed ones, more where outliers coarsen their block).
 FLOAT_LIMIT, HALF_LIMIT, INT8_LIMIT = 1e-9, 1e-5, 5e-4
 
+#: A model of fewer bytes in float32 is dequantized once, when it is loaded.
+UNPACK_BELOW = 2 * 2**30
+
 
 class Backend:
     """The operations of a LLaMA in NumPy; `ops.py` says what each takes and gives, of `cast` `quant.py`.
@@ -41,14 +44,15 @@ class Backend:
 
     name = "numpy"  # by which `get_backend` makes it
     level: str | None = None  # the instruction set of the C backend
-    cache_type = np.float32  # of the numbers in its KV cache
-    unpack_below = 2 * 2**30  # a model of fewer bytes in float32 is dequantized once, when it is loaded
+    cache_type = "float32"  # of the numbers in its KV cache
     makes_scores = True  # the attention's scores of all heads are in memory together
     uses_blas = True  # whose threads would be in the way of ours
 
     prepare = staticmethod(ops.prepare)
+    concatenate = staticmethod(np.concatenate)
     embedding = staticmethod(ops.embedding)
     rms_norm = staticmethod(ops.rms_norm)
+    rope_freqs = staticmethod(ops.rope_freqs)
     rope = staticmethod(ops.rope)
     attention = staticmethod(ops.attention)
     swiglu = staticmethod(ops.swiglu)
@@ -83,6 +87,23 @@ class Backend:
             wait(others)
         return tuple(other.result() for other in others)
 
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"backend {self.name}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+    def stages(self, n_layers: int) -> list[tuple["Backend", int, int]]:
+        """Who computes which layers: (table, first, stop), one after the other."""
+        return [(self, 0, n_layers)]
+
+    def array(self, x):
+        """Activations as its operations take them: from NumPy, or from another table."""
+        return np.ascontiguousarray(x, np.float32)
+
+    def to_numpy(self, x) -> np.ndarray:
+        """Activations as float32, for who looks at them."""
+        return x
+
     def new_cache(self, config: Config, n_ctx: int, model=None) -> ops.KVCache:
         """An empty KV cache for at most n_ctx tokens, of a model that is named if it may be saved."""
         return ops.KVCache(config, n_ctx, self.cache_type, model)
@@ -99,9 +120,13 @@ class Backend:
 
     # --- memory ---------------------------------------------------------------------------------------
 
-    def keeps_in_file(self, tensors: dict[str, Tensor]) -> bool:
-        """Whether weights stay in their mapped file even if nobody asks for that."""
-        return 4 * sum(math.prod(tensor.shape) for tensor in tensors.values()) >= self.unpack_below
+    def free_memory(self) -> int:
+        """Bytes that models and caches can still get."""
+        return available_memory()
+
+    def keeps_in_file(self, tensors: dict[str, Tensor], mmap: bool = False) -> bool:
+        """Whether weights stay in their mapped file: if somebody asks for that, or all would be too large."""
+        return mmap or 4 * sum(math.prod(tensor.shape) for tensor in tensors.values()) >= UNPACK_BELOW
 
     def begins_in_file(self, tensors: dict[str, Tensor]) -> bool:
         """Whether weights that get memory of their own get it while the model runs (`packing`)."""
@@ -135,7 +160,7 @@ class Backend:
 
         Weights that stay in their file count too: without as much page cache every token reads the disk.
         """
-        mapped = mmap or self.keeps_in_file(tensors)
+        mapped = self.keeps_in_file(tensors, mmap)
         return {
             "weights": sum(t.nbytes if mapped else self.prepared_bytes(t) for t in tensors.values()),
             "kv_cache": self.cache_bytes(config, n_ctx),
@@ -145,18 +170,18 @@ class Backend:
 
     def cache_room(self, config: Config, at_once: int) -> int:
         """Bytes that are free for KV caches, beside what computing so many tokens at once takes."""
-        return available_memory() - self.activation_bytes(config, at_once, config.max_seq_len, ops.FEW)
+        return self.free_memory() - self.activation_bytes(config, at_once, config.max_seq_len, ops.FEW)
 
     def has_memory(self, needed: dict[str, int]) -> bool:
         """Whether what `memory` reckons is free."""
-        return sum(needed.values()) <= available_memory()
+        return sum(needed.values()) <= self.free_memory()
 
     def require_load(self, path: Path, needed: dict[str, int], mapped: bool) -> None:
         """Refuse to load what doesn't fit; of weights that stay in their file, warn."""
         weights = needed["weights"]
-        require_memory(sum(needed.values()) - mapped * weights, str(path))
+        require_memory(sum(needed.values()) - mapped * weights, str(path), self.free_memory())
         if mapped and not self.has_memory(needed):
-            costs = f"{human(weights)} of weights and {human(available_memory())} of free memory"
+            costs = f"{human(weights)} of weights and {human(self.free_memory())} of free memory"
             warnings.warn(f"{path}: {costs}: every token will read the disk", stacklevel=3)
 
     def require_run(self, config: Config, n_ctx: int, at_once: int = 0, n_bytes: int = 0, **computed) -> None:
@@ -170,9 +195,9 @@ class Backend:
         """
         cache = self.cache_bytes(config, n_ctx)
         needed = cache + n_bytes + self.activation_bytes(config, at_once, n_ctx, **computed)
-        if needed > available_memory():  # which is slow to find out: once where all is well
-            require_memory(cache, f"a context of {n_ctx} tokens")
-            require_memory(needed, f"a context of {n_ctx} tokens, {at_once} of them computed at once,")
+        if needed > (free := self.free_memory()):  # which is slow to find out: once where all is well
+            require_memory(cache, f"a context of {n_ctx} tokens", free)
+            require_memory(needed, f"a context of {n_ctx} tokens, {at_once} of them computed at once,", free)
 
 
 at_fork = getattr(os, "register_at_fork", lambda **_: None)  # there are systems without forks

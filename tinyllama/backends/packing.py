@@ -32,7 +32,7 @@ class Packing:
         check: raises TinyllamaError if the file isn't any more what it was.
         mmap: whether somebody wants the weights to stay there.
         """
-        self.mapped = mmap or backend.keeps_in_file(tensors)
+        self.mapped = backend.keeps_in_file(tensors, mmap)
         self._later = not self.mapped and backend.begins_in_file(tensors)
         self._backend, self._check = backend, check
         self._left: dict = {}  # a weight -> its Tensor; the first is being packed

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from .. import __version__
 from ..errors import TinyllamaError
 
-BACKENDS = ("auto", "c", "numexpr", "numpy")
+BACKENDS = ("auto", "mlx", "c", "numexpr", "numpy")
 NAMED = ("smollm2",)
 ON_HUB = "hf:"  # how names of the Hugging Face hub begin
 SHORTEST = 8  # tokens of a window of perplexity
@@ -190,7 +190,12 @@ BACKEND = {"choices": BACKENDS, "metavar": "NAME"}
 RUNNING = (
     _arg("-m --model", **MODEL),
     _arg("-t --threads", "default: one a core", **COUNT),
-    _arg("--backend", "auto, c, numexpr, numpy; default: $TINYLLAMA_BACKEND, or auto", **BACKEND),
+    _arg("--backend", "auto, mlx, c, numexpr, numpy; default: $TINYLLAMA_BACKEND, or auto", **BACKEND),
+    _arg("--dtype", "of mlx: float32, float16, bfloat16; default: float16 on a GPU", metavar="TYPE"),
+    _arg("--inexact_as", "of mlx, weights it can't say exactly: 8-bit (default), float", metavar="TYPE"),
+    _arg(
+        "-ngl --gpu_layers", "of mlx: so many layers on the GPU, the rest in C; default: all", **_at_least(0)
+    ),
     _flag("--mmap", "run from the mapped file: starts at once in little memory; a token takes twice as long"),
 )
 JSON = _flag("--json", "print it as JSON, with all figures")

@@ -105,6 +105,7 @@ class InStep(Backend):
         for ours, theirs in zip(one.layers, other.layers, strict=True):
             pairs += zip(ours.values(), theirs.values(), strict=True)
         self._twins = {id(ours): theirs for ours, theirs in pairs}
+        self.array, self.to_numpy, self.concatenate = sides[0].array, sides[0].to_numpy, sides[0].concatenate
         for operation in OPERATIONS:
             setattr(self, operation, partial(self._run, operation))
 
@@ -114,22 +115,34 @@ class InStep(Backend):
         self._twins[id(ours)] = theirs
         return ours
 
+    def rope_freqs(self, *what):
+        self._freqs, theirs = (side.rope_freqs(*what) for side in self._sides)
+        self._twins[id(self._freqs)] = theirs
+        return self._freqs
+
+    def _for_other(self, argument):
+        """What the second backend takes in an argument's place."""
+        if id(argument) in self._twins or getattr(argument, "ndim", 0) < 2:
+            return self._twins.get(id(argument), argument)
+        return self._sides[1].array(self.to_numpy(argument))
+
     def _run(self, operation: str, *ours):
-        theirs = [self._twins.get(id(argument), argument) for argument in ours]
-        results, seconds, limits = [], [], []
-        for side, arguments in zip(self._sides, (ours, theirs), strict=True):
+        both, seconds, limits, found = (ours, [*map(self._for_other, ours)]), [], [], []
+        for side, arguments in zip(self._sides, both, strict=True):
             started = time.perf_counter()
-            results.append(getattr(side, operation)(*arguments))
+            result = getattr(side, operation)(*arguments)
+            arrays = [side.to_numpy(array) for array in (result if isinstance(result, list) else [result])]
             seconds.append(time.perf_counter() - started)
             limits.append(side.tolerance(operation, [a.type for a in arguments if hasattr(a, "type")]))
-        expected, got = (result if isinstance(result, list) else [result] for result in results)
+            found.append((result, arrays))
+        (goes_on, expected), (_, got) = found
         milliseconds = (1000 * seconds[0] / len(got), 1000 * seconds[1] / len(got))
         for x, y in zip(expected, got, strict=True):
             square = float(np.mean(x.astype(np.float64) ** 2)) or 1.0
             difference = np.abs(y.astype(np.float64) - x)
             mean, largest = float(np.mean(difference**2)) / square, float(difference.max()) / square**0.5
             self.steps.append(Step(next(self._names), mean, largest, max(limits), milliseconds))
-        return results[0]
+        return goes_on
 
 
 def _step_names(config: Config) -> Iterator[str]:

@@ -29,8 +29,7 @@ def generate(llama: Llama, text: str, args: argparse.Namespace) -> None:
         TinyllamaError: a line is no prompt; names it.
     """
     wanted, prompts = Settings(**args.settings), [*_prompts(llama, text, args)]
-    backend = f"backend {llama.backend.name}, {counted(llama.backend.threads, 'thread')}"
-    say(f"{counted(len(prompts), 'prompt')}, {backend}\n")
+    say(f"{counted(len(prompts), 'prompt')}, {llama.backend.title}\n")
     jobs, found, warned = Jobs(llama, wanted.batch_size), {}, set()
     n_begun, n_printed, shown = 0, 0, 0.0
     started = time.perf_counter()

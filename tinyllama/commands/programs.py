@@ -63,7 +63,7 @@ def opened(task: Task, backend: Backend) -> tuple[Config, dict[str, Tensor], boo
     else:
         checkpoint = open_checkpoint(task.model)
         name, config, tensors = task.model, checkpoint.config, checkpoint.tensors
-    copy = not (task.mmap or backend.keeps_in_file(tensors))
+    copy = not backend.keeps_in_file(tensors, task.mmap)
     backend.require_run(config, task.n_ctx, task.at_once)
     needed = backend.memory(config, tensors, task.n_ctx, task.at_once, task.mmap)
     backend.require_load(Path(name), needed, not (copy or task.shape))

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from select import select
 
+from ..backends import OPTIONS
 from ..errors import Cancelled, check_cancelled, naming, require
 from ..llama import Llama, load
 from ..machine.limits import human, peak_memory
@@ -52,8 +53,7 @@ def generate(args: argparse.Namespace) -> None:
     run = llama.stream(prompt, **settings)
     for warning in run.warnings:
         say(f"warning: {warning}")
-    backend = f"backend {llama.backend.name}, {counted(llama.backend.threads, 'thread')}"
-    say(f"seed {run.seed}, {len(run.prompt_ids)} prompt tokens, {backend}\n")
+    say(f"seed {run.seed}, {len(run.prompt_ids)} prompt tokens, {llama.backend.title}\n")
     # To a terminal without what would steer it; into a file or a pipe to the letter.
     show = harmless if sys.stdout and sys.stdout.isatty() else str
     try:
@@ -228,16 +228,17 @@ def _print_found(found, show: Callable, args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> Llama:
     """The model that -m, -t and --backend ask for; what loading will take is said before."""
 
-    def announce(path: Path, needed: dict[str, int]) -> None:
+    def announce(path: Path, needed: dict[str, int], mapped: bool) -> None:
         total, size = sum(needed.values()), needed["weights"]
         what = f"{human(size)} weights, {human(needed['kv_cache'])} KV cache"
         costs = f"up to {human(total)} of memory ({what})"
-        if args.mmap:
+        if mapped:
             costs = f"{human(size)} of weights stay in the file, up to {human(total - size)} of memory beside"
             costs += " them; it starts at once, and a token takes about twice as long as without --mmap"
         say(f"loading {path}: {costs}")
 
-    return load(args.model, args.backend, args.threads, mmap=args.mmap, announce=announce)
+    options = {name: getattr(args, name) for name in OPTIONS}
+    return load(args.model, args.backend, args.threads, mmap=args.mmap, announce=announce, **options)
 
 
 def _warn_of_context(llama: Llama, ctx_size: int | None) -> None:

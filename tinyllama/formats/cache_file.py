@@ -30,7 +30,7 @@ import numpy as np
 
 from ..errors import Cancelled, TinyllamaError, check_cancelled, naming, require
 from ..machine.files import MappedFile, kind_of, reserve, written
-from ..quant import TYPES
+from ..quant import TYPES, BlockType
 from . import Checkpoint
 from .folders import parse_json
 
@@ -39,7 +39,8 @@ MAGIC = b'{"__metadata__": {"format": "tinyllama prompt cache"'  # what the head
 LARGEST_HEADER = 1 << 20  # bytes; a layer takes 200
 SAMPLES, SAMPLE = 4, 4096
 STEP = 1 << 20  # bytes that are checked at a time: they stay in the processor's cache
-PRECISIONS = {"float16": ("F16", "f16"), "float32": ("F32", "f32")}  # -> its names in the file, in TYPES
+#: -> its names in the file, in TYPES.
+PRECISIONS = {"float16": ("F16", "f16"), "bfloat16": ("BF16", "bf16"), "float32": ("F32", "f32")}
 
 
 def identity(checkpoint: Checkpoint) -> str:
@@ -66,14 +67,14 @@ def identity(checkpoint: Checkpoint) -> str:
 def _entries(cache, n_tokens: int) -> dict[str, dict]:
     """What the header says of each tensor of such a cache, in the file's order."""
     n_kv_heads, _, head_dim = cache.keys[0].shape
-    dtype, _ = PRECISIONS[cache.keys[0].dtype.name]
+    dtype, _ = PRECISIONS[cache.dtype]
     layers = range(len(cache.keys))
     names = [f"layers.{layer}.{what}" for layer in layers for what in ("keys", "values")]
     tensors = {"ids": ("I32", [n_tokens])}
     tensors |= dict.fromkeys(names, (dtype, [n_kv_heads, n_tokens, head_dim])) | {"crc32": ("U32", [1])}
     entries, end = {}, 0
     for name, (dtype, shape) in tensors.items():
-        start, end = end, end + int(dtype[1:]) // 8 * math.prod(shape)
+        start, end = end, end + int(dtype[-2:]) // 8 * math.prod(shape)
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     return entries
 
@@ -91,7 +92,7 @@ def write(cache, path: str | Path, n_tokens: int | None = None) -> None:
         require(len(ids), "a cache without tokens has nothing to save")
         require(cache.model, "a cache of no model can't be saved: `Llama.new_cache` makes one that can")
         about = {"format": "tinyllama prompt cache", "version": VERSION, "model": identity(cache.model)}
-        about |= {"name": cache.model.path.name, "dtype": cache.keys[0].dtype.name}
+        about |= {"name": cache.model.path.name, "dtype": cache.dtype}
         about |= {"n_tokens": str(len(ids)), "n_many": str(min(cache.n_many, len(ids)))}
     entries = _entries(cache, len(ids))
     header = json.dumps({"__metadata__": about, **entries}).encode()
@@ -108,9 +109,10 @@ def write(cache, path: str | Path, n_tokens: int | None = None) -> None:
 
 def _rows(cache, n_tokens: int) -> Iterator[np.ndarray]:
     """The keys and values of each head, layer by layer: [n_tokens, head_dim], contiguous."""
+    _, type = PRECISIONS[cache.dtype]
     for layer in zip(cache.keys, cache.values, strict=True):
         for head in chain(*layer):
-            yield np.ascontiguousarray(head[:n_tokens], head.dtype.newbyteorder("<"))
+            yield np.ascontiguousarray(TYPES[type].quantize(cache.to_numpy(head[:n_tokens])))
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -168,13 +170,15 @@ def _fill(cache, file: MappedFile) -> None:
     size = start + entries["crc32"]["data_offsets"][1]
     require(size == len(file), f"is damaged or cut short: it has {len(file):,} bytes, and needs {size:,}")
     arrays = start + entries["ids"]["data_offsets"][1]
-    _check(file, arrays, cache.keys[0].dtype)
+    _, type = PRECISIONS[cache.dtype]
+    _check(file, arrays, TYPES[type])
     cache.ids, cache.n_many = np.frombuffer(file, "<i4", n_tokens, start).tolist(), n_many
-    _, type = PRECISIONS[cache.keys[0].dtype.name]
     for layer in range(len(cache.keys)):
         for what, kept in (("keys", cache.keys), ("values", cache.values)):
             entry = entries[f"layers.{layer}.{what}"]
-            kept[layer] = TYPES[type].view(file, entry["shape"], start + entry["data_offsets"][0])
+            numbers = TYPES[type].view(file, entry["shape"], start + entry["data_offsets"][0])
+            kept[layer] = TYPES[type].dequantize(numbers) if type == "bf16" else numbers  # NumPy has none
+    cache.in_file = True
 
 
 def _about(cache, about: object) -> tuple[int, int]:
@@ -185,7 +189,7 @@ def _about(cache, about: object) -> tuple[int, int]:
     require(version == VERSION, f"is of the version {version}, and this tinyllama reads {VERSION}")
     ours = about.get("model") == identity(cache.model)
     require(ours, f"is of another model, {about.get('name')}, not of {cache.model.path.name}")
-    wanted = cache.keys[0].dtype.name
+    wanted = cache.dtype
     right = dtype == wanted
     require(right, f"is of a backend that keeps {dtype}, and this one keeps {wanted}")
     numbers = [about.get(key, "") for key in ("n_tokens", "n_many")]
@@ -195,10 +199,10 @@ def _about(cache, about: object) -> tuple[int, int]:
     return n_tokens, n_many
 
 
-def _check(file: MappedFile, arrays: int, dtype: np.dtype) -> None:
+def _check(file: MappedFile, arrays: int, kind: BlockType) -> None:
     """Raises TinyllamaError unless the checksum is right, and all numbers behind byte `arrays` finite."""
     end = len(file) - 4
-    data, kind = memoryview(file)[:end], TYPES[PRECISIONS[dtype.name][1]]
+    data = memoryview(file)[:end]
     crc = zlib.crc32(data[:arrays])
     for at in range(arrays, end, STEP):
         check_cancelled()

@@ -82,9 +82,9 @@ def peak_memory() -> int:
     return peak or (unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0)
 
 
-def require_memory(needed: int, what: str) -> None:
-    """Raise TinyllamaError, with both figures, where `needed` bytes of memory aren't there."""
-    free = available_memory()
+def require_memory(needed: int, what: str, free: int | None = None) -> None:
+    """Raise TinyllamaError, with both figures, where `needed` bytes of memory, or of `free`, aren't there."""
+    free = available_memory() if free is None else free
     require(needed <= free, f"{what} needs {human(needed)} of memory, and {human(free)} are free")
 
 

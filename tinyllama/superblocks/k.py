@@ -30,7 +30,7 @@ class SuperBlock(BlockType):
     """256 weights in parts whose scales are integers."""
 
     block = 256
-    part = 16  # weights that share an integer scale
+    part = 16
     zero = 0  # what is subtracted from the integers in memory
     planes: tuple[tuple[str, int, int], ...] = ()  # where the integers lie
 
@@ -43,10 +43,6 @@ class SuperBlock(BlockType):
 
     def _fill(self, x: np.ndarray, blocks: np.ndarray) -> np.ndarray:
         """Fill the scales of blocks [n_blocks] from x [part, n_parts]; returns q like x, `zero` added."""
-        raise NotImplementedError
-
-    def factors(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """The scale of each part and, if the type has it, the minimum: float32 [..., n_parts]."""
         raise NotImplementedError
 
     def integers(self, blocks):

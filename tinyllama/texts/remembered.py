@@ -48,7 +48,7 @@ class Remembered:
             return
         kept = [one for one in self._kept if one[0].ids != cache.ids[: len(one[0])]]  # it holds those
         kept.append((cache, whole))
-        sizes = [past.nbytes * past.keys[0].flags.writeable for past, _ in kept]  # 0 of what lies in a file
+        sizes = [past.nbytes * (not past.in_file) for past, _ in kept]
         total, most = sum(sizes), LIMIT
         if total > SMALL:
             most = min(LIMIT, (available_memory() + total) // SHARE)
