@@ -13,9 +13,8 @@ The evening: what a learner reads, in this order.
     settings     the settings of `generate`, of which its options are made
     sampling     logits -> the next token, stage by stage
     generation   the loop
-    score        how likely a text is, token by token
     llama        where a file, a tokenizer, a backend and the model meet
-    texts        many texts at once, and what one takes over from another; drafts; requests, chats; perplexity
+    texts        many texts at once, what one takes over from another; drafts; requests, chats; scores
     superblocks  K-quants and IQ4: scales of scales, and the searches for them
     formats      model files, and tokenizer.model: gguf is the one to read
     backends     tables of operations, NumPy's and faster ones

@@ -20,12 +20,12 @@ from .formats.cache_file import read as read_cache
 from .generation import Generation
 from .model import Model, Step, build, forward_texts, tap_shapes, unembed
 from .ops import KVCache, Tap
-from .score import score
 from .settings import Settings, default_ctx_size
 from .texts.completion import Completion, Timings, Token
 from .texts.drafts import Pace, drafts_for
 from .texts.remembered import Remembered
 from .texts.schedule import Texts, Together
+from .texts.score import score
 from .tokenizer import make_tokenizer
 
 KEPT = 2  # models that stay loaded
@@ -153,7 +153,7 @@ class Llama(AbstractContextManager):
         return self.forward(ids, self.new_cache(len(ids), at_once=len(ids), n_logits=len(ids)))
 
     def score(self, prompt: str | list[int], *, batch_size: int = 512, cancel=None) -> list[Token]:
-        """How likely each token of a prompt is, given those before it; see `score.score`."""
+        """How likely each token of a prompt is, given those before it; see `texts.score`."""
         ids = self.tokens(prompt)
         n = min(batch_size, len(ids))  # at once; of two batches there are logits
         cache = self.new_cache(len(ids), at_once=n, n_logits=2 * n, n_bytes=SCORED * len(ids))

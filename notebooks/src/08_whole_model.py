@@ -110,7 +110,7 @@ plots.bars(scored, pieces[1:], "how likely the model thought each token of its o
 # %% [markdown]
 # Names and the beginning of a sentence surprise it; a name that it has read before does less. The mean of
 # $-\log p$ over a long text is the loss that training lowers; its exponential is the **perplexity**
-# ([score.py](../tinyllama/score.py)).
+# ([score.py](../tinyllama/texts/score.py)).
 
 # %% [markdown]
 # ## The logit lens

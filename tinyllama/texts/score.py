@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable
 
-from .errors import require
-from .ops import KVCache
-from .sampling import stage
-from .texts.completion import Token, token_of
-from .tokenizer import Tokenizer
+from ..errors import require
+from ..ops import KVCache
+from ..sampling import stage
+from ..tokenizer import Tokenizer
+from .completion import Token, token_of
 
 
 def score(

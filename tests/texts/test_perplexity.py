@@ -13,7 +13,7 @@ from tinyllama.errors import TinyllamaError
 from tinyllama.ops import KVCache
 from tinyllama.texts.perplexity import nll_of, perplexity
 
-TEXT = (Path(__file__).parents[1] / "data" / "held_out.txt").read_text(encoding="utf-8")[:2000]
+TEXT = (Path(__file__).parents[2] / "data" / "held_out.txt").read_text(encoding="utf-8")[:2000]
 
 
 @pytest.fixture(scope="module")
