@@ -1,12 +1,11 @@
 """The table on MLX, Apple's array library: on the GPU of a Mac, on NVIDIA's, or on a CPU, to try it.
 
 MLX notes what is to be computed, and computes it when somebody looks: `to_numpy` does, once a token, and so
-does `matmul`, where so much has been noted that nobody could stop it soon. Until then arrays stay on the
-device.
+does `matmul`, where so much has been noted that nobody could stop it soon.
 
-A matrix of blocks becomes MLX's own form: integers of a few bits, lowest bits first, with a scale and a bias
-for each 32, w = scale * q + bias. Most of ggml's types are that already, in another order of bits. Those that
-have a scale for 16 weights become 8 bits or floats, which changes them a little.
+A matrix of blocks becomes MLX's own form: integers of a few bits, and for each 32 a scale and a bias, w =
+scale * q + bias. Most of ggml's types are that already, in another order of bits. Those that have a scale for
+16 weights become 8 bits or floats, which changes them a little.
 """
 
 import math
@@ -38,14 +37,12 @@ ON_METAL, ON_GPU = mx.metal.is_available(), mx.default_device().type == mx.gpu
 if sys.platform == "darwin" and not ON_METAL:
     raise ImportError("this Mac has no GPU that Metal can use")
 
-#: Types that MLX's form says exactly, by the bits of their integers (of iq4, those of the table they are in).
-EXACT = {4: ("q4_0", "q4_1", "q4_k", "q4_0_2023", "q4_0_2023_planar", "q4_1_2023")}
-EXACT |= {5: ("q5_0", "q5_1", "q5_k"), 8: ("q8_0", "iq4_nl", "iq4_xs")}
-BITS = {type: bits for bits, types in EXACT.items() for type in types}
+#: Types that MLX's form says exactly, and the bits of their integers (iq4: of those in the table of levels).
+BITS = dict.fromkeys(("q4_0", "q4_1", "q4_k", "q4_0_2023", "q4_0_2023_planar", "q4_1_2023"), 4)
+BITS |= dict.fromkeys(("q5_0", "q5_1", "q5_k"), 5) | dict.fromkeys(("q8_0", "iq4_nl", "iq4_xs"), 8)
 
-#: Types of activations, and the error of a step that they explain, as numpy.py has them.
-DTYPES = {"float32": (mx.float32, FLOAT_LIMIT), "float16": (mx.float16, HALF_LIMIT)}
-DTYPES |= {"bfloat16": (mx.bfloat16, INT8_LIMIT)}
+#: Types of activations, and the error of a step that they explain, as in numpy.py.
+LIMITS = {"float32": FLOAT_LIMIT, "float16": HALF_LIMIT, "bfloat16": INT8_LIMIT}
 
 AT_ONCE = 10**11 if ON_GPU else 2 * 10**9  # multiply-adds between two looks at the flag that stops: 0.1 s
 PORTION = 2**24  # weights that are packed at a time
@@ -72,39 +69,35 @@ def to_numpy(x) -> np.ndarray:
 
 
 class Cache(ops.KVCache):
-    """Keys and values of the first layers on the device, of the others in NumPy.
+    """Keys and values on the device.
 
-    After a pass nothing is left to be computed for them: another thread may come, which couldn't do it.
+    Nothing is left to be computed for them after a pass: another thread may come, which couldn't do it.
     """
 
     to_numpy = staticmethod(to_numpy)
 
-    def __init__(self, *what, gpu_layers: float = math.inf):
-        self._gpu_layers = gpu_layers
-        super().__init__(*what)
-
     def new(self, layer: int, room: int):
-        """As KVCache's."""
-        if layer >= self._gpu_layers:
-            return super().new(layer, room)
-        return mx.zeros((self._heads, room, self._width), DTYPES[self.dtype][0])
+        return mx.zeros((self._heads, room, self._width), getattr(mx, self.dtype))
+
+    def append(self, layer: int, k, v) -> tuple:
+        """As KVCache's; all in NumPy if k and v are."""
+        found = super().append(layer, k, v)
+        return found if isinstance(k, mx.array) else tuple(map(to_numpy, found))
 
     def fork(self, *what) -> "Cache":
-        """As KVCache's."""
-        return super().fork(*what)._computed()
+        return super().fork(*what).computed()
 
     def trim(self, n_tokens: int) -> None:
-        """As KVCache's; after a pass that was stopped, too."""
         super().trim(n_tokens)
-        self._computed()
+        self.computed()  # what a pass that was stopped has left
 
     def extend(self, *what) -> None:
-        """As KVCache's."""
-        self._computed()
+        self.computed()
         super().extend(*what)
 
-    def _computed(self) -> "Cache":
-        mx.eval([array for array in (*self.keys, *self.values) if isinstance(array, mx.array)])
+    def computed(self) -> "Cache":
+        """Itself, once all is there."""
+        mx.eval(self.keys, self.values)
         return self
 
 
@@ -112,25 +105,23 @@ class Mlx(Backend):
     """NumPy's table with its entries on MLX; options as `get_backend` says."""
 
     name = "mlx"
-    uses_blas, makes_scores = False, not ON_GPU
+    uses_blas, makes_scores, cache = False, not ON_GPU, Cache
     cast, concatenate = Native.cast, staticmethod(mx.concatenate)
 
     def __init__(self, threads: int, dtype: str | None = None, inexact_as: str = "8-bit"):
         super().__init__(threads)
         self.cache_type = dtype or ("float16" if ON_GPU else "float32")
-        require(self.cache_type in DTYPES, f"no dtype {dtype!r}: there are {', '.join(DTYPES)}")
+        require(self.cache_type in LIMITS, f"no dtype {dtype!r}: there are {', '.join(LIMITS)}")
         require(inexact_as in ("8-bit", "float"), f"no inexact_as {inexact_as!r}: there are 8-bit, float")
-        self._dtype, self._limit = DTYPES[self.cache_type]
+        self._dtype = getattr(mx, self.cache_type)
         self._sums = self._dtype if ON_GPU else mx.float32  # GPUs sum in float32, and CPUs are slow in others
         self._inexact_bits, self._noted = 8 * (inexact_as == "8-bit"), 0
-        self.swiglu = mx.compile(self.swiglu) if ON_GPU else self.swiglu
+        self.swiglu = mx.compile(_swiglu, shapeless=True) if ON_GPU else _swiglu  # CPUs compile for seconds
 
     def array(self, x) -> mx.array:
-        """As Backend's."""
         return mx.array(x).astype(self._dtype)
 
     def to_numpy(self, x) -> np.ndarray:
-        """As Backend's."""
         self._noted = 0
         return to_numpy(x)
 
@@ -165,8 +156,8 @@ class Mlx(Backend):
             q = mx.array(kind.integers(blocks).reshape(len(blocks), -1, 8)).view(mx.uint8) + zero
             eights = q.astype(mx.uint64) << mx.arange(0, 8 * bits, bits).astype(mx.uint64)
             eights = mx.sum(eights, axis=-1, keepdims=True).view(mx.uint8)[..., :bits]  # 8 in so many bytes
-            q = eights.reshape(len(q), -1).view(mx.uint32)
-            return [q, held(scale), held(-zero * scale if minimum is None else -minimum)]
+            bias = -zero * scale if minimum is None else -minimum
+            return [eights.reshape(len(q), -1).view(mx.uint32), held(scale), held(bias)]
         if not bits:
             bf16 = kind.name == "bf16"
             return [held(mx.array(blocks).view(mx.bfloat16) if bf16 else kind.dequantize(blocks))]
@@ -180,23 +171,19 @@ class Mlx(Backend):
         require(not lost, f"{tensor.name} has numbers too large for {self.cache_type}: choose another dtype")
         return held
 
-    # --- operations, as those of `ops` ----------------------------------------------------------------
+    # --- operations, as `ops` defines them ------------------------------------------------------------
 
     def embedding(self, table: Matrix, tokens: np.ndarray) -> mx.array:
-        """[n_tokens] -> [n_tokens, dim]."""
         rows = [array[mx.array(tokens)] for array in table.arrays]
         return mx.dequantize(*rows, BLOCK, table.bits) if table.bits else rows[0]
 
     rms_norm = staticmethod(mx.fast.rms_norm)
 
     def matmul(self, x: mx.array, *weights: Matrix):
-        """[n_tokens, n_in] -> [n_tokens, n_out] of each weight."""
         wide, outs = x.astype(self._sums), []
         for weight in weights:
-            how = {"transpose": True, "group_size": BLOCK, "bits": weight.bits}
-            out = (
-                mx.quantized_matmul(wide, *weight.arrays, **how) if weight.bits else wide @ weight.arrays[0].T
-            )
+            form, arrays = {"transpose": True, "group_size": BLOCK, "bits": weight.bits}, weight.arrays
+            out = mx.quantized_matmul(wide, *arrays, **form) if weight.bits else wide @ arrays[0].T
             outs.append(out.astype(self._dtype))
         self._noted += x.size * sum(weight.shape[0] for weight in weights)
         if self._noted > AT_ONCE:
@@ -211,73 +198,54 @@ class Mlx(Backend):
         return mx.array(positions), divisors, config.rope_scaling.magnitude if config.rope_scaling else 1
 
     def rope(self, x: mx.array, freqs: tuple) -> mx.array:
-        """[n_tokens, n_heads, head_dim] -> the same, each token as a text by itself."""
         positions, divisors, length = freqs
         how = {"traditional": True, "base": None, "scale": 1.0, "offset": positions, "freqs": divisors}
-        turned = mx.fast.rope(x[:, :, None], x.shape[-1], **how)[:, :, 0]
+        turned = mx.fast.rope(x[:, :, None], x.shape[-1], **how)[:, :, 0]  # each token as a text by itself
         return turned if length == 1 else turned * length
 
     def attention(self, q, k, v, cache: Cache, layer: int, tap=None, window: int = 0) -> mx.array:
-        """[n_tokens, n_heads, head_dim] -> [n_tokens, q_dim]; scores and weights only exist for a tap."""
-        n_tokens, n_heads, head_dim = q.shape
+        if tap:  # it looks at what only exists in the definition
+            return self.array(ops.attention(*map(to_numpy, (q, k, v)), cache, layer, tap, window))
         keys, values = (x[None] for x in cache.append(layer, k, v))  # [1, n_kv_heads, n_past, head_dim]
-        q, n_past, mask = q.swapaxes(0, 1)[None], keys.shape[2], "causal" if n_tokens > 1 else None
-        if tap or 0 < window < n_past:
+        (n_tokens, _, head_dim), n_past, mask = q.shape, keys.shape[2], "causal" if len(q) > 1 else None
+        if 0 < window < n_past:
             age = np.arange(len(cache), n_past)[:, None] - np.arange(n_past)
-            mask = mx.array((age >= 0) & (age < (window or n_past)))
-        if not tap:
-            heads = mx.fast.scaled_dot_product_attention(q, keys, values, scale=head_dim**-0.5, mask=mask)
-        else:
-            keys, values = (mx.repeat(x, n_heads // x.shape[1], axis=1) for x in (keys, values))
-            scores = (q @ keys.swapaxes(2, 3)).astype(mx.float32) * head_dim**-0.5
-            scores = mx.where(mask, scores, -mx.inf)
-            weights = mx.softmax(scores, axis=-1)
-            tap("scores", scores[0])
-            tap("weights", weights[0])
-            heads = weights.astype(values.dtype) @ values
-        return heads[0].swapaxes(0, 1).reshape(n_tokens, n_heads * head_dim)
+            mask = mx.array((age >= 0) & (age < window))
+        how = {"scale": head_dim**-0.5, "mask": mask}
+        heads = mx.fast.scaled_dot_product_attention(q.swapaxes(0, 1)[None], keys, values, **how)
+        return heads[0].swapaxes(0, 1).reshape(n_tokens, -1)
 
-    def swiglu(self, gate: mx.array, up: mx.array) -> mx.array:
-        """[n_tokens, hidden_dim]."""
-        return gate * mx.sigmoid(gate) * up
-
-    # --- what it takes, as Backend says it ------------------------------------------------------------
-
-    def new_cache(self, config: Config, n_ctx: int, model=None) -> Cache:
-        """On the device."""
-        return Cache(config, n_ctx, self.cache_type, model)
+    # --- what it takes --------------------------------------------------------------------------------
 
     def tolerance(self, operation: str, types: Iterable[str] = ()) -> float:
         """Rounding to `dtype`; RoPE's angles in float32; weights that aren't exact."""
         inexact = any(self.bits(type) and type not in BITS for type in types)
-        return max(self._limit, HALF_LIMIT * (operation == "rope"), INT8_LIMIT * inexact)
+        return max(LIMITS[self.cache_type], HALF_LIMIT * (operation == "rope"), INT8_LIMIT * inexact)
 
     def prepared_bytes(self, tensor: Tensor) -> int:
-        """Of integers, scales and biases, or of numbers."""
-        bits, size = self.bits(tensor.type), self._dtype.size
-        return (
-            math.prod(tensor.shape) * (BLOCK * bits + 16 * size if bits else 8 * BLOCK * size) // 8 // BLOCK
-        )
+        bits, size, n = self.bits(tensor.type), self._dtype.size, math.prod(tensor.shape)
+        return n * bits // 8 + 2 * size * n // BLOCK if bits else size * n
 
     def free_memory(self) -> int:
         """Of the device: what Metal recommends as a limit less what is in use, or what CUDA says is free."""
-        info = mx.device_info()
-        if limit := info.get("max_recommended_working_set_size"):
-            return min(available_memory(), limit - mx.get_active_memory())
-        return info.get("free_memory") or available_memory()
+        info, free = mx.device_info(), available_memory()
+        most = info.get("max_recommended_working_set_size")
+        return min(free, most - mx.get_active_memory()) if most else info.get("free_memory", free)
 
     def keeps_in_file(self, tensors: dict[str, Tensor], mmap: bool = False) -> bool:
-        """Never."""
         if mmap:
             warnings.warn("backend mlx copies weights to its own memory: mmap is ignored", stacklevel=3)
         return False
 
     @property
     def title(self) -> str:
-        """With the device."""
         kind = "Metal" if ON_METAL else "CUDA" if ON_GPU else "CPU"
         return f"backend mlx ({mx.device_info().get('device_name', kind)}, {kind}), {self.cache_type}"
 
 
-if not ON_GPU:  # a forked child hasn't got the thread that computes (and GPUs can't be used over a fork)
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * mx.sigmoid(gate) * up
+
+
+if not ON_GPU:  # a forked child hasn't got the thread that computes; no GPU can be used over a fork
     at_fork(after_in_child=lambda: mx.set_default_stream(mx.new_stream(mx.cpu)))

@@ -45,6 +45,7 @@ class Backend:
     name = "numpy"  # by which `get_backend` makes it
     level: str | None = None  # the instruction set of the C backend
     cache_type = "float32"  # of the numbers in its KV cache
+    cache = ops.KVCache  # its class
     makes_scores = True  # the attention's scores of all heads are in memory together
     uses_blas = True  # whose threads would be in the way of ours
 
@@ -106,7 +107,7 @@ class Backend:
 
     def new_cache(self, config: Config, n_ctx: int, model=None) -> ops.KVCache:
         """An empty KV cache for at most n_ctx tokens, of a model that is named if it may be saved."""
-        return ops.KVCache(config, n_ctx, self.cache_type, model)
+        return self.cache(config, n_ctx, self.cache_type, model)
 
     @contextmanager
     def running(self, cancel=None) -> Iterator[None]:
@@ -138,7 +139,7 @@ class Backend:
 
     def cache_bytes(self, config: Config, n_ctx: int) -> int:
         """What a full KV cache takes."""
-        return np.dtype(self.cache_type).itemsize * 2 * config.n_layers * config.kv_dim * n_ctx
+        return int(self.cache_type[-2:]) // 8 * 2 * config.n_layers * config.kv_dim * n_ctx
 
     def activation_bytes(
         self, config: Config, at_once: int, n_past: int, n_logits: int = 1, tapped: bool = False

@@ -10,10 +10,28 @@ import numpy as np
 from ..config import Config
 from ..errors import require
 from ..machine.limits import require_memory
+from ..ops import KVCache
 from ..tensor import Tensor
-from .mlx import ON_METAL, Cache, Mlx
+from .mlx import ON_METAL, Cache, Mlx, mx
 from .native import Native
 from .numpy import Backend
+
+
+class SplitCache(Cache):
+    """Keys and values of the first layers on the GPU, those of the others in NumPy."""
+
+    def __init__(self, *what, gpu_layers: int):
+        self._n = gpu_layers
+        super().__init__(*what)
+
+    def new(self, layer: int, room: int):
+        """As KVCache's."""
+        return super().new(layer, room) if layer < self._n else KVCache.new(self, layer, room)
+
+    def computed(self) -> "SplitCache":
+        """As Cache's."""
+        mx.eval(self.keys[: self._n], self.values[: self._n])
+        return self
 
 
 class Split(Native):
@@ -47,9 +65,9 @@ class Split(Native):
         """As Backend's."""
         return self._side(tensor).prepare(tensor, copy)
 
-    def new_cache(self, config: Config, n_ctx: int, model=None) -> Cache:
+    def new_cache(self, config: Config, n_ctx: int, model=None) -> SplitCache:
         """As Backend's."""
-        return Cache(config, n_ctx, self.cache_type, model, gpu_layers=self._n)
+        return SplitCache(config, n_ctx, self.cache_type, model, gpu_layers=self._n)
 
     def begins_in_file(self, tensors: dict[str, Tensor]) -> bool:
         """As Backend's: no weights are packed later."""

@@ -116,12 +116,13 @@ class InStep(Backend):
         return ours
 
     def rope_freqs(self, *what):
-        self._freqs, theirs = (side.rope_freqs(*what) for side in self._sides)
-        self._twins[id(self._freqs)] = theirs
-        return self._freqs
+        self._freqs = [side.rope_freqs(*what) for side in self._sides]
+        return self._freqs[0]
 
     def _for_other(self, argument):
         """What the second backend takes in an argument's place."""
+        if argument is self._freqs[0]:
+            return self._freqs[1]
         if id(argument) in self._twins or getattr(argument, "ndim", 0) < 2:
             return self._twins.get(id(argument), argument)
         return self._sides[1].array(self.to_numpy(argument))
