@@ -106,6 +106,7 @@ class InStep(Backend):
             pairs += zip(ours.values(), theirs.values(), strict=True)
         self._twins = {id(ours): theirs for ours, theirs in pairs}
         self.array, self.to_numpy, self.concatenate = sides[0].array, sides[0].to_numpy, sides[0].concatenate
+        self._freqs = [None, None]  # RoPE's, of each
         for operation in OPERATIONS:
             setattr(self, operation, partial(self._run, operation))
 
@@ -121,7 +122,7 @@ class InStep(Backend):
 
     def _for_other(self, argument):
         """What the second backend takes in an argument's place."""
-        if argument is self._freqs[0]:
+        if argument is self._freqs[0] is not None:
             return self._freqs[1]
         if id(argument) in self._twins or getattr(argument, "ndim", 0) < 2:
             return self._twins.get(id(argument), argument)
