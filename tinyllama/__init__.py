@@ -32,6 +32,7 @@ __version__ = "0.1.0"
 
 #: Where to find what is imported when it is asked for, so that `tinyllama --help` doesn't wait for NumPy.
 _PLACES = {
+    "Chat": "texts.chat",
     "Llama": "llama",
     "compare_backends": "commands.compare",
     "generate": "llama",

@@ -26,6 +26,7 @@ from .texts.drafts import Pace, drafts_for
 from .texts.remembered import Remembered
 from .texts.schedule import Texts, Together
 from .texts.score import score
+from .texts.templates import Template, prompt_of, template_source
 from .tokenizer import make_tokenizer
 
 KEPT = 2  # models that stay loaded
@@ -53,6 +54,7 @@ class Llama(AbstractContextManager):
         self.n_params = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
         self.packing = Packing(backend, checkpoint.tensors, checkpoint.check_unchanged, mmap)
         self.mapped, self.remembered, self.pace = self.packing.mapped, Remembered(), Pace()
+        self._templates: dict[str, Template] = {}
         self._model: Model | None = build(self.config, checkpoint.tensors, self.packing.prepare, progress)
         checkpoint.check_unchanged()
         self.packing.start(now=False)
@@ -86,9 +88,11 @@ class Llama(AbstractContextManager):
     def begin(self, prompt, wanted: Settings, recall: Callable, cancel=None) -> Generation:
         """A text before its first step; `stream` and `texts.Together` say how it runs."""
         n_ctx = wanted.ctx_size or default_ctx_size(self.config)
-        ids = self.tokens(prompt, n_ctx)
+        template = self.template(wanted.chat_template) if wanted.chat else None
+        ids = self.tokens(prompt_of(prompt, template) if wanted.chat else prompt, n_ctx)
         cache = self.backend.new_cache(self.config, n_ctx, self.checkpoint)
         origin = {"prompt": str(prompt) if isinstance(prompt, str) else ids, "model": self.name}
+        origin |= {"prompt": prompt} if wanted.chat else {}
         origin |= {"backend": self.backend.name, "threads": self.backend.threads}
         took = Timings(load=self.load_seconds, n_prompt=len(ids))
 
@@ -98,12 +102,18 @@ class Llama(AbstractContextManager):
             return logits
 
         known = {"recall": recall, "keep": self.remembered.keep} if wanted.remember else {}
-        about = {"origin": origin, "doubts": self._doubts(prompt, ids, n_ctx), "door": self.backend.running}
+        doubts = self._doubts(prompt, ids, n_ctx, wanted.chat, template)
+        about = {"origin": origin, "doubts": doubts, "door": self.backend.running}
         about |= {"timings": took, "drafts": drafts_for(self, wanted, n_ctx, load, cancel)}
         return Generation(run_alone, self.tokenizer, cache, ids, wanted, **about, **known)
 
-    def _doubts(self, prompt, ids: list[int], n_ctx: int) -> Iterator[str]:
+    def _doubts(self, prompt, ids: list[int], n_ctx: int, chat: bool, template) -> Iterator[str]:
         """What about prompt or ctx_size will worsen the text."""
+        if chat and not template:
+            yield 'the model has no chat template: the text is continued; name one, as chat_template="alpaca"'
+        asks = isinstance(prompt, str) and prompt.rstrip().endswith("?") and not chat
+        if asks and self.checkpoint.template:
+            yield "the model is made for chats, and the question is continued: to have it answered, say chat"
         bos, trained = self.tokenizer.bos_id, self.config.max_seq_len
         if bos is not None and ids[:2] == [bos, bos]:
             yield "the prompt starts with bos, and another one is put before it: leave yours out"
@@ -115,6 +125,17 @@ class Llama(AbstractContextManager):
     def generate(self, prompt, *, each=None, cancel=None, **settings) -> Completion | list[Completion]:
         """Continue a prompt and return the new text, or of several prompts a list; as `stream`, in one go."""
         return self.stream(prompt, each=each, cancel=cancel, **settings).finish()
+
+    def chat(self, messages: list[dict] | str, **settings) -> Completion:
+        """Answer a chat, [{"role": "user", "content": "Hi"}], as its assistant; settings as of `generate`."""
+        return self.generate(messages, chat=True, **settings)
+
+    def template(self, wanted: str | None = None) -> Template | None:
+        """The model's chat template, or one by its name or in Jinja; None where the model has none."""
+        source = template_source(wanted) if wanted else self.checkpoint.template
+        if source and source not in self._templates:
+            self._templates[source] = Template(source, self.tokenizer)
+        return self._templates.get(source)
 
     def tokens(self, prompt: str | list[int], n_ctx: int | None = None) -> list[int]:
         """The ids of a prompt, with bos if the model wants it; ids are checked and passed on.

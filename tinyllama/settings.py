@@ -35,6 +35,8 @@ class Settings:
     draft_lookup: bool = _setting(False, "guess tokens by what came next in the text before", flag="")
     spec_draft_model: str | None = _setting(None, "a small model that guesses tokens", flag="-md")
     spec_draft_n_max: int = _setting(15, "tokens that are guessed at a time, at most", 1, 15)
+    chat: bool = _setting(False, "answer the prompt, as what a user says, instead of continuing it", flag="")
+    chat_template: str | None = _setting(None, "of chats, in place of the model's own: a name, or Jinja")
     stages: bool = _setting(False, "record what each stage of sampling did to each token")
 
     def __post_init__(self):

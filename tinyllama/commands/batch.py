@@ -32,7 +32,7 @@ from ..machine.terminal import say
 from ..texts.jobs import Jobs
 from ..texts.openai import CHAT, Refused, Request, answer, parse
 from ..texts.schedule import AT_ONCE
-from ..texts.templates import NEEDED, Template, available
+from ..texts.templates import NEEDED, available
 from .printing import counted
 
 LARGEST_LINE = 32_000_000  # bytes
@@ -125,7 +125,7 @@ class Batch:
         name: of the model, for the answers.
         ctx_size, batch_size: of every text; see Settings.
         """
-        self._llama, self._name, self._template = llama, name, None
+        self._llama, self._name = llama, name
         self._settings = {"ctx_size": ctx_size, "batch_size": batch_size}
         self._order: dict[str, int] = {}  # the requests' custom_ids, and their lines
         self._answered: set[str] = set()  # in the file before
@@ -211,9 +211,9 @@ class Batch:
 
     def _chat(self, messages: list[dict[str, str]]) -> list[int]:
         """The ids of a chat."""
-        if self._template is None:
-            self._template = Template(self._llama.checkpoint.template, self._llama.tokenizer)
-        return self._template.encode(messages)
+        template = self._llama.template()
+        require(template, "the model has no chat template: it is for continuing texts (/v1/completions)")
+        return template.encode(messages)
 
     def _append(self, custom_id: str, status: int, body: dict) -> None:
         """Write an answer, of which no part stays where it can't be written whole."""

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 
 from ..errors import TinyllamaError, check_cancelled, require
 from ..tokenizer import CONTROL, Tokenizer
+from .named_templates import NAMED
 
 ROLES = ("system", "user", "assistant")
 STEPS = 1_000_000  # lines of Python that a template may run, of which a message takes some tens
@@ -34,11 +35,29 @@ def available() -> bool:
     return find_spec("jinja2") is not None
 
 
+def template_source(wanted: str) -> str:
+    """A template by its name, or what is one in Jinja. Raises TinyllamaError for a name that there isn't."""
+    require(
+        "{" in wanted or wanted in NAMED, f"no chat template {wanted!r:.60}: there are {', '.join(NAMED)}"
+    )
+    return NAMED.get(wanted, wanted)
+
+
+def prompt_of(chat: str | list[dict], template: "Template | None") -> str | list[int]:
+    """What a model continues to answer a chat, or one message of a user.
+
+    Without a template it is what was said, one message behind the other.
+    """
+    messages = [{"role": "user", "content": chat}] if isinstance(chat, str) else _checked(chat)
+    if template:
+        return template.encode(messages)
+    return "\n\n".join(message["content"] for message in messages)
+
+
 class Template:
     """A model's template. Raises TinyllamaError where it is none, or jinja2 isn't installed."""
 
     def __init__(self, source: str, tokenizer: Tokenizer):
-        require(source, "the model has no chat template: it is for continuing texts (/v1/completions)")
         require(available(), NEEDED)
         from jinja2 import TemplateError
 
