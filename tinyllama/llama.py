@@ -5,7 +5,7 @@ import operator
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from functools import partial
@@ -22,6 +22,7 @@ from .model import Model, Step, build, forward_texts, tap_shapes, unembed
 from .ops import KVCache, Tap
 from .settings import Settings, default_ctx_size
 from .texts.completion import Completion, Timings, Token
+from .texts.doubts import doubts
 from .texts.drafts import Pace, drafts_for
 from .texts.remembered import Remembered
 from .texts.schedule import Texts, Together
@@ -102,25 +103,9 @@ class Llama(AbstractContextManager):
             return logits
 
         known = {"recall": recall, "keep": self.remembered.keep} if wanted.remember else {}
-        doubts = self._doubts(prompt, ids, n_ctx, wanted.chat, template)
-        about = {"origin": origin, "doubts": doubts, "door": self.backend.running}
+        about = {"origin": origin, "doubts": doubts(self, prompt, ids, wanted), "door": self.backend.running}
         about |= {"timings": took, "drafts": drafts_for(self, wanted, n_ctx, load, cancel)}
         return Generation(run_alone, self.tokenizer, cache, ids, wanted, **about, **known)
-
-    def _doubts(self, prompt, ids: list[int], n_ctx: int, chat: bool, template) -> Iterator[str]:
-        """What about prompt or ctx_size will worsen the text."""
-        if chat and not template:
-            yield 'the model has no chat template: the text is continued; name one, as chat_template="alpaca"'
-        asks = isinstance(prompt, str) and prompt.rstrip().endswith("?") and not chat
-        if asks and self.checkpoint.template:
-            yield "the model is made for chats, and the question is continued: to have it answered, say chat"
-        bos, trained = self.tokenizer.bos_id, self.config.max_seq_len
-        if bos is not None and ids[:2] == [bos, bos]:
-            yield "the prompt starts with bos, and another one is put before it: leave yours out"
-        if isinstance(prompt, str) and prompt.endswith(" "):
-            yield "the prompt ends in a space, but words begin with theirs: the text gets better without it"
-        if n_ctx > trained:
-            yield f"the model was trained on {trained} tokens, ctx_size is {n_ctx}"
 
     def generate(self, prompt, *, each=None, cancel=None, **settings) -> Completion | list[Completion]:
         """Continue a prompt and return the new text, or of several prompts a list; as `stream`, in one go."""

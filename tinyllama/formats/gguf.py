@@ -21,7 +21,6 @@ interleaved RoPE pairs; of qwen2 and qwen3 as Hugging Face's, in halves. A model
 or a strange value means is what llama.cpp makes of it.
 """
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,8 +31,9 @@ from ..quant import TYPES
 from ..tensor import Piece, Tensor, turned_order
 from . import Checkpoint
 from .cursor import ARRAY, Cursor
-from .key_values import Metadata, config_of, shown
+from .key_values import Metadata, config_of
 from .others import refusal, type_refusal
+from .split_files import all_parts, part_names
 from .vocabulary import from_gguf, padded
 
 MAGIC = b"GGUF"
@@ -43,7 +43,6 @@ TYPE_OF_ID = {kind.gguf_id: kind for kind in TYPES.values() if kind.gguf_id is n
 TEMPLATE = "tokenizer.chat_template"
 ROPE_FREQS = "rope_freqs.weight"  # of Llama 3.1: a divisor for each RoPE frequency, [head_dim / 2]
 FREQUENCIES = "attn_rot_embd"  # in names of tensors that older converters wrote: they follow from rope_theta
-SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # the name of a part
 MOST = 1 << 14  # tensors, or key-values: several times what any model has
 
 # --- reading --------------------------------------------------------------------------------------
@@ -56,16 +55,7 @@ def recognizes(file: MappedFile) -> bool:
 
 def stamp(path: Path) -> list[Path]:
     """The files that `read` looks at."""
-    return [part for part in _part_names(path) if part.exists()]
-
-
-def _part_names(path: Path) -> list[Path]:
-    """What the parts of a model are called if this is one of them; else the file itself."""
-    found = SPLIT.fullmatch(path.name)
-    if not found:
-        return [path]
-    name, n_parts = found.groups()
-    return [path.with_name(f"{name}-{number:05}-of-{n_parts}.gguf") for number in range(1, int(n_parts) + 1)]
+    return [part for part in part_names(path) if part.exists()]
 
 
 class Info(NamedTuple):
@@ -94,7 +84,7 @@ def read(source: str | Path | MappedFile) -> Checkpoint:
     """
     opened = _read_part(MappedFile(source))
     with naming(opened.file.path):
-        parts = _all_parts(opened)
+        parts = all_parts(opened, _read_part)
         metadata, infos = parts[0].metadata, dict(pair for part in parts for pair in part.infos.items())
         family, template = metadata.value("general.architecture", str, ""), metadata.value(TEMPLATE, str, "")
         require(family in FAMILIES, refusal(family))
@@ -108,26 +98,6 @@ def read(source: str | Path | MappedFile) -> Checkpoint:
         vocabulary = padded(vocabulary, config.vocab_size)
     path, files = parts[0].file.path, [part.file for part in parts]
     return Checkpoint(path, "gguf", config, tensors, vocabulary, files, metadata, template)
-
-
-def _all_parts(opened: Part) -> list[Part]:
-    """The parts of a split model in their order, whichever was opened; of another, the one."""
-    n_parts = opened.metadata.get("split.count", 1)
-    if n_parts in (0, 1):
-        return [opened]
-    paths, which = _part_names(opened.file.path), f"one of {shown(n_parts)} parts of a model"
-    named = "the names of all must end in -00001-of-00002.gguf or the like, or they can't be found"
-    require(len(paths) == n_parts, f"{which}: {named}")
-    missing = [path for path in paths if not path.exists()]
-    require(not missing, f"{which}, and {', '.join(map(str, missing[:3]))} is missing")
-    parts = [opened if path == opened.file.path else _read_part(MappedFile(path)) for path in paths]
-    for number, part in enumerate(parts):
-        told = [part.metadata.get(key) for key in ("split.no", "split.count")]
-        require(told == [number, n_parts], f"{part.file.path.name} says it's another part than its name")
-    n_tensors, names = sum(len(part.infos) for part in parts), {name for part in parts for name in part.infos}
-    expected = parts[0].metadata.get("split.tensors.count", n_tensors)
-    require(n_tensors == len(names) == expected, f"its parts hold {n_tensors} tensors, not {shown(expected)}")
-    return parts
 
 
 def _read_part(file: MappedFile) -> Part:

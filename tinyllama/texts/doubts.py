@@ -1,0 +1,21 @@
+"""What a text would be better without: said before it begins."""
+
+from collections.abc import Iterator
+
+from ..settings import Settings, default_ctx_size
+
+
+def doubts(llama, prompt, ids: list[int], wanted: Settings) -> Iterator[str]:
+    """What about a prompt, of which ids were made, or about its settings will worsen the text."""
+    bos, trained, has_template = llama.tokenizer.bos_id, llama.config.max_seq_len, llama.checkpoint.template
+    n_ctx = wanted.ctx_size or default_ctx_size(llama.config)
+    if wanted.chat and not (has_template or wanted.chat_template):
+        yield "the model has no chat template: the text is continued. Name one: chat_template='alpaca'"
+    if isinstance(prompt, str) and prompt.rstrip().endswith("?") and has_template and not wanted.chat:
+        yield "the model is made for chats, and the question is continued: to have it answered, say chat"
+    if bos is not None and ids[:2] == [bos, bos]:
+        yield "the prompt starts with bos, and another one is put before it: leave yours out"
+    if isinstance(prompt, str) and prompt.endswith(" ") and not wanted.chat:
+        yield "the prompt ends in a space, but words begin with theirs: the text gets better without it"
+    if n_ctx > trained:
+        yield f"the model was trained on {trained} tokens, ctx_size is {n_ctx}"
