@@ -200,7 +200,7 @@ def test_a_prompt_that_is_neither_text_nor_token_ids_is_refused(wrong):
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"model": model} for model in (None, "", 3)),
+        *({"model": model} for model in ("", 3)),
         *({"threads": threads} for threads in ("x", 0)),
         *({"mmap": mmap} for mmap in ("yes", None, 1, np.array([True, False]))),
     ],

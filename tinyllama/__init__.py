@@ -50,3 +50,7 @@ def __getattr__(name: str):
     from importlib import import_module
 
     return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__} - {"errors"})

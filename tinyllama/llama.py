@@ -5,7 +5,7 @@ import operator
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from functools import partial
@@ -15,7 +15,7 @@ import numpy as np
 
 from .backends import OPTIONS, Backend, Packing, get_backend, over_forks
 from .errors import TinyllamaError, require
-from .formats import Checkpoint, open_checkpoint, stamp
+from .formats import Checkpoint, default_model, open_checkpoint, stamp
 from .formats.cache_file import read as read_cache
 from .generation import Generation
 from .model import Model, Step, build, forward_texts, tap_shapes, unembed
@@ -24,6 +24,7 @@ from .settings import Settings, default_ctx_size
 from .texts.completion import Completion, Timings, Token
 from .texts.doubts import doubts
 from .texts.drafts import Pace, drafts_for
+from .texts.keywords import settings_of, with_settings
 from .texts.remembered import Remembered
 from .texts.schedule import Texts, Together
 from .texts.score import score
@@ -31,6 +32,7 @@ from .texts.templates import Template, prompt_of, template_source
 from .tokenizer import make_tokenizer
 
 KEPT = 2  # models that stay loaded
+LOADING = ("backend", "threads", "mmap", *OPTIONS, "each", "cancel")  # what `generate` takes beside settings
 SCORED = 3000  # bytes of a Token with its Stage, as `score` makes them
 
 
@@ -62,6 +64,7 @@ class Llama(AbstractContextManager):
 
     # --- text -------------------------------------------------------------------------------------
 
+    @with_settings()
     def stream(self, prompt, *, each=None, cancel=None, **settings) -> "Generation | Texts":
         """Continue a prompt piece by piece; `settings.Settings` lists the settings.
 
@@ -75,13 +78,13 @@ class Llama(AbstractContextManager):
         """
         if not (isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str | list | tuple)):
             require(each is None, "each has settings of several prompts, and there is one")
-            text = self.begin(prompt, Settings(**settings), self.remembered.recall, cancel)
+            text = self.begin(prompt, settings_of(**settings), self.remembered.recall, cancel)
             at_once = min(text.settings.batch_size, len(text.prompt_ids))
             self.backend.require_run(self.config, text.cache.n_ctx, at_once=at_once)
             return text
         each = each or [{}] * len(prompt)
         require(len(each) == len(prompt), f"each names {len(each)} texts, and there are {len(prompt)}")
-        wanted = [Settings(**settings | own) for own in each]
+        wanted = [settings_of(**settings | own) for own in each]
         together = Together(self, max(some.batch_size for some in wanted), cancel)
         texts = [together.begin(one, some) for one, some in zip(prompt, wanted, strict=True)]
         return Texts(texts, together, partial(self.backend.running, cancel))
@@ -107,10 +110,18 @@ class Llama(AbstractContextManager):
         about |= {"timings": took, "drafts": drafts_for(self, wanted, n_ctx, load, cancel)}
         return Generation(run_alone, self.tokenizer, cache, ids, wanted, **about, **known)
 
+    @with_settings()
     def generate(self, prompt, *, each=None, cancel=None, **settings) -> Completion | list[Completion]:
         """Continue a prompt and return the new text, or of several prompts a list; as `stream`, in one go."""
         return self.stream(prompt, each=each, cancel=cancel, **settings).finish()
 
+    def astream(self, prompt, **settings) -> AsyncIterator[str]:
+        """As `stream`, in asyncio: `async for piece in llama.astream("Hi")`; cancelling ends the text."""
+        from .texts.asynchronous import pieces_of  # here: asyncio takes as long to import as all the rest
+
+        return pieces_of(self, prompt, **settings)
+
+    @with_settings()
     def chat(self, messages: list[dict] | str, **settings) -> Completion:
         """Answer a chat, [{"role": "user", "content": "Hi"}], as its assistant; settings as of `generate`."""
         return self.generate(messages, chat=True, **settings)
@@ -290,7 +301,7 @@ _lock = over_forks(threading.RLock())
 
 
 def load(
-    model: str | Path = "small",
+    model: str | Path | None = None,
     backend: str | None = None,
     threads: int | None = None,
     *,
@@ -303,7 +314,8 @@ def load(
 
     Args:
         model: a file or folder, "small" (it ships with tinyllama), "smollm2" (`tinyllama download smollm2`),
-            "hf:org/name" or "hf:org/name:Q4_K_M" (of the Hugging Face hub), "ollama:name:tag".
+            "hf:org/name" or "hf:org/name:Q4_K_M" (of the Hugging Face hub), "ollama:name:tag". None: what the
+            environment variable TINYLLAMA_MODEL says, else "small".
         backend: "mlx", "c", "numexpr", "numpy" or "auto"; None asks TINYLLAMA_BACKEND.
         threads: None for one a core; on a Mac, one a fast core.
         mmap: leave the weights in their file, mapped. Loading takes no time, and the weights no memory but
@@ -315,6 +327,7 @@ def load(
     Raises:
         TinyllamaError: there is no such file, it is damaged, or there isn't the memory for it.
     """
+    model = default_model() if model is None else model
     require(isinstance(mmap, bool), f"mmap must be True or False, not {mmap!r:.80}")
     table, started = get_backend(backend, threads, **options), time.perf_counter()
     with _lock, table.running():
@@ -336,12 +349,14 @@ def load(
         return _loaded[key]
 
 
-def stream(prompt, model: str | Path = "small", **settings) -> Generation | Texts:
+@with_settings(*LOADING)
+def stream(prompt, model: str | Path | None = None, **settings) -> Generation | Texts:
     """Continue a prompt, or several, piece by piece, as `Llama.stream`; arguments as of `generate`."""
     return _start(prompt, model, **settings)
 
 
-def generate(prompt, model: str | Path = "small", **settings) -> Completion | list[Completion]:
+@with_settings(*LOADING)
+def generate(prompt, model: str | Path | None = None, **settings) -> Completion | list[Completion]:
     """Continue a prompt and return the new text, a str that also knows its tokens, seed and timings.
 
     Args:

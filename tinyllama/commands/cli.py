@@ -4,6 +4,7 @@ Nothing here needs NumPy, so that help, and the refusal of a wrong option, come 
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             arguments += [] if name in WITHOUT_MODEL else [OFFLINE]
             more = {"generate": _add_settings, "quantize": _add_mixes}.get(name, lambda _: ())
             options = [*_add(command, arguments), *more(command)]
-    args = parser.parse_args(list(_joined(argv, options)))
+    args, unknown = parser.parse_known_args(list(_joined(argv, options)))
+    if unknown:
+        message = f"unrecognized arguments: {' '.join(unknown)}{_meant(args, unknown[0])}"
+        getattr(args, "parser", parser).error(message)
     vars(args).update({name: _undashed(value) for name, value in vars(args).items()})
     if args.command is None:
         parser.print_help(sys.stderr)
@@ -63,7 +67,23 @@ class _Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line; its sub-parsers are of this class too."""
 
     def error(self, message: str):
+        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            from ..texts.keywords import nearest  # here: few are wrong
+
+            meant = nearest(wrong[1], re.findall(r"[^', ]+", wrong[2]))
+            message += f": did you mean {meant}?" if meant else ""
         self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` lists the arguments)\n")
+
+
+def _meant(args: argparse.Namespace, word: str) -> str:
+    """What somebody may have meant by a word that makes no sense."""
+    if args.command == "generate" and not word.startswith("-"):
+        return ": the prompt comes behind -p"
+    from ..texts.keywords import nearest  # here: few are wrong
+
+    known = args.parser._option_string_actions if args.command else ["--version"]
+    meant = nearest(word.partition("=")[0], known)
+    return f": did you mean {meant}?" if meant else ""
 
 
 def _add(command: argparse.ArgumentParser, arguments: Sequence) -> Iterator[argparse.Action]:
@@ -184,8 +204,8 @@ COUNT, PROMPT = _at_least(1), {"type": _prompt, "metavar": "TEXT"}
 NAMES, COUNTS = _list("NAME,..."), _list("N,...", COUNT["type"])
 PLAIN = {"type": lambda text: int(text) if text in ("0", "1") else text.lower()}
 PLAIN |= {"nargs": "?", "choices": (0, 1, "f32", "f16", "bf16"), "metavar": "TYPE"}
-PLACES = "a file or folder, smollm2, hf:org/name[:Q4_K_M], ollama:name[:tag]; default: small"
-MODEL = {"default": "small", "help": PLACES}
+PLACES = "a file, a folder, smollm2, hf:org/name[:Q4_K_M], ollama:name; default: $TINYLLAMA_MODEL, or small"
+MODEL = {"default": os.environ.get("TINYLLAMA_MODEL") or "small", "help": PLACES}
 BACKEND = {"choices": BACKENDS, "metavar": "NAME"}
 RUNNING = (
     _arg("-m --model", **MODEL),

@@ -17,6 +17,7 @@ from types import ModuleType
 from ..config import Config
 from ..errors import TinyllamaError, naming, require
 from ..machine.files import MappedFile, kind_of
+from ..machine.places import default_model as default_model  # for `load`
 from ..machine.places import find
 from ..tensor import Tensor
 from ..tokenizer import Vocabulary

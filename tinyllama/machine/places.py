@@ -16,6 +16,11 @@ DEEPEST = 3  # folders below one of `folders`: models/7B/ggml-model-q4_0.bin, mo
 GGML = (b"lmgg", b"fmgg", b"tjgg")  # the first bytes of files of 2023
 
 
+def default_model() -> str:
+    """The model that is meant where nobody names one."""
+    return os.environ.get("TINYLLAMA_MODEL") or "small"
+
+
 def find(model: str | Path) -> Path:
     """The file or folder of a model, given its path or its name; a path wins over a name.
 

@@ -32,6 +32,9 @@ class Token:
     stages: tuple[Stage, ...] = ()  # what each stage of sampling kept and removed, if that was asked for
     drafted: bool = False  # it had been guessed before the model chose it
 
+    def __repr__(self) -> str:
+        return f"Token({self.id}, {self.piece!r}, prob={self.prob:.3g})"
+
     @property
     def surprise(self) -> float:
         """-log2 of its probability, in bits: 0 of the only one possible, 1 of heads or tails."""
@@ -90,6 +93,11 @@ class Completion(str):
     def probs(self) -> list[float]:
         """The probability that the model gave each token."""
         return [token.prob for token in self.tokens]
+
+    @property
+    def prompt(self) -> str | list:
+        """What is continued: a text, ids, or messages of a chat."""
+        return self.settings["prompt"]
 
     @property
     def seed(self) -> int:
