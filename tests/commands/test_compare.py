@@ -132,12 +132,12 @@ def test_the_table_shows_the_worst_layer_of_each_kind_and_who_expects_what():
     ]
     found = Comparison(("numpy", "c"), steps, (("a", 0.75), ("b", 0.5)), 1.5e-3)
     assert compare.table(found).splitlines() == [
-        "step         mean error  largest  limit    where    numpy ms  c ms  faster",
-        "embedding    0.0e+00     0.0e+00  1e-09             2.0       1.0   2.0 x",
-        "attention.q  1.0e-03     5.0e-01  5e-04 !  layer 1  2.0       1.0   2.0 x",
+        "step         mean error  largest  limit    layer  numpy ms  c ms  faster",
+        "embedding    0.0e+00     0.0e+00  1e-09           2.0       1.0   2.0 x",
+        "attention.q  1.0e-03     5.0e-01  5e-04 !  1      2.0       1.0   2.0 x",
         "",
         "First step outside its limit: layers.1.attention.q.",
-        "They disagree: 'a' (75.0%) and 'b' (50.0%).",
+        "They disagree on the next token: numpy 'a' (75.0%), c 'b' (50.0%).",
         "Divergence of what they expect after a token: 1.5e-03 nats on average.",
     ]
 

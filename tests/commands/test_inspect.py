@@ -272,8 +272,8 @@ def test_the_tokens_of_a_text_are_those_of_a_prompt():
     tokenizer = make_tokenizer(open_checkpoint(small_folder()).vocabulary)
     rows = tokens("small", "Once upon a </s>🦙")
     assert [row["id"] for row in rows] == tokenizer.encode("Once upon a </s>🦙", special=True)
-    assert rows[0] == {"id": 1, "piece": "<s>", "text": "<s>"}
-    assert {"id": 2, "piece": "</s>", "text": "</s>"} in rows
+    assert rows[0] == {"id": 1, "piece": "<s>", "text": "<s>", "completes": ""}
+    assert {"id": 2, "piece": "</s>", "text": "</s>", "completes": ""} in rows
     assert rows[1]["piece"].startswith("▁") and rows[1]["text"].startswith(" ")
 
 

@@ -159,10 +159,10 @@ def _step_names(config: Config) -> Iterator[str]:
 def table(comparison: Comparison) -> str:
     """One line for each kind of step: its worst layer, and its time in all layers together."""
     times = (f"{name} ms" for name in comparison.backends)
-    rows = [("step", "mean error", "largest", "limit", "where", *times, "faster")]
+    rows = [("step", "mean error", "largest", "limit", "layer", *times, "faster")]
     for kind, steps in comparison.kinds().items():
         worst = max(steps, key=lambda step: step.mean_error / step.limit)
-        where = f"layer {worst.name.split('.')[1]}" if worst.name != kind else ""
+        where = worst.name.split(".")[1] if worst.name != kind else ""
         errors = f"{worst.mean_error:.1e}", f"{worst.largest_error:.1e}"
         limit = f"{worst.limit:.0e}" + " !" * (worst.mean_error > worst.limit)
         ours, theirs = (sum(step.milliseconds[i] for step in steps) for i in (0, 1))
@@ -170,8 +170,10 @@ def table(comparison: Comparison) -> str:
     wrong = comparison.first_wrong
     verdict = f"First step outside its limit: {wrong}." if wrong else "Every step stays within its limit."
     (one, p), (two, q) = comparison.next_tokens
-    disagree = f"They disagree: {one!r} ({p:.1%}) and {two!r} ({q:.1%})."
-    expect = f"Both expect {one!r} ({p:.1%}) and {q:.1%}." if comparison.agree else disagree
+    ours, theirs = comparison.backends
+    expect = f"Both expect {one!r} next, {ours} with {p:.1%} and {theirs} with {q:.1%}."
+    if not comparison.agree:
+        expect = f"They disagree on the next token: {ours} {one!r} ({p:.1%}), {theirs} {two!r} ({q:.1%})."
     kl = f"Divergence of what they expect after a token: {comparison.kl:.1e} nats on average."
     return "\n".join([*columns(rows, "<" * 8, indent=""), "", verdict, expect, kl])
 

@@ -12,7 +12,7 @@ from ..formats.gguf import ROPE_FREQS
 from ..machine.limits import human
 from ..settings import default_ctx_size
 from ..tensor import Tensor
-from ..tokenizer import Tokenizer, make_tokenizer
+from ..tokenizer import TextStream, Tokenizer, make_tokenizer
 from .mixes import ALIASES
 from .printing import columns
 from .tables import ranges, split_name, type_table
@@ -150,15 +150,21 @@ def _describe_tokenizer(tokenizer: Tokenizer) -> dict:
 
 
 def tokens(model: str | Path, text: str) -> list[dict]:
-    """How a model's tokenizer cuts a prompt: a {"id", "piece", "text"} for each token.
+    """How a model's tokenizer cuts a prompt: a {"id", "piece", "text", "completes"} for each token.
 
-    "piece" is its spelling in the vocabulary ("▁Once"), "text" what it stands for (" Once"); special tokens
-    that are written out are taken as such, as in every prompt.
+    "piece" is its spelling in the vocabulary ("▁Once"), "text" what it stands for (" Once"), "completes" the
+    text that is whole with it, where the tokens before have begun a character; special tokens that are
+    written out are taken as such, as in every prompt.
     """
     checkpoint = open_checkpoint(model)
     tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.path)
     ids = tokenizer.encode(text, special=True)
-    return [{"id": i, "piece": tokenizer.vocabulary.pieces[i], "text": tokenizer.piece(i)} for i in ids]
+    stream, rows = TextStream(tokenizer), []
+    for i in ids:
+        text, whole = tokenizer.piece(i), stream.feed(i)
+        completes = whole if whole.strip() and whole != text and not tokenizer.is_control(i) else ""
+        rows.append({"id": i, "piece": tokenizer.vocabulary.pieces[i], "text": text, "completes": completes})
+    return rows
 
 
 def report(model: dict) -> str:
@@ -188,8 +194,11 @@ def report(model: dict) -> str:
 def token_table(rows: list[dict]) -> str:
     """What `tokens` returns, for people: a line a token."""
     # repr shows a newline as \n; the backslash of a "\xf0", which stands for a byte, it would double.
-    shown = [(row["id"], row["piece"], repr(row["text"]).replace("\\\\", "\\")) for row in rows]
-    return "\n".join([*columns(shown, "><<"), f"{len(rows)} tokens"])
+    shown = []
+    for row in rows:
+        whole = f"completes {row['completes']!r}" if row["completes"] else ""
+        shown.append((row["id"], row["piece"], repr(row["text"]).replace("\\\\", "\\"), whole))
+    return "\n".join([*columns(shown, "><<<"), f"{len(rows)} tokens"])
 
 
 def backend_table(backends: dict[str, str | None]) -> str:

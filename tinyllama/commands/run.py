@@ -168,7 +168,7 @@ def perplexity(args: argparse.Namespace) -> None:
 
     text, llama = _read_text(args.file), _load(args)
     _warn_of_context(llama, args.ctx_size)
-    score = perplexity(llama, text, args.ctx_size, args.batch_size)
+    score = perplexity(llama, text, args.ctx_size, args.batch_size, partial=True)  # after Ctrl-C
     found = {"model": args.model, "text": args.file} | asdict(score)
     _print_found(found, lambda _: str(score), args)
 

@@ -35,6 +35,12 @@ class Token:
     def __repr__(self) -> str:
         return f"Token({self.id}, {self.piece!r}, prob={self.prob:.3g})"
 
+    def as_dict(self) -> dict:
+        """All that is known about it, as JSON takes it."""
+        arrays = ("kept", "probs", "removed")
+        stages = [vars(stage) | {a: getattr(stage, a).tolist() for a in arrays} for stage in self.stages]
+        return vars(self) | {"stages": stages}
+
     @property
     def surprise(self) -> float:
         """-log2 of its probability, in bits: 0 of the only one possible, 1 of heads or tails."""
@@ -103,6 +109,12 @@ class Completion(str):
     def seed(self) -> int:
         """The seed that was really used."""
         return self.settings["seed"]
+
+    def as_dict(self) -> dict:
+        """All that is known about it, as JSON takes it."""
+        about = {"text": str(self), "prompt": self.prompt, "stop_reason": self.stop_reason, "seed": self.seed}
+        tokens = [token.as_dict() for token in self.tokens]
+        return about | {"tokens": tokens, "settings": self.settings, "timings": asdict(self.timings)}
 
     def call(self) -> str:
         """The Python call that gives exactly this text, of the settings only those that it needs."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import require
+from ..errors import Cancelled, require
 from ..ops import KVCache
 
 SHORTEST = 8  # tokens of a window; its second half has to hold a few that can be scored
@@ -43,7 +43,9 @@ class Perplexity:
         return f"{found}, {self.bits_per_byte:.4f} bits per byte {how}"
 
 
-def perplexity(llama, text: str | bytes, ctx_size=512, batch_size=512, progress=True) -> Perplexity:
+def perplexity(
+    llama, text: str | bytes, ctx_size=512, batch_size=512, progress=True, partial=False
+) -> Perplexity:
     """Score a text with a loaded model.
 
     Args:
@@ -52,6 +54,7 @@ def perplexity(llama, text: str | bytes, ctx_size=512, batch_size=512, progress=
         ctx_size: tokens in a window. Longer ones give lower perplexities: compare equal ones.
         batch_size: tokens that go through the model at once; more are faster and take more memory.
         progress: show a bar with the running value.
+        partial: when it is told to stop, return what the windows until then gave, if there are any.
     Raises:
         TinyllamaError: the text doesn't fill a window, or a size makes no sense.
     """
@@ -64,11 +67,16 @@ def perplexity(llama, text: str | bytes, ctx_size=512, batch_size=512, progress=
     windows, nlls, running = _windows(llama.tokenizer, text, ctx_size), [], []
     with tqdm(windows, "perplexity", unit=" windows", disable=not progress) as bar:
         for window in bar:
-            nlls.append(_window_nll(llama, window, batch_size, cache))
+            try:
+                nlls.append(_window_nll(llama, window, batch_size, cache))
+            except Cancelled:
+                if partial and nlls:
+                    break
+                raise
             mean = np.mean(nlls)
             running.append(math.exp(mean) if mean < 709 else math.inf)  # as of a model made of noise
             bar.set_postfix_str(f"{running[-1]:.4f}")
-    nll = np.concatenate(nlls)
+    nll, windows = np.concatenate(nlls), windows[: len(nlls)]
     scored = windows[:, -len(nlls[0]) :].ravel().tolist()
     n_bytes = sum(len(llama.tokenizer.token_bytes(token)) for token in scored)
     return Perplexity(
