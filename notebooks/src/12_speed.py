@@ -17,7 +17,7 @@ import numpy as np
 
 import tinyllama
 from tinyllama import quant
-from tinyllama.backends import available
+from tinyllama.backends import available, get_backend
 from tinyllama.commands import bench
 from tinyllama.lab import plots
 from tinyllama.lab.lessons import check, same
@@ -126,7 +126,8 @@ sums.shape, mine.shape
 # ## The ladder
 #
 # Now the whole model, rung by rung: NumPy, numexpr, the C backend's plain reference, each set of SIMD
-# instructions that this computer has, and all its cores. First of all: is the answer the same on every rung?
+# instructions that this computer has, and all its cores. Where MLX is installed it is the last rung, on the
+# GPU if there is one. First of all: is the answer the same on every rung?
 
 # %%
 PROMPT = "The king said to the"
@@ -137,6 +138,8 @@ if available()["c"] is None:
     levels = _native.levels()  # the best one first
     rungs += [("c", level, 1) for level in reversed(levels)]
     rungs += [("c", levels[0], default_threads())]
+if available()["mlx"] is None:
+    rungs += [("mlx", None, default_threads())]
 
 expected = tinyllama.load(MODEL, backend="numpy").logits(PROMPT)
 for backend, level, threads in rungs:
@@ -157,6 +160,9 @@ for backend, level, threads in rungs:
 titles = [f"{r.backend} {r.level}" if r.level else r.backend for r in results]
 counts = [f"{r.threads} thread{'s' * (r.threads > 1)}" for r in results]
 names = [f"{title}, {count}" for title, count in zip(titles, counts, strict=True)]
+if rungs[-1][0] == "mlx":
+    names[-1] = "mlx"
+    print(get_backend("mlx").title)  # with its device
 plots.bars([r.speeds[1] for r in results], names, "writing, one token after the other", "tokens a second")
 
 # %% tags=["machine"]
@@ -166,6 +172,8 @@ plots.bars([r.speeds[64] for r in results], names, "reading 64 tokens at once", 
 # In writing, the plain C reference is slower than NumPy, which has SIMD of its own: it is there to be read,
 # and to test the others against. Reading is much faster than writing: 64 tokens share each weight that is
 # fetched. On a model as small as ours a second thread may not pay; at 7B it does.
+#
+# MLX is made for GPUs. On a CPU it is slow, and only there to be tried: [docs/gpu.md](../docs/gpu.md).
 #
 # numexpr fuses element-wise steps, but these are a few percent of the work. That is worth a lesson, too:
 # first find what takes the time.
@@ -216,7 +224,7 @@ plots.lines(
 # Your computer:
 
 # %% tags=["machine"]
-measured = results[-1]
+measured = [result for result in results if result.backend != "mlx"][-1]
 if measured.read_bandwidth:
     print(f"memory: {measured.read_bandwidth / 1e9:.0f} GB/s (a small model may fit into the cache)")
     print(f"writing takes {measured.speeds[1] / measured.read_probe:.0%} of what memory allows")
@@ -311,7 +319,8 @@ check(
 # ## What a learner asks next
 #
 # - *Why not a GPU?* The same two limits hold there, ten times higher. A MacBook's GPU shares the CPU's
-#   memory, so it writes little faster than the CPU can; it reads prompts much faster.
+#   memory, so it writes little faster than the CPU can; it reads prompts much faster. The rung `mlx` is a GPU
+#   where there is one: [docs/gpu.md](../docs/gpu.md).
 # - *Do more threads always help?* Until memory is busy. Two or three fast cores often do that.
 # - *Can decoding beat the limit?* Yes, with several texts at once, or by letting a small model guess words
 #   that the large one only checks ([speculative decoding](https://arxiv.org/abs/2211.17192)).

@@ -17,10 +17,21 @@ import tinyllama
 from tinyllama.backends import get_backend
 from tinyllama.commands import main
 from tinyllama.commands.convert import convert, quantize
-from tinyllama.commands.inspect import backend_table, inspect, report, template_name, token_table, tokens
+from tinyllama.commands.inspect import (
+    backend_table,
+    backends,
+    in_8_bits,
+    inspect,
+    report,
+    template_name,
+    token_table,
+    tokens,
+)
 from tinyllama.errors import TinyllamaError
 from tinyllama.formats import open_checkpoint
 from tinyllama.machine.download import small_folder
+from tinyllama.machine.limits import UNKNOWN
+from tinyllama.quant import TYPES
 from tinyllama.tensor import Tensor
 from tinyllama.tokenizer import make_tokenizer
 
@@ -106,6 +117,44 @@ def test_a_quantized_file_shows_its_types_and_sizes(files):
     assert wq["type"] == "q4_0_2023" and wq["n_bytes"] == wq["shape"][0] * wq["shape"][1] * 20 // 32
     assert norm["type"] == "f32" and norm["n_bytes"] == 4 * norm["shape"][0]
     assert 5 < inspect(files["q4_0"])["bits_per_weight"] < 5.1
+
+
+def test_types_that_mlx_has_no_exact_form_for_are_shown_with_the_error_of_8_bits(tmp_path, files):
+    (path,) = quantize(small_folder(), tmp_path / "mixed.gguf", "Q2_K")
+    shown = inspect(path)
+    assert shown["mlx"].keys() == shown["types"].keys() & {"q2_k", "q3_k", "q6_k"}
+    assert all(how["bits"] == 8 and 0.002 < how["error"] < 0.006 for how in shown["mlx"].values())
+    assert f"q6_k (error {shown['mlx']['q6_k']['error']:.2%})" in report(shown)
+    exact = inspect(files["q4_0"])
+    assert exact["mlx"] == {} and "on MLX" not in report(exact)
+
+
+def test_weights_without_a_size_have_no_error_in_8_bits(monkeypatch):
+    checkpoint = open_checkpoint("small")
+    blocks = np.zeros((2, 1), TYPES["q6_k"].dtype)
+    tensor = Tensor.from_blocks("layers.0.attention.wq.weight", (2, 256), "q6_k", blocks)
+    tensors = checkpoint.tensors | {tensor.name: tensor}
+    monkeypatch.setattr(
+        "tinyllama.commands.inspect.open_checkpoint", lambda _: replace(checkpoint, tensors=tensors)
+    )
+    shown = inspect("zeros")
+    assert shown["mlx"] == {"q6_k": {"bits": 8, "error": None}}
+    assert "as 8 bits: q6_k; others exact" in report(shown)
+
+
+def test_8_bits_are_mlx_s_to_the_bit():
+    mx = pytest.importorskip("mlx.core")
+    weights = np.random.default_rng(0).normal(size=(200, 32)).astype(np.float32)
+    weights[:20], weights[20:40] = np.abs(weights[:20]), -np.abs(weights[:20])
+    weights[40], weights[41], weights[42, 1:], weights[43] = 0, 3.5, 0, 1e-9
+    with mx.stream(mx.cpu):
+        theirs = mx.dequantize(*mx.quantize(mx.array(weights), 32, 8), 32, 8)
+    assert np.array_equal(in_8_bits(weights), np.array(theirs))
+
+
+def test_the_types_that_mlx_says_exactly_are_those_with_a_scale_for_32_weights():
+    mlx = pytest.importorskip("tinyllama.backends.mlx", exc_type=ImportError)
+    assert mlx.BITS.keys() == {name for name, kind in TYPES.items() if kind.block > 1 and kind.part == 32}
 
 
 def test_every_part_of_a_model_in_parts_is_listed(files):
@@ -286,15 +335,32 @@ def test_the_token_table_has_a_line_a_token_and_shows_what_cannot_be_seen():
 
 
 def test_backends_that_cannot_run_say_why():
-    lines = backend_table({"c": "no compiler", "numpy": None}).splitlines()
+    able = {"obstacle": None, "title": "backend numpy, 2 threads", "free_memory": 3_000_000_000}
+    lines = backend_table({"c": {"obstacle": "no compiler"}, "numpy": able}).splitlines()
     assert lines[0].split(maxsplit=1) == ["c", "can't run here: no compiler"]
-    assert lines[1].split(maxsplit=1) == ["numpy", "can run here"]
+    assert lines[1].split(maxsplit=1) == ["numpy", "can run here, 2 threads      3.0 GB free"]
 
 
 def test_the_c_backend_tells_its_levels():
     _native = pytest.importorskip("tinyllama._native", reason="the C backend is not built")
-    line = backend_table({"c": None})
-    assert "can run here (" in line and ", ".join(_native.levels()) in line
+    line = backend_table({"c": backends()["c"]})
+    assert "can run here, " in line and f" ({', '.join(_native.levels())}" in line
+
+
+def test_mlx_tells_its_device_and_how_much_memory_that_has(monkeypatch):
+    mlx = pytest.importorskip("tinyllama.backends.mlx", exc_type=ImportError)
+    monkeypatch.setattr(mlx.Mlx, "free_memory", lambda _: 5_000_000_000)
+    found = backends()["mlx"]
+    assert found == {"obstacle": None, "title": mlx.Mlx(1).title, "free_memory": 5_000_000_000}
+    line = backend_table({"mlx": found})
+    assert mlx.mx.device_info()["device_name"] in line and line.endswith(" 5.0 GB free")
+
+
+def test_where_the_system_does_not_say_what_memory_is_free_nothing_is_said(monkeypatch):
+    monkeypatch.setattr("tinyllama.backends.numpy.available_memory", lambda: UNKNOWN)
+    found = {"numpy": backends()["numpy"]}
+    assert found["numpy"]["free_memory"] is None
+    assert "free" not in backend_table(found)
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -316,4 +382,4 @@ def test_tokens_and_backends_are_shown_instead(run):
     rows = json.loads(run("--tokens", "Once upon", "--json")[1])
     assert [row["id"] for row in rows] == tinyllama.load("small", "numpy", 1).tokens("Once upon")
     assert run("--tokens", "Once upon")[1].endswith(f"{len(rows)} tokens\n")
-    assert json.loads(run("--backends", "--json")[1])["numpy"] is None
+    assert json.loads(run("--backends", "--json")[1])["numpy"]["obstacle"] is None

@@ -51,7 +51,7 @@ def test_conda_uses_conda_forge_and_installs_with_pip_the_checkout_and_what_it_h
     assert CONDA["channels"] == ["conda-forge"]
     assert all(isinstance(line, str) for line in CONDA_LINES)
     assert WITH_PIP["pip"][0] == "-e ."
-    assert ranges(WITH_PIP["pip"][1:]).keys() == {"libgguf"}
+    assert ranges(WITH_PIP["pip"][1:]).keys() == {"libgguf", "mlx"}
 
 
 def pins(goal):

@@ -1,15 +1,18 @@
-"""What is in a model file, and what running it needs; unless asked to check them, no weight is read."""
+"""What is in a model file, and what running it needs; of its weights only samples are read, unless asked."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 
-from ..backends import get_backend
+import numpy as np
+
+from ..backends import available, get_backend
 from ..errors import check_cancelled, printable
 from ..formats import Checkpoint, open_checkpoint
 from ..formats.gguf import ROPE_FREQS
-from ..machine.limits import human
+from ..machine.limits import UNKNOWN, human
+from ..quant import BLOCK, TYPES
 from ..settings import default_ctx_size
 from ..tensor import Tensor
 from ..tokenizer import TextStream, Tokenizer, make_tokenizer
@@ -43,6 +46,8 @@ TEMPLATES = {
     "deepseek": ("User:", "Assistant:"),
 }
 
+SAMPLE = 2**16  # weights of a tensor, of the first few of a type
+
 
 def _pre(model: dict) -> str:
     return model["tokenizer"]["pre"] if model["family"] == "llama" else ""
@@ -59,8 +64,9 @@ def inspect(model: str | Path, ctx_size: int | None = None, check: bool = False)
         model, ctx_size: as `tinyllama.load` and `Llama.stream` take them.
         check: look for NaN and infinity in all weights.
     Returns:
-        What the JSON shows: sizes are in bytes, "not_finite" are the names of tensors that hold NaN or
-        infinity, None where nobody has checked.
+        What the JSON shows: sizes are in bytes, "mlx" is what backend mlx makes of the types that it has no
+        exact form for, "not_finite" are the names of tensors that hold NaN or infinity, None where nobody
+        has checked.
     Raises:
         TinyllamaError: there is no such model, or its file is damaged.
     """
@@ -85,6 +91,7 @@ def inspect(model: str | Path, ctx_size: int | None = None, check: bool = False)
         "tokenizer": _describe_tokenizer(make_tokenizer(checkpoint.vocabulary, checkpoint.path)),
         "tensors": [_describe_tensor(tensor) for tensor in tensors],
         "types": _types(tensors),
+        "mlx": _on_mlx(tensors),
         "n_params": n_params,
         "n_bytes": n_bytes,
         "bits_per_weight": 8 * n_bytes / n_params,
@@ -113,6 +120,37 @@ def _types(tensors: list[Tensor]) -> dict[str, dict[str, int]]:
     for tensor in tensors:
         sizes.setdefault(tensor.type, []).append(tensor.nbytes)
     return {type: {"n_tensors": len(some), "n_bytes": sum(some)} for type, some in sizes.items()}
+
+
+@np.errstate(all="ignore")  # a damaged file may hold anything
+def _on_mlx(tensors: list[Tensor]) -> dict[str, dict]:
+    """The types whose scales are of 16 weights, as MLX holds them: their bits, and the error of a sample.
+
+    The error is relative, the root of the mean square; None where that is no number.
+    """
+    found = {}
+    for type in {tensor.type: None for tensor in tensors if TYPES[tensor.type].part != BLOCK}:
+        some = [tensor for tensor in tensors if tensor.type == type][:4]
+        rows = [tensor.dequantize(0, max(1, SAMPLE // tensor.shape[-1])) for tensor in some]
+        weights = np.concatenate([row.reshape(-1, BLOCK) for row in rows])
+        error = np.sqrt(np.mean((in_8_bits(weights) - weights) ** 2) / np.mean(weights**2)).item()
+        found[type] = {"bits": 8, "error": error if isfinite(error) else None}
+    return found
+
+
+@np.errstate(all="ignore")
+def in_8_bits(weights: np.ndarray) -> np.ndarray:
+    """What is left of weights in MLX's form of 8 bits, as mlx.core.quantize makes it: [n_groups, 32].
+
+    w = scale * q + bias. The bias is the end of the range that is farther from 0; the scale is such that 0
+    comes out as 0.
+    """
+    low, high = weights.min(axis=1, keepdims=True), weights.max(axis=1, keepdims=True)
+    bias = np.where(-low > high, low, high)
+    scale = np.copysign(np.maximum((high - low) / 255, 1e-7), -bias)
+    zero = np.rint(bias / scale)
+    scale, bias = np.where(zero == 0, scale, bias / zero), np.where(zero == 0, 0, bias)
+    return scale * np.clip(np.rint((weights - bias) / scale), 0, 255) + bias
 
 
 def template_name(template: str) -> str | None:
@@ -201,15 +239,36 @@ def token_table(rows: list[dict]) -> str:
     return "\n".join([*columns(shown, "><<<"), f"{len(rows)} tokens"])
 
 
-def backend_table(backends: dict[str, str | None]) -> str:
-    """What `backends.available` returns, for people: the fastest first."""
-    rows = {name: f"can't run here: {why}" if why else "can run here" for name, why in backends.items()}
-    if backends.get("c", "absent") is None:
+def backends() -> dict[str, dict]:
+    """Of every backend, the fastest first, why it can't run here ("obstacle"), or what it is and has free.
+
+    "free_memory" is in bytes, for models and caches; None where the system doesn't say.
+    """
+    return {name: {"obstacle": why} | ({} if why else _able(name)) for name, why in available().items()}
+
+
+def _able(name: str) -> dict:
+    backend = get_backend(name)
+    free = backend.free_memory()
+    return {"title": backend.title, "free_memory": free if free < UNKNOWN else None}
+
+
+def backend_table(backends: dict[str, dict]) -> str:
+    """What `backends` returns, for people."""
+    rows = {}
+    for name, found in backends.items():
+        if found["obstacle"]:
+            rows[name] = f"can't run here: {found['obstacle']}", ""
+        else:
+            free = f"{human(found['free_memory'])} free" if found["free_memory"] is not None else ""
+            rows[name] = f"can run here{found['title'].removeprefix(f'backend {name}')}", free
+    if "title" in backends.get("c", ()):
         from .. import _native
 
         obstacle = _native.amx_obstacle()
-        rows["c"] += f" ({', '.join(_native.levels())}{f'; not amx: {obstacle}' if obstacle else ''})"
-    return "\n".join(columns(rows.items(), "<<"))
+        levels = f" ({', '.join(_native.levels())}{f'; not amx: {obstacle}' if obstacle else ''})"
+        rows["c"] = rows["c"][0] + levels, rows["c"][1]
+    return "\n".join(columns(((name, *row) for name, row in rows.items()), "<<<"))
 
 
 def _summary(model: dict) -> Iterator[tuple[str, str]]:
@@ -221,11 +280,18 @@ def _summary(model: dict) -> Iterator[tuple[str, str]]:
     yield "family", ", ".join([family, *map(EXTRA.get, extras)])
     mix = f"{model['mix']}, " if model["mix"] else ""
     yield "weights", f"{mix}{model['bits_per_weight']:.2f} bits each: {', '.join(model['types'])}"
+    if model["mlx"]:
+        changed = [f"{type}{_error(how['error'])}" for type, how in model["mlx"].items()]
+        yield "on MLX", f"as 8 bits: {', '.join(changed)}; others exact"
     yield "context", f"{config['max_seq_len']} tokens"
     seen = f"a token attends to {window} tokens" if window else "none: a token attends to all before it"
     yield "window", seen
     yield "RoPE", f"theta {model['rope']['theta']:.6g}{_stretched(model['rope'])}"
     yield "template", template["name"] or ("one of its own" if template["text"] else "none")
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else f" (error {error:.2%})"
 
 
 def _stretched(rope: dict) -> str:

@@ -175,11 +175,10 @@ def perplexity(args: argparse.Namespace) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Show what is in a model file, how it cuts a text, or what can compute here."""
-    from ..backends import available
     from . import inspect
 
     if args.backends:
-        return _print_found(available(), inspect.backend_table, args)
+        return _print_found(inspect.backends(), inspect.backend_table, args)
     if args.tokens is not None:
         return _print_found(inspect.tokens(args.model, args.tokens), inspect.token_table, args)
     found = inspect.inspect(args.model, args.ctx_size, args.check)
