@@ -97,7 +97,7 @@ class Llama(AbstractContextManager):
         cache = self.backend.new_cache(self.config, n_ctx, self.checkpoint)
         origin = {"prompt": str(prompt) if isinstance(prompt, str) else ids, "model": self.name}
         origin |= {"prompt": prompt} if wanted.chat else {}
-        origin |= {"backend": self.backend.name, "threads": self.backend.threads}
+        origin |= {"backend": self.backend.name, "threads": self.backend.threads, **self.backend.options}
         took = Timings(load=self.load_seconds, n_prompt=len(ids))
 
         def run_alone(step: Step) -> np.ndarray:

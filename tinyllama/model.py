@@ -98,7 +98,7 @@ def forward_texts(model: Model, ops, steps: Sequence[Step], tap: Tap | None = No
     shown = tap and (lambda name, array: tap(name, ops.to_numpy(array)))
     x = embed(model, ops, np.concatenate([step.tokens for step in steps]), shown)
     for table, first, stop in ops.stages(model.config.n_layers):
-        x = run_layers(model, table, x, steps, first, stop, shown)
+        x = run_layers(model, table, table.array(x), steps, first, stop, shown)
     last = ops.concatenate([x[rows.stop - step.n_logits : rows.stop] for step, rows in _rows(steps)])
     none = np.empty((0, model.config.vocab_size), np.float32)
     logits = ops.to_numpy(unembed(model, ops, last, shown)) if len(last) else none
@@ -132,7 +132,7 @@ def run_layers(
     """
     config, factors = model.config, model.rope_factors
     positions = np.concatenate([len(step.cache) + np.arange(len(step.tokens)) for step in steps])
-    x, freqs = ops.array(x), ops.rope_freqs(config, positions, factors)  # [n_tokens, head_dim / 2]
+    freqs = ops.rope_freqs(config, positions, factors)  # [n_tokens, head_dim / 2]
     for number, layer in list(enumerate(model.layers))[first:stop]:
         check_cancelled()
         prefix = f"layers.{number}."

@@ -35,7 +35,9 @@ def _make(name: str, threads: int, **options) -> Backend:
     """Raises ImportError where the backend can't run here."""
     module, backend = ("split", "Split") if "gpu_layers" in options else BACKENDS[name]
     require(name in MLX or not options, f"backend {name!r} has no {', '.join(options)}: those are mlx's")
-    return getattr(import_module(f".{module}", __name__), backend)(threads, **options)
+    made = getattr(import_module(f".{module}", __name__), backend)(threads, **options)
+    made.options = options
+    return made
 
 
 def available() -> dict[str, str | None]:
@@ -68,6 +70,7 @@ def get_backend(name: str | None = None, threads: int | None = None, **options) 
     require(right, f"threads must be a whole number from 1 to {MOST_THREADS}, not {threads!r:.80}")
     require(name in ("auto", *BACKENDS), f"no backend {name!r}: there are auto, {', '.join(BACKENDS)}")
     reasons, options = [], {key: value for key, value in options.items() if value is not None}
+    name = "mlx" if name == "auto" and options else name  # who else has options
     for candidate in BACKENDS if name == "auto" else [name]:
         try:
             return _make(candidate, threads, **options)

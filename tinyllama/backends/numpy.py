@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -44,6 +45,7 @@ class Backend:
 
     name = "numpy"  # by which `get_backend` makes it
     level: str | None = None  # the instruction set of the C backend
+    options: ClassVar[dict] = {}  # that `get_backend` was asked for
     cache_type = "float32"  # of the numbers in its KV cache
     cache = ops.KVCache  # its class
     makes_scores = True  # the attention's scores of all heads are in memory together

@@ -92,4 +92,4 @@ class Split(Native):
     @property
     def title(self) -> str:
         """As Backend's."""
-        return f"{self._gpu.title}, for {self._n} layers; for the others {self._c.title}"
+        return f"{self._gpu.title}, with the first {self._n} layers; else {self._c.title}"

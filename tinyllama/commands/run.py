@@ -228,7 +228,7 @@ def _load(args: argparse.Namespace) -> Llama:
     """The model that -m, -t and --backend ask for; what loading will take is said before."""
 
     def announce(path: Path, needed: dict[str, int], mapped: bool) -> None:
-        total, size = sum(needed.values()), needed["weights"]
+        total, size = sum(needed.values()), needed["weights"] + needed.get("gpu_weights", 0)
         what = f"{human(size)} weights, {human(needed['kv_cache'])} KV cache"
         costs = f"up to {human(total)} of memory ({what})"
         if mapped:

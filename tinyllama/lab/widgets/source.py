@@ -49,8 +49,8 @@ def excerpts(kind: str, config: Config) -> list[Excerpt]:
     for node in chain(*map(ast.walk, statements)):
         match node:
             case ast.Attribute(ast.Name("ops"), operation):
-                (called,) = (function for function in _functions(ops) if function.name == operation)
-                return [*found, _excerpt(ops, called, set(), range(called.lineno, called.end_lineno + 1))]
+                for called in (function for function in _functions(ops) if function.name == operation):
+                    return [*found, _excerpt(ops, called, set(), range(called.lineno, called.end_lineno + 1))]
     return found
 
 
