@@ -1,13 +1,12 @@
 """The table on MLX, Apple's array library: on the GPU of a Mac, on NVIDIA's, or on a CPU, to try it.
 
-MLX notes what is to be computed, and computes it when somebody looks: `to_numpy` does, once a token, and so
-does `matmul`, where so much has been noted that nobody could stop it soon.
-
-A matrix of blocks becomes MLX's own form: integers of a few bits, and for each 32 a scale and a bias, w =
-scale * q + bias. Most of ggml's types are that already, in another order of bits. Those that have a scale for
-16 weights become 8 bits or floats, which changes them a little.
+MLX notes what is to be computed, until somebody looks: `to_numpy`, once a token, and `matmul`, where so much
+has been noted that nobody could stop it soon. Weights become MLX's own form: integers of a few bits, and for
+each 32 a scale and a bias, w = scale * q + bias. Most of ggml's types are that already, in another order of
+bits; those with a scale for 16 weights become 8 bits or floats, which changes them a little.
 """
 
+import atexit
 import math
 import sys
 import warnings
@@ -19,13 +18,14 @@ import numpy as np
 from .. import ops
 from ..config import Config
 from ..errors import check_cancelled, require
-from ..machine.limits import available_memory
 from ..quant import BLOCK, TYPES
 from ..tensor import Tensor
-from .numpy import FLOAT_LIMIT, HALF_LIMIT, INT8_LIMIT, Backend, at_fork
+from .numpy import FLOAT_LIMIT, HALF_LIMIT, INT8_LIMIT, Backend, at_fork, computing
 
 try:
     from mlx import core as mx
+
+    from ..machine.gpu import ON_GPU, ON_METAL, device, free_memory
 except ImportError as error:
     raise ImportError(f"it takes mlx: pip install 'tinyllama-lab[mlx]' ({error})") from error
 try:
@@ -33,7 +33,6 @@ try:
 except ImportError:
     Native = Backend
 
-ON_METAL, ON_GPU = mx.metal.is_available(), mx.default_device().type == mx.gpu
 if sys.platform == "darwin" and not ON_METAL:
     raise ImportError("this Mac has no GPU that Metal can use")
 
@@ -59,13 +58,22 @@ class Matrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
         return sum(array.nbytes for array in self.arrays)
 
 
+atexit.register(computing.acquire)  # MLX aborts where Python ends while it computes
+
+
+def compute(*noted) -> None:
+    """Now: arrays, or lists of them."""
+    with computing:
+        mx.eval(*noted)
+
+
 def to_numpy(x) -> np.ndarray:
-    """As float32, if it is MLX's: what has been noted for it is computed now."""
-    return np.asarray(x.astype(mx.float32)) if isinstance(x, mx.array) else x
+    """As float32, if it is MLX's."""
+    with computing:
+        return np.asarray(x.astype(mx.float32)) if isinstance(x, mx.array) else x
 
 
 class Cache(ops.KVCache):
@@ -79,8 +87,7 @@ class Cache(ops.KVCache):
     def new(self, layer: int, room: int):
         return mx.zeros((self._heads, room, self._width), getattr(mx, self.dtype))
 
-    def append(self, layer: int, k, v) -> tuple:
-        """As KVCache's; all in NumPy if k and v are."""
+    def append(self, layer: int, k, v) -> tuple:  # all in NumPy if k and v are
         found = super().append(layer, k, v)
         return found if isinstance(k, mx.array) else tuple(map(to_numpy, found))
 
@@ -97,7 +104,7 @@ class Cache(ops.KVCache):
 
     def computed(self) -> "Cache":
         """Itself, once all is there."""
-        mx.eval(self.keys, self.values)
+        compute(self.keys, self.values)
         return self
 
 
@@ -107,6 +114,7 @@ class Mlx(Backend):
     name = "mlx"
     uses_blas, makes_scores, cache = False, not ON_GPU, Cache
     cast, concatenate = Native.cast, staticmethod(mx.concatenate)
+    rms_norm, free_memory = staticmethod(mx.fast.rms_norm), staticmethod(free_memory)
 
     def __init__(self, threads: int, dtype: str | None = None, inexact_as: str = "8-bit"):
         super().__init__(threads)
@@ -114,9 +122,9 @@ class Mlx(Backend):
         require(self.cache_type in LIMITS, f"no dtype {dtype!r}: there are {', '.join(LIMITS)}")
         require(inexact_as in ("8-bit", "float"), f"no inexact_as {inexact_as!r}: there are 8-bit, float")
         self._dtype = getattr(mx, self.cache_type)
-        self._sums = self._dtype if ON_GPU else mx.float32  # GPUs sum in float32, and CPUs are slow in others
+        self._sums = self._dtype if ON_GPU else mx.float32  # GPUs sum in float32; CPUs are slow in others
         self._inexact_bits, self._noted = 8 * (inexact_as == "8-bit"), 0
-        self.swiglu = mx.compile(_swiglu, shapeless=True) if ON_GPU else _swiglu  # CPUs compile for seconds
+        self.swiglu = mx.compile(_swiglu, shapeless=True) if ON_GPU else _swiglu  # slow to compile on CPUs
 
     def array(self, x) -> mx.array:
         return mx.array(x).astype(self._dtype)
@@ -127,8 +135,7 @@ class Mlx(Backend):
 
     # --- weights --------------------------------------------------------------------------------------
 
-    def bits(self, type: str) -> int:
-        """Of an integer, for weights of some type; 0 if they become floats."""
+    def bits(self, type: str) -> int:  # of an integer, as in Matrix
         return 0 if TYPES[type].block == 1 else BITS.get(type, self._inexact_bits)
 
     def prepare(self, tensor: Tensor, copy: bool = True):
@@ -141,10 +148,10 @@ class Mlx(Backend):
             for start in range(0, piece.shape[0], step):
                 check_cancelled()
                 parts.append(self._packed(tensor, piece.blocks(start, start + step)))
-                mx.eval(parts[-1])
+                compute(parts[-1])
             pieces.append([mx.concatenate(arrays) for arrays in zip(*parts, strict=True)])
         whole = [mx.concatenate(arrays, tensor.axis) for arrays in zip(*pieces, strict=True)]
-        mx.eval(whole)
+        compute(whole)
         return Matrix(tensor.type, tensor.shape, self.bits(tensor.type), whole)
 
     def _packed(self, tensor: Tensor, blocks: np.ndarray) -> list[mx.array]:
@@ -167,8 +174,11 @@ class Mlx(Backend):
     def _held(self, tensor: Tensor, numbers) -> mx.array:
         """Numbers as `dtype`, if that can hold them."""
         held = self.array(numbers)
-        lost = mx.any(mx.isinf(held) & ~mx.isinf(mx.array(numbers))).item()
-        require(not lost, f"{tensor.name} has numbers too large for {self.cache_type}: choose another dtype")
+        lost = mx.any(mx.isinf(held) & ~mx.isinf(mx.array(numbers)))
+        require(
+            not to_numpy(lost),
+            f"{tensor.name} has numbers too large for {self.cache_type}: choose another dtype",
+        )
         return held
 
     # --- operations, as `ops` defines them ------------------------------------------------------------
@@ -176,8 +186,6 @@ class Mlx(Backend):
     def embedding(self, table: Matrix, tokens: np.ndarray) -> mx.array:
         rows = [array[mx.array(tokens)] for array in table.arrays]
         return mx.dequantize(*rows, BLOCK, table.bits) if table.bits else rows[0]
-
-    rms_norm = staticmethod(mx.fast.rms_norm)
 
     def matmul(self, x: mx.array, *weights: Matrix):
         wide, outs = x.astype(self._sums), []
@@ -187,7 +195,7 @@ class Mlx(Backend):
             outs.append(out.astype(self._dtype))
         self._noted += x.size * sum(weight.shape[0] for weight in weights)
         if self._noted > AT_ONCE:
-            mx.eval(outs)
+            compute(outs)
             self._noted = 0
         return outs if len(outs) > 1 else outs[0]
 
@@ -215,8 +223,6 @@ class Mlx(Backend):
         heads = mx.fast.scaled_dot_product_attention(q.swapaxes(0, 1)[None], keys, values, **how)
         return heads[0].swapaxes(0, 1).reshape(n_tokens, -1)
 
-    # --- what it takes --------------------------------------------------------------------------------
-
     def tolerance(self, operation: str, types: Iterable[str] = ()) -> float:
         """Rounding to `dtype`; RoPE's angles in float32; weights that aren't exact."""
         inexact = any(self.bits(type) and type not in BITS for type in types)
@@ -226,12 +232,6 @@ class Mlx(Backend):
         bits, size, n = self.bits(tensor.type), self._dtype.size, math.prod(tensor.shape)
         return n * bits // 8 + 2 * size * n // BLOCK if bits else size * n
 
-    def free_memory(self) -> int:
-        """Of the device: what Metal recommends as a limit less what is in use, or what CUDA says is free."""
-        info, free = mx.device_info(), available_memory()
-        most = info.get("max_recommended_working_set_size")
-        return min(free, most - mx.get_active_memory()) if most else info.get("free_memory", free)
-
     def keeps_in_file(self, tensors: dict[str, Tensor], mmap: bool = False) -> bool:
         if mmap:
             warnings.warn("backend mlx copies weights to its own memory: mmap is ignored", stacklevel=3)
@@ -239,8 +239,7 @@ class Mlx(Backend):
 
     @property
     def title(self) -> str:
-        kind = "Metal" if ON_METAL else "CUDA" if ON_GPU else "CPU"
-        return f"backend mlx ({mx.device_info().get('device_name', kind)}, {kind}), {self.cache_type}"
+        return f"backend mlx ({device()}), {self.cache_type}"
 
 
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:

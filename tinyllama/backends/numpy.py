@@ -212,6 +212,10 @@ def over_forks(lock):
     return lock
 
 
+#: Held while a library computes that a fork would leave half-way. A lock under which somebody asks for this
+#: one has to be made later: a fork takes the latest first.
+computing = over_forks(threading.Lock())
+
 _lock = over_forks(threading.Lock())
 _inside, _before = set(), []  # whoever is inside; (library, its threads before the first came)
 at_fork(after_in_child=_inside.clear)

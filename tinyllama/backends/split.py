@@ -9,10 +9,11 @@ import numpy as np
 
 from ..config import Config
 from ..errors import require
+from ..machine.gpu import ON_METAL
 from ..machine.limits import require_memory
 from ..ops import KVCache
 from ..tensor import Tensor
-from .mlx import ON_METAL, Cache, Mlx, mx
+from .mlx import Cache, Mlx, compute
 from .native import Native
 from .numpy import Backend
 
@@ -30,7 +31,7 @@ class SplitCache(Cache):
 
     def computed(self) -> "SplitCache":
         """As Cache's."""
-        mx.eval(self.keys[: self._n], self.values[: self._n])
+        compute(self.keys[: self._n], self.values[: self._n])
         return self
 
 
