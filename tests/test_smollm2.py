@@ -123,18 +123,31 @@ def test_backend_c_predicts_what_numpy_does(smollm2_file, smollm2):
     pytest.importorskip("tinyllama._native", reason="the C backend is not built")
     text = (Path(__file__).parents[1] / "data" / "held_out.txt").read_text()[:6000]
     ids = smollm2.tokens(TEXT + text)[:1000]
-    in_c = tinyllama.load(smollm2_file, backend="c")
-    caches, divergence, loss = (smollm2.new_cache(1000), in_c.new_cache(1000)), [], []
-    for start in range(0, 1000, 200):
+    _assert_predicts(tinyllama.load(smollm2_file, backend="c"), smollm2, ids, KL_LIMIT, PERPLEXITY_LIMIT)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "dtype, kl, perplexity",
+    [("float32", 1e-7, 1e-5), ("float16", KL_LIMIT, PERPLEXITY_LIMIT), ("bfloat16", 4e-3, 2e-2)],
+)
+def test_backend_mlx_predicts_what_numpy_does(smollm2_file, smollm2, dtype, kl, perplexity):
+    pytest.importorskip("tinyllama.backends.mlx", exc_type=ImportError)
+    on_mlx = tinyllama.load(smollm2_file, backend="mlx", dtype=dtype)
+    _assert_predicts(on_mlx, smollm2, smollm2.tokens(TEXT)[:100], kl, perplexity)
+
+
+def _assert_predicts(llama, smollm2, ids, kl_limit, perplexity_limit):
+    caches, divergence, loss = (smollm2.new_cache(1000), llama.new_cache(1000)), [], []
+    for start in range(0, len(ids), 200):
         some, following = ids[start : start + 200], np.array(ids[start + 1 : start + 201])
         p, q = (
-            _log_probs(llama.forward(some, cache))
-            for llama, cache in zip((smollm2, in_c), caches, strict=True)
+            _log_probs(one.forward(some, cache)) for one, cache in zip((smollm2, llama), caches, strict=True)
         )
         divergence.extend((np.exp(p) * (p - q)).sum(axis=-1))
         loss.extend((p - q)[np.arange(len(following)), following])
-    assert np.mean(divergence) < KL_LIMIT
-    assert abs(np.expm1(np.mean(loss))) < PERPLEXITY_LIMIT
+    assert np.mean(divergence) < kl_limit
+    assert abs(np.expm1(np.mean(loss))) < perplexity_limit
 
 
 def _log_probs(logits: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def agrees(path: Path, cache: KVCache) -> None:
                 contract.must(same, "not what the safetensors package reads", f"{name} of layer {layer}")
     again = path.with_name("again.cache")
     cache.save(again)
-    reread = cache_file.read(again, KVCache(CONFIG, 64, cache.keys[0].dtype, MODEL), CONFIG.vocab_size)
+    reread = cache_file.read(again, KVCache(CONFIG, 64, cache.dtype, MODEL), CONFIG.vocab_size)
     contract.must((reread.ids, reread.n_many) == (cache.ids, cache.n_many), "another cache when saved again")
 
 
