@@ -339,6 +339,8 @@ def load(
             while _loaded and (len(_loaded) >= KEPT or not table.has_memory(needed)):
                 del _loaded[next(iter(_loaded))]
             mapped = table.keeps_in_file(checkpoint.tensors, mmap)
+            if mmap and not mapped:
+                warnings.warn(f"mmap is ignored: backend {table.name} copies all weights", stacklevel=2)
             table.require_load(checkpoint.path, needed, mapped)
             if announce:
                 announce(checkpoint.path, needed, mapped)

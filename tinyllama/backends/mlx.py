@@ -9,7 +9,6 @@ bits; those with a scale for 16 weights become 8 bits or floats, which changes t
 import atexit
 import math
 import sys
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from .. import ops
 from ..config import Config
-from ..errors import check_cancelled, require
+from ..errors import require
 from ..quant import BLOCK, TYPES
 from ..tensor import Tensor
 from .numpy import FLOAT_LIMIT, HALF_LIMIT, INT8_LIMIT, Backend, at_fork, computing
@@ -44,7 +43,7 @@ BITS |= dict.fromkeys(("q5_0", "q5_1", "q5_k"), 5) | dict.fromkeys(("q8_0", "iq4
 LIMITS = {"float32": FLOAT_LIMIT, "float16": HALF_LIMIT, "bfloat16": INT8_LIMIT}
 
 AT_ONCE = 10**11 if ON_GPU else 2 * 10**9  # multiply-adds between two looks at the flag that stops: 0.1 s
-PORTION = 2**24  # weights that are packed at a time
+PORTION = 2**20  # weights that are packed at a time: they stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,12 +143,15 @@ class Mlx(Backend):
             return self._held(tensor, np.array(tensor.dequantize()))
         pieces = []
         for piece in tensor.pieces:
-            step, parts = max(1, PORTION // piece.shape[1]), []
-            for start in range(0, piece.shape[0], step):
-                check_cancelled()
-                parts.append(self._packed(tensor, piece.blocks(start, start + step)))
-                compute(parts[-1])
-            pieces.append([mx.concatenate(arrays) for arrays in zip(*parts, strict=True)])
+            step = max(1, PORTION // piece.shape[1])
+            parts = dict.fromkeys(range(0, piece.shape[0], step))
+
+            def pack(start: int, piece=piece, step=step, parts=parts) -> None:
+                parts[start] = self._packed(tensor, piece.blocks(start, start + step))
+                compute(parts[start])
+
+            self._share(pack, list(parts))
+            pieces.append([mx.concatenate(arrays) for arrays in zip(*parts.values(), strict=True)])
         whole = [mx.concatenate(arrays, tensor.axis) for arrays in zip(*pieces, strict=True)]
         compute(whole)
         return Matrix(tensor.type, tensor.shape, self.bits(tensor.type), whole)
@@ -160,25 +162,25 @@ class Mlx(Backend):
         if kind.name in BITS:
             scale, minimum = (x if x is None else x.reshape(len(x), -1) for x in kind.factors(blocks))
             zero = 0 if minimum is not None else 1 << (bits - 1)
-            q = mx.array(kind.integers(blocks).reshape(len(blocks), -1, 8)).view(mx.uint8) + zero
-            eights = q.astype(mx.uint64) << mx.arange(0, 8 * bits, bits).astype(mx.uint64)
-            eights = mx.sum(eights, axis=-1, keepdims=True).view(mx.uint8)[..., :bits]  # 8 in so many bytes
-            bias = -zero * scale if minimum is None else -minimum
-            return [eights.reshape(len(q), -1).view(mx.uint32), held(scale), held(bias)]
+            q = kind.integers(blocks).reshape(len(blocks), -1).view(np.uint8) + np.uint8(zero)
+            eights = q.view(np.uint64)  # each becomes `bits` bytes: neighbours close up, then pairs, fours
+            for n in (1, 2, 4):
+                low = np.uint64(((1 << n * bits) - 1) * sum(1 << at for at in range(0, 64, 16 * n)))
+                eights = eights & low | eights >> np.uint64(n * (8 - bits)) & low << np.uint64(n * bits)
+            q = eights[..., None].view(np.uint8)[..., :bits].reshape(len(blocks), -1).view(np.uint32)
+            return [mx.array(q), held(scale), held(-zero * scale if minimum is None else -minimum)]
+        bf16 = kind.name == "bf16"
+        numbers = mx.array(blocks).view(mx.bfloat16) if bf16 else mx.array(kind.dequantize(blocks))
         if not bits:
-            bf16 = kind.name == "bf16"
-            return [held(mx.array(blocks).view(mx.bfloat16) if bf16 else kind.dequantize(blocks))]
-        q, *factors = mx.quantize(mx.array(kind.dequantize(blocks)), BLOCK, bits)
+            return [held(numbers)]
+        q, *factors = mx.quantize(numbers, BLOCK, bits)
         return [q, *map(held, factors)]
 
     def _held(self, tensor: Tensor, numbers) -> mx.array:
         """Numbers as `dtype`, if that can hold them."""
         held = self.array(numbers)
         lost = mx.any(mx.isinf(held) & ~mx.isinf(mx.array(numbers)))
-        require(
-            not to_numpy(lost),
-            f"{tensor.name} has numbers too large for {self.cache_type}: choose another dtype",
-        )
+        require(not to_numpy(lost), f"{tensor.name} is too large for {self.cache_type}: name another dtype")
         return held
 
     # --- operations, as `ops` defines them ------------------------------------------------------------
@@ -233,8 +235,6 @@ class Mlx(Backend):
         return n * bits // 8 + 2 * size * n // BLOCK if bits else size * n
 
     def keeps_in_file(self, tensors: dict[str, Tensor], mmap: bool = False) -> bool:
-        if mmap:
-            warnings.warn("backend mlx copies weights to its own memory: mmap is ignored", stacklevel=3)
         return False
 
     @property
