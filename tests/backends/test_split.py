@@ -15,7 +15,7 @@ from tinyllama.model import build, forward, tap_shapes
 from tinyllama.texts.drafts import Pace
 
 split = pytest.importorskip("tinyllama.backends.split", exc_type=ImportError)
-Mlx, Native = split.Mlx, split.Native
+Mlx, Native, mx = split.Mlx, split.Native, pytest.importorskip("mlx.core")
 
 STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside with her dog. "
 N_LAYERS = 4  # of the small model
@@ -58,9 +58,7 @@ def test_each_weight_lies_on_its_side_and_so_do_keys_and_values(n):
     llama.forward([5, 6], cache)
     on_gpu = min(n, N_LAYERS)
     for arrays in (cache.keys, cache.values):
-        assert [not isinstance(array, np.ndarray) for array in arrays] == [
-            i < on_gpu for i in range(N_LAYERS)
-        ]
+        assert [isinstance(array, mx.array) for array in arrays] == [i < on_gpu for i in range(N_LAYERS)]
     needed = llama.backend.memory(llama.config, llama.checkpoint.tensors, 100)
     sides = {
         side: sum(
