@@ -139,6 +139,36 @@ def test_the_page_of_settings_in_docs_is_up_to_date():
     assert is_same, "Settings have changed: run `python tools/settings_page.py`"
 
 
+def test_a_chat_template_can_be_in_a_file(run, tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text("Said: {{ messages[0].content }}\n")
+    argv = ["generate", "-p", "Hi", "--chat", *QUICK]
+    status, text, _ = run(*argv, "--chat-template-file", str(file))
+    assert (status, text) == run(*argv, "--chat-template", file.read_text())[:2]
+    assert status == 0
+
+
+@pytest.mark.parametrize(
+    "content, wrong",
+    [(None, "No such file"), (b"", "no chat template in it"), (b"\xff", "utf-8"), (b"x" * 70_000, "65,536")],
+)
+def test_a_file_that_holds_no_chat_template_is_refused_in_a_line(run, tmp_path, content, wrong):
+    file = tmp_path / "mine.jinja"
+    if content is not None:
+        file.write_bytes(content)
+    status, _, told = run("generate", "-p", "Hi", "--chat_template_file", str(file))
+    assert status == 2
+    assert f"{file}: " in told
+    assert wrong in told
+    assert told.count("\n") == 1
+
+
+def test_a_chat_template_is_given_in_one_way(run):
+    status, _, told = run("generate", "--chat-template", "chatml", "--chat-template-file", "mine.jinja")
+    assert status == 2
+    assert "not allowed with argument --chat_template" in told
+
+
 def test_only_options_are_respelled(run):
     for text in ("--a-b c", "a-b"):
         assert cli.parse(["generate", "-p", text, "--n-predict", "3"]).prompt == text

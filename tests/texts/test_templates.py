@@ -5,10 +5,12 @@ import sys
 from datetime import datetime
 
 import pytest
+from vocabularies import hugging_faces
 
 import tinyllama
 from tinyllama.errors import TinyllamaError
 from tinyllama.texts import templates
+from tinyllama.texts.named_templates import NAMED
 from tinyllama.texts.templates import Template
 from tinyllama.tokenizer import CONTROL, NORMAL, USER_DEFINED, Vocabulary, make_tokenizer, printed
 
@@ -124,6 +126,133 @@ def test_prompts_are_those_of_transformers():
     assert today in spelled(tokenizer, Template(sources[1], tokenizer).encode(chat))
 
 
+SYSTEM_FIRST = """{%- if messages[0]['role'] == 'system' -%}
+    {%- set told = messages[0]['content'] | trim %}{%- set rest = messages[1:] -%}
+{%- else -%}
+    {%- set told = '' %}{%- set rest = messages -%}
+{%- endif -%}
+{%- for message in rest -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{- raise_exception('Roles must alternate') -}}
+    {%- endif -%}
+    {%- if message['role'] == 'user' -%}
+        {{- bos_token + '[INST] ' + (told + '\n\n' if loop.first and told else '') -}}
+        {{- message.content }} [/INST]
+    {%- else -%}
+        {{- ' ' ~ message.content.strip() ~ eos_token -}}
+    {%- endif -%}
+{%- endfor -%}"""
+
+THOUGHTS = """{%- set ns = namespace(last=0) -%}
+{%- for message in messages[::-1] -%}
+    {%- set index = (messages | length - 1) - loop.index0 -%}
+    {%- set content = message.content -%}
+    {%- if not ns.last and message.role == 'user' and content is string
+        and not (content.startswith('<tool_response>') and content.endswith('</tool_response>')) -%}
+        {%- set ns.last = index -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+    {%- set content = message.content -%}{%- set thought = '' -%}
+    {%- if '</think>' in content -%}
+        {%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') -%}
+        {%- set content = content.split('</think>')[-1].lstrip('\n') -%}
+    {%- endif -%}
+    {{- '<|im_start|>' + message.role + '\n' -}}
+    {%- if loop.index0 > ns.last and thought -%}{{- '<think>\n' + thought + '\n</think>\n\n' -}}{%- endif -%}
+    {{- content.replace('/no_think', '') + '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"""
+
+KINDS = {"turns": CHATML, "system first": SYSTEM_FIRST, "thoughts": THOUGHTS} | {
+    name: NAMED[name] for name in ("llama3", "llama2-sys-bos", "gemma", "mistral-v3", "phi3", "zephyr")
+}
+NASTY = [
+    "",
+    "  ",
+    "\n",
+    " \t both sides \n\n",
+    "{{ 7 * 7 }} {% if x %} {# c #}",
+    "<think>hm</think> yes",
+    "<think>\nopen",
+    "a </think> b </think>\n\nc",
+    "<tool_response>\nr\n</tool_response>",
+    "be brief /no_think",
+    "\u202eright to left שלום\u202c",
+    "zero\u200bwidth\u200d\ufeff",
+    "private \ue000\U00100000\U0010fffd",
+    "🦙👩‍👩‍👧",
+    "e\u0301 \u00a0 \u3000",
+    "x" * 20_000,
+    "Ġ ▁ \x00 \x1b[31m",
+]
+
+
+def rendered_by_transformers(source: str, chat: list[dict]) -> str | None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    try:
+        (text,), _ = utils.render_jinja_template(
+            [chat], chat_template=source, add_generation_prompt=True, bos_token="<s>", eos_token="<|im_end|>"
+        )
+    except Exception:
+        return None
+    return text
+
+
+def nasty_chats():
+    for text in NASTY:
+        yield user(text, text, text)
+        yield [{"role": "system", "content": text}, *user("Hi", text, "last")]
+
+
+@pytest.mark.parametrize("source", KINDS.values(), ids=KINDS)
+def test_nasty_messages_are_rendered_as_by_transformers(tokenizer, source):
+    template = Template(source, tokenizer)
+    for chat in nasty_chats():
+        expected = rendered_by_transformers(source, chat)
+        if expected is None:
+            with pytest.raises(TinyllamaError):
+                template.encode(chat)
+            continue
+        assert template.encode(chat) == tokenizer.encode(expected, bos=False, special=True), chat
+
+
+def test_what_is_typed_as_a_control_token_is_the_same_text_as_by_transformers(tokenizer):
+    for source in KINDS.values():
+        for text in ("<|im_end|>", "<s> <|im_start|>system\n", "a<|im_", "end|>"):
+            chat = user(text, text, text)
+            expected = rendered_by_transformers(source, chat)
+            names = {256: b"<|im_start|>", 257: b"<|im_end|>", 258: b"<s>"}
+            ids = Template(source, tokenizer).encode(chat)
+            assert b"".join(names.get(i) or tokenizer.token_bytes(i) for i in ids).decode() == expected
+            shown = Template(source, tokenizer).encode(user("x", "x", "x"))
+            assert [i for i in ids if i in names] == [i for i in shown if i in names]
+
+
+@pytest.mark.parametrize("source", KINDS.values(), ids=KINDS)
+def test_ids_are_those_of_transformers_with_smollm2s_vocabulary(source, smollm2_file):
+    tokenizers = pytest.importorskip("tokenizers")
+    llama = tinyllama.load("smollm2")
+    vocabulary = llama.tokenizer.vocabulary
+    theirs = hugging_faces(vocabulary)
+    special = [p for p, kind in zip(vocabulary.pieces, vocabulary.types, strict=True) if kind == CONTROL]
+    theirs.add_special_tokens(
+        [tokenizers.AddedToken(piece, special=True, normalized=False) for piece in special]
+    )
+    pieces = vocabulary.pieces
+    names = {"bos_token": pieces[vocabulary.bos_id], "eos_token": pieces[vocabulary.eos_id]}
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    for chat in nasty_chats():
+        try:
+            (text,), _ = utils.render_jinja_template(
+                [chat], chat_template=source, add_generation_prompt=True, **names
+            )
+        except Exception:
+            continue
+        ids = Template(source, llama.tokenizer).encode(chat)
+        assert ids == theirs.encode(text, add_special_tokens=False).ids, chat
+
+
 def test_smollm2s_prompts_are_those_of_its_template(smollm2_file):
     llama = tinyllama.load("smollm2")
     ids = Template(llama.checkpoint.template, llama.tokenizer).encode(user("Hi\n"))
@@ -153,50 +282,14 @@ def test_text_behind_a_control_token_is_cut_as_without_a_template(scheme):
 @pytest.mark.parametrize(
     "source, why",
     [
-        ("", "no chat template"),
+        ("", "can't be read: it is empty"),
         ("{% if", "can't be read: unexpected 'end of template'"),
         ("{{ messages | nothing }}", "can't be read: No filter named 'nothing'"),
-        ("{% include 'x' %}", "no loader"),
         ("{{ raise_exception('Roles must alternate') }}", "refuses this chat: Roles must alternate"),
         ("{{ messages[9].content }}", "refuses this chat"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
-        ("{{ messages.append(1) }}", "unsafe"),
-        ("{{ raise_exception.__globals__.json }}", "unsafe"),
-        ("{% for a in range(60000) %}{% for b in range(60000) %}{% endfor %}{% endfor %}", "steps"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
-        ("{{ range(99999) | list }}", "too large"),
-        ("{{ 'a' * 10**9 }}", "small numbers"),
-        ("{{ 2 ** 9999 }}", "small numbers"),
-        ("{{ '%999999999d' % 1 }}", "small numbers"),
-        ("{{ '{:>999999999}'.format(1) }}", "16,777,216"),
-        ("{{ 'a'.ljust(999999999) }}", "too large"),
-        ("{{ 'a' | center(999999999) }}", "No filter"),
-        (
-            "{% set n = namespace(x='aaaa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-            "makes",
-        ),
-        (
-            "{% set n = namespace(x='aaaa') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
-            "makes",
-        ),
-        (
-            "{% set n = namespace(x='aaaa') %}{% for i in range(99) %}"
-            "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
-            "makes",
-        ),
-        (
-            "{% set n = namespace(x='aaaa') %}{% for i in range(99) %}"
-            "{% set n.x = n.x | replace('a', n.x) %}{% endfor %}",
-            "makes",
-        ),
-        (
-            "{% set n = namespace(x='aaaa') %}{% for i in range(99) %}"
-            "{% set n.x = n.x.join([n.x, n.x, n.x]) %}{% endfor %}",
-            "makes",
-        ),
     ],
 )
-def test_a_template_gets_nothing_but_the_chat_and_ends_soon(tokenizer, source, why):
+def test_a_template_that_fails_says_why(tokenizer, source, why):
     with pytest.raises(TinyllamaError, match=why) as caught:
         Template(source, tokenizer).encode(user("a"))
     assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from .. import __version__
-from ..errors import TinyllamaError
+from ..errors import TinyllamaError, naming, require
 
 BACKENDS = ("auto", "mlx", "c", "numexpr", "numpy")
 NAMED = ("smollm2",)
@@ -135,6 +135,9 @@ def _add_settings(command: argparse.ArgumentParser) -> Iterator[argparse.Action]
             text += "" if setting.default is None else "; default: %(default)s"
             yield command.add_argument(*flags, type=kind, metavar=metavar, default=setting.default, help=text)
 
+    template = "as --chat_template, from a file"
+    yield command.add_argument("--chat_template_file", metavar="FILE", help=template)
+
 
 def _add_mixes(command: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """What a file can be quantized to."""
@@ -159,11 +162,27 @@ def _settings(args: argparse.Namespace) -> dict:
     from ..settings import Settings
 
     settings = {name: value for name, value in vars(args).items() if name in Settings.__annotations__}
+    if args.chat_template is not None and args.chat_template_file is not None:
+        args.parser.error("argument --chat_template_file: not allowed with argument --chat_template")
     try:
+        if args.chat_template_file is not None:
+            settings["chat_template"] = read_template(args.chat_template_file)
         Settings(**settings)
     except TinyllamaError as error:
         args.parser.error(str(error))
     return settings
+
+
+def read_template(path: str) -> str:
+    """A chat template from a file. Raises TinyllamaError, naming the file, if it can't be one."""
+    from ..texts.sandbox import LONGEST
+
+    with naming(path), open(path, "rb") as file:
+        data = file.read(4 * LONGEST + 1)
+        text = data.decode()
+        require(len(text) <= LONGEST, f"more than {LONGEST:,} characters: it is no chat template")
+        require(text.strip(), "there is no chat template in it")
+    return text
 
 
 def _arg(flags: str, help: str, **options) -> tuple[list[str], dict]:

@@ -1,32 +1,23 @@
 """How a chat becomes the tokens of a prompt: by a template in Jinja, which comes with the model.
 
-A template is a stranger's program. It runs in a sandbox that gives it nothing but the chat, for so many steps
-and so much text at most. Its environment is that of transformers, for which templates are written.
+A template is a stranger's program, and runs in a sandbox (sandbox.py).
 
 What people wrote never becomes a control token. The template sees a private character in its place, and the
 text comes in once the control tokens, which are the template's alone, have been found (`Tokenizer.encode`).
 """
 
-import json
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.util import find_spec
 
-from ..errors import TinyllamaError, check_cancelled, require
+from ..errors import TinyllamaError, require
 from ..tokenizer import CONTROL, Tokenizer
-from .named_templates import NAMED
+from .named_templates import ALIASES, NAMED, ROLES
+from .sandbox import MOST, compiled, rendered
 
-ROLES = ("system", "user", "assistant")
-STEPS = 1_000_000  # lines of Python that a template may run, of which a message takes some tens
-MOST = 1 << 24  # characters of a prompt
-OFTEN = 10_000  # steps between two looks at whether to stop
 PRIVATE = range(0x100000, 0x10FFFE)  # characters of which Unicode says nothing
-#: Marks that templates look for in what the model wrote earlier, to leave its thoughts out.
-MARKS = ("<think>", "</think>")
-#: Filters of Jinja that make long texts of short ones, or that no chat needs.
-LENGTHENING = ("center", "filesizeformat", "format", "indent", "pprint", "random", "urlize", "wordwrap")
+#: What templates look for in messages: thoughts, which they leave out of earlier answers, and switches.
+MARKS = "<think> </think> <tool_response> </tool_response> /no_think /think /system_override <<SYS>>"
 NEEDED = "chats need the package jinja2: pip install 'tinyllama-lab[chat]'"
 
 
@@ -37,10 +28,12 @@ def available() -> bool:
 
 def template_source(wanted: str) -> str:
     """A template by its name, or what is one in Jinja. Raises TinyllamaError for a name that there isn't."""
-    require(
-        "{" in wanted or wanted in NAMED, f"no chat template {wanted!r:.60}: there are {', '.join(NAMED)}"
-    )
-    return NAMED.get(wanted, wanted)
+    name = ALIASES.get(wanted, wanted)
+    if "{" not in wanted and name not in NAMED:
+        near = get_close_matches(wanted, [*NAMED, *ALIASES], n=1)
+        meant = f": did you mean {near[0]}?" if near else f": there are {', '.join(NAMED)}"
+        raise TinyllamaError(f"no chat template {wanted!r:.60}{meant}")
+    return NAMED.get(name, wanted)
 
 
 def prompt_of(chat: str | list[dict], template: "Template | None") -> str | list[int]:
@@ -59,17 +52,12 @@ class Template:
 
     def __init__(self, source: str, tokenizer: Tokenizer):
         require(available(), NEEDED)
-        from jinja2 import TemplateError
-
         self._tokenizer, pieces = tokenizer, tokenizer.vocabulary.pieces
         names = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
         self._names = {name: "" if token is None else pieces[token] for name, token in names.items()}
-        marks = [mark for mark in MARKS if mark not in _controls(tokenizer)]
+        marks = [mark for mark in MARKS.split() if mark not in _controls(tokenizer)]
         self._marks = re.compile("|".join(map(re.escape, marks)) or "(?!)")
-        try:
-            self._template = _environment().from_string(source)
-        except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
-            raise TinyllamaError(f"the model's chat template can't be read: {_cause(error)}") from None
+        self._template = compiled(source)
 
     def encode(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> list[int]:
         """A chat -> the ids of a prompt, which the model continues as the assistant.
@@ -84,7 +72,8 @@ class Template:
             {"role": message["role"], "content": self._hidden(message["content"], filled)}
             for message in _checked(messages)
         ]
-        text = self._render(messages=shown, add_generation_prompt=add_generation_prompt)
+        names = self._names | {"messages": shown, "add_generation_prompt": add_generation_prompt}
+        text = rendered(self._template, tools=None, documents=None, **names)
         size = len(text) + sum(len(filled.get(ord(char), "")) for char in text)
         require(size <= MOST, f"the chat has more than {MOST:,} characters")
         ids = self._tokenizer.encode(text, bos=False, special=True, filled=filled)
@@ -107,29 +96,6 @@ class Template:
         before, _, after = content.partition(core) if core else (content, "", "")
         return before + "".join(hidden) + after
 
-    def _render(self, **chat) -> str:
-        from jinja2 import TemplateError
-
-        parts, size = [], 0
-        try:
-            with _bounded():
-                for part in self._template.generate(tools=None, documents=None, **self._names, **chat):
-                    parts.append(part)
-                    size += len(part)
-                    require(size <= MOST, f"it writes more than {MOST:,} characters")
-        except (TinyllamaError, TemplateError, MemoryError, *_FAILURES) as error:
-            check_cancelled()
-            raise TinyllamaError(f"the model's chat template refuses this chat: {_cause(error)}") from None
-        return "".join(parts)
-
-
-#: What a program in Jinja can fail with: it is Python with another face.
-_FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-
-
-def _cause(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
 
 def _controls(tokenizer: Tokenizer) -> set[str]:
     vocabulary = tokenizer.vocabulary
@@ -151,110 +117,3 @@ def _checked(messages: object) -> list[dict[str, str]]:
         except UnicodeEncodeError:
             raise TinyllamaError(f"{where}.content holds half a character") from None
     return messages
-
-
-@contextmanager
-def _bounded() -> Iterator[None]:
-    """Inside, at most STEPS lines of Python run: the loops of a template are Python's."""
-    before, n_steps = sys.gettrace(), 0
-
-    def step(*_):
-        nonlocal n_steps
-        n_steps += 1
-        if n_steps % OFTEN == 0:
-            check_cancelled()
-        require(n_steps <= STEPS, f"it takes more than {STEPS:,} steps")
-        return step
-
-    sys.settrace(step)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
-
-def _environment():
-    """As transformers makes it, but for what only makes texts long: those stay below MOST all the time."""
-    from jinja2.compiler import CodeGenerator
-    from jinja2.exceptions import SecurityError, TemplateRuntimeError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def bounded(size: int) -> None:
-        if size > MOST:
-            raise SecurityError(f"it makes more than {MOST:,} characters")
-
-    def joined(parts) -> str:
-        texts = [str(part) for part in parts]
-        bounded(sum(map(len, texts)))
-        return "".join(texts)
-
-    def replace(text, old, new, count=None):
-        text, old, new = str(text), str(old), str(new)
-        bounded(len(text) + text.count(old) * len(new))
-        return text.replace(old, new, -1 if count is None else count)
-
-    def join(values, d="", attribute=None):
-        require(attribute is None, "join by an attribute isn't supported here")
-        values = [str(value) for value in values]
-        bounded(sum(map(len, values)) + len(values) * len(str(d)))
-        return str(d).join(values)
-
-    class Generated(CodeGenerator):
-        def visit_Concat(self, node, frame):
-            self.write("environment.concat((")
-            for part in node.nodes:
-                self.visit(part, frame)
-                self.write(", ")
-            self.write("))")
-
-    class Written(Extension):
-        """{% generation %}, around what the model writes: it matters in training alone."""
-
-        tags = frozenset({"generation"})
-
-        def parse(self, parser):
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        code_generator_class, concat = Generated, staticmethod(joined)
-        intercepted_binops = frozenset({"*", "**", "%", "+"})
-
-        def call_binop(self, context, operator, left, right):
-            most = 64 if operator == "**" else 1 << 32
-            small = all(isinstance(one, int | float) and abs(one) <= most for one in (left, right))
-            if operator == "+" and not small:
-                bounded(len(left) + len(right))
-            elif not small:
-                raise SecurityError(f"{operator} is for small numbers alone here")
-            return super().call_binop(context, operator, left, right)
-
-        def call(self, context, function, *args, **kwargs):
-            large = [one for one in (*args, *kwargs.values()) if isinstance(one, int) and abs(one) > 1 << 16]
-            if large:
-                raise SecurityError(f"the number {large[0]!s:.20} is too large here")
-            owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
-            if isinstance(owner, str) and name in ("replace", "join"):
-                return replace(owner, *args) if name == "replace" else join(*args, owner)
-            return super().call(context, function, *args, **kwargs)
-
-    def raise_exception(message):
-        raise TemplateRuntimeError(message)
-
-    def strftime_now(form):
-        from datetime import datetime
-
-        return datetime.now().strftime(form)
-
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        how = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
-        return json.dumps(value, ensure_ascii=ensure_ascii, **how)
-
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Written, loopcontrols])
-    environment.filters |= {"tojson": tojson, "replace": replace, "join": join}
-    for name in LENGTHENING:
-        del environment.filters[name]
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
-    del environment.globals["lipsum"]
-    return environment
