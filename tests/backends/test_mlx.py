@@ -456,7 +456,6 @@ def test_a_cache_goes_on_after_a_pass_that_was_stopped(asked):
     assert_goes_on(asked, lambda job: job())
 
 
-@pytest.mark.xfail(reason="what the stopped pass has noted can't be computed there", raises=RuntimeError)
 @pytest.mark.parametrize("asked", range(1, 4))
 def test_a_cache_goes_on_in_another_thread_after_a_pass_that_was_stopped(asked):
     assert_goes_on(asked, in_a_thread)
@@ -524,7 +523,6 @@ def test_options_that_make_no_sense_are_refused_in_one_line(name, options, words
         refused(lambda: get_backend(name, 1, **options), *words)
 
 
-@pytest.mark.xfail(reason="it is said three times, from three places")
 def test_a_model_that_is_to_stay_in_its_file_is_copied_with_one_warning():
     with pytest.warns(UserWarning, match="mmap is ignored") as warned:
         mapped = tinyllama.load("small", "mlx", 1, mmap=True)

@@ -70,6 +70,11 @@ def get_backend(name: str | None = None, threads: int | None = None, **options) 
     require(right, f"threads must be a whole number from 1 to {MOST_THREADS}, not {threads!r:.80}")
     require(name in ("auto", *BACKENDS), f"no backend {name!r}: there are auto, {', '.join(BACKENDS)}")
     reasons, options = [], {key: value for key, value in options.items() if value is not None}
+    wrong = options.keys() - set(OPTIONS)
+    require(not wrong, f"no option {min(wrong, default='')!r} of a backend: there are {', '.join(OPTIONS)}")
+    layers = options.get("gpu_layers", 0)
+    right = isinstance(layers, int) and not isinstance(layers, bool) and layers >= 0
+    require(right, f"gpu_layers must be a whole number of at least 0, not {layers!r:.80}")
     name = "mlx" if name == "auto" and options else name  # who else has options
     for candidate in BACKENDS if name == "auto" else [name]:
         try:

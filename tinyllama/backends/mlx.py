@@ -118,8 +118,10 @@ class Mlx(Backend):
     def __init__(self, threads: int, dtype: str | None = None, inexact_as: str = "8-bit"):
         super().__init__(threads)
         self.cache_type = dtype or ("float16" if ON_GPU else "float32")
-        require(self.cache_type in LIMITS, f"no dtype {dtype!r}: there are {', '.join(LIMITS)}")
-        require(inexact_as in ("8-bit", "float"), f"no inexact_as {inexact_as!r}: there are 8-bit, float")
+        require(str(self.cache_type) in LIMITS, f"no dtype {dtype!r}: there are {', '.join(LIMITS)}")
+        require(
+            str(inexact_as) in ("8-bit", "float"), f"no inexact_as {inexact_as!r}: there are 8-bit, float"
+        )
         self._dtype = getattr(mx, self.cache_type)
         self._sums = self._dtype if ON_GPU else mx.float32  # GPUs sum in float32; CPUs are slow in others
         self._inexact_bits, self._noted = 8 * (inexact_as == "8-bit"), 0
