@@ -131,6 +131,13 @@ def test_every_setting_is_an_option_with_its_help_default_and_range(run, setting
             assert status == 2 and setting.name in err
 
 
+def test_a_chat_has_the_settings_of_a_text_and_ends_where_the_model_ends():
+    wanted = cli.parse(["chat"]).settings
+    usual = cli.parse(["generate"]).settings
+    assert wanted.pop("n_predict") == -1 and wanted.pop("batch_size") < usual["batch_size"]
+    assert "chat" not in wanted and all(usual[name] == value for name, value in wanted.items())
+
+
 def test_the_page_of_settings_in_docs_is_up_to_date():
     root = Path(__file__).parents[2]
     tool = root / "tools" / "settings_page.py"
@@ -219,6 +226,9 @@ def test_the_command_takes_the_types_that_python_takes(run):
         (["generate", "-p", "a", "-f", "b"], "not allowed"),
         (["generate", "--prom", "a"], "--prom"),
         (["generate", "-p", "a", "--each-line"], "--file"),
+        (["chat", "Hello"], "-p"),
+        (["chat", "-p", "a", "-f", "b"], "not allowed"),
+        (["chat", "--temp", "nan"], "temp"),
         (["batch", "in.jsonl"], "--output"),
         (["batch", "-o", "out.jsonl"], "IN.jsonl"),
         (["bench", "--texts", "0"], "texts"),

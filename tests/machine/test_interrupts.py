@@ -18,7 +18,7 @@ import pytest
 import tinyllama
 from tinyllama.backends import available, get_backend
 from tinyllama.errors import Cancelled, cancellable, check_cancelled
-from tinyllama.machine.interrupts import interruptible
+from tinyllama.machine.interrupts import interruptible, ours
 from tinyllama.tensor import Tensor
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +57,21 @@ def test_inside_of_the_door_an_interrupt_raises_only_where_somebody_looks():
 def test_an_interrupt_that_nobody_looked_at_is_raised_at_the_end():
     with pytest.raises(KeyboardInterrupt), interruptible():
         send()
+
+
+def test_who_goes_on_after_an_interrupt_has_doors_of_its_own_and_other_signals_are_the_outer_doors():
+    with pytest.raises(KeyboardInterrupt), interruptible(signals=(signal.SIGINT, signal.SIGTERM)) as outer:
+        with ours():
+            with pytest.raises(KeyboardInterrupt):
+                send()
+            with pytest.raises(KeyboardInterrupt), interruptible() as inner:
+                send()
+                assert inner.is_set()
+            check_cancelled()
+            send(signal.SIGTERM)
+            with pytest.raises(Cancelled):
+                check_cancelled()
+        assert outer.signal == signal.SIGTERM and signal.getsignal(signal.SIGINT) == outer.catch
 
 
 def test_several_in_a_row_are_as_good_as_one():

@@ -1,5 +1,8 @@
 import io
+import os
 import sys
+import termios
+import threading
 
 import pytest
 
@@ -34,3 +37,36 @@ def test_where_nobody_looks_no_status_is_written(monkeypatch, stderr):
     with terminal.status_line() as show:
         show("first")
     assert stderr is None or stderr.getvalue() == ""
+
+
+def test_who_waits_long_sees_what_is_done_and_nothing_of_it_stays(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    monkeypatch.setattr(terminal, "PATIENCE", 0)
+    shown = threading.Event()
+    with terminal.spinner(lambda: (shown.set(), "reading")[1]):
+        assert shown.wait(30)
+    assert "\r\x1b[K| reading" in screen.getvalue() and screen.getvalue().endswith("\r\x1b[K")
+
+
+def test_who_does_not_wait_long_sees_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    monkeypatch.setattr(terminal, "PATIENCE", 60)
+    with pytest.raises(ValueError, match="it"), terminal.spinner(lambda: "reading"):
+        raise ValueError("it")
+    assert "reading" not in screen.getvalue()
+
+
+def test_what_is_typed_meanwhile_is_not_shown(monkeypatch):
+    leader, follower = os.openpty()
+    echoes = lambda: bool(termios.tcgetattr(follower)[3] & termios.ECHO)  # noqa: E731
+    with open(follower) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        before = echoes()
+        with terminal.unechoed():
+            assert not echoes()
+        assert echoes() == before is True
+    os.close(leader)
+    with open(os.devnull) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with terminal.unechoed():
+            pass

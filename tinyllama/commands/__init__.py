@@ -1,4 +1,4 @@
-"""The command line: convert, quantize, generate, batch, perplexity, inspect, list, download, bench, compare.
+"""The command line: generate, chat, batch, convert, quantize, perplexity, inspect, list, download, bench ...
 
 What a command produces goes to stdout, everything else to stderr, so that a pipe gets text alone. Exit
 status: 0; 1 for a file or machine that won't do; 2 for bad arguments; 130 after Ctrl-C; 141 where the reader

@@ -41,8 +41,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         command.set_defaults(command=name, parser=command)
         if wanted in (name, *aliases):
             arguments += [] if name in WITHOUT_MODEL else [OFFLINE]
-            more = {"generate": _add_settings, "quantize": _add_mixes}.get(name, lambda _: ())
+            more = {"generate": _add_settings, "chat": _add_settings, "quantize": _add_mixes}
+            more = more.get(name, lambda _: ())
             options = [*_add(command, arguments), *more(command)]
+            command.set_defaults(**CHAT_DEFAULTS if name == "chat" else {})
     args, unknown = parser.parse_known_args(list(_joined(argv, options)))
     if unknown:
         message = f"unrecognized arguments: {' '.join(unknown)}{_meant(args, unknown[0])}"
@@ -51,6 +53,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.command is None:
         parser.print_help(sys.stderr)
         sys.exit(2)
+    if args.command == "chat":
+        args.settings = _settings(args)
     if args.command == "generate":
         if args.each_line and args.file is None:
             args.parser.error("argument --each_line: needs --file")
@@ -77,7 +81,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _meant(args: argparse.Namespace, word: str) -> str:
     """What somebody may have meant by a word that makes no sense."""
-    if args.command == "generate" and not word.startswith("-"):
+    if args.command in ("generate", "chat") and not word.startswith("-"):
         return ": the prompt comes behind -p"
     from ..texts.keywords import nearest  # here: few are wrong
 
@@ -122,7 +126,10 @@ def _add_settings(command: argparse.ArgumentParser) -> Iterator[argparse.Action]
 
     from ..settings import Settings
 
+    is_chat = command.prog.endswith(" chat")
     for setting in fields(Settings):
+        if is_chat and setting.name == "chat":
+            continue
         flags = [flag for flag in (setting.metadata["flag"], f"--{setting.name}") if flag]
         text = setting.metadata["help"].replace("%", "%%")
         if setting.type == tuple[str, ...]:
@@ -130,7 +137,8 @@ def _add_settings(command: argparse.ArgumentParser) -> Iterator[argparse.Action]
         elif setting.type is bool and setting.metadata["flag"] is not None:
             yield command.add_argument(*flags, action="store_true", help=text)
         elif setting.type is not bool:
-            kinds = {float: (float, "X"), str | None: (str, "MODEL")}
+            text_of = "NAME|JINJA" if setting.name == "chat_template" else "MODEL"
+            kinds = {float: (float, "X"), str | None: (str, text_of)}
             kind, metavar = kinds.get(setting.type, (int, "N"))
             text += "" if setting.default is None else "; default: %(default)s"
             yield command.add_argument(*flags, type=kind, metavar=metavar, default=setting.default, help=text)
@@ -225,9 +233,10 @@ PLAIN = {"type": lambda text: int(text) if text in ("0", "1") else text.lower()}
 PLAIN |= {"nargs": "?", "choices": (0, 1, "f32", "f16", "bf16"), "metavar": "TYPE"}
 PLACES = "a file, a folder, smollm2, hf:org/name[:Q4_K_M], ollama:name; default: $TINYLLAMA_MODEL, or small"
 MODEL = {"default": os.environ.get("TINYLLAMA_MODEL") or "small", "help": PLACES}
+TALKING = MODEL | {"default": os.environ.get("TINYLLAMA_MODEL") or "smollm2"}
+TALKING["help"] = PLACES.replace("or small", "or smollm2")
 BACKEND = {"choices": BACKENDS, "metavar": "NAME"}
-RUNNING = (
-    _arg("-m --model", **MODEL),
+COMPUTING = (
     _arg("-t --threads", "default: one a core", **COUNT),
     _arg("--backend", "auto, mlx, c, numexpr, numpy; default: $TINYLLAMA_BACKEND, or auto", **BACKEND),
     _arg("--dtype", "of mlx: float32, float16, bfloat16; default: float16 on a GPU", metavar="TYPE"),
@@ -237,9 +246,11 @@ RUNNING = (
     ),
     _flag("--mmap", "run from the mapped file: starts at once in little memory; a token takes twice as long"),
 )
+RUNNING = (_arg("-m --model", **MODEL), *COMPUTING)
 JSON = _flag("--json", "print it as JSON, with all figures")
 OFFLINE = _flag("--offline", "fetch no model from the Hugging Face hub; as HF_HUB_OFFLINE=1")
 WITHOUT_MODEL = ("list", "download")
+CHAT_DEFAULTS = {"n_predict": -1, "batch_size": 128}  # a long prompt in pieces: one sees how far it is
 
 #: What each command does, and its arguments; those in a list exclude each other. Those that take a model
 #: also take OFFLINE.
@@ -278,6 +289,19 @@ COMMANDS = {
             _flag("--prompt_cache_all", "save the written text's tokens, too"),
             _flag("--prompt_cache_ro", "only read the file"),
         ],
+    ),
+    "chat": (
+        "talk with a model, here in the terminal",
+        _arg("-m --model", **TALKING),
+        *COMPUTING,
+        [
+            _arg("-p --prompt", "what to say first", **PROMPT),
+            _arg("-f --file", "a file with what to say first; - is stdin"),
+        ],
+        _arg("-sys --system_prompt", "what the model is told before the conversation", metavar="TEXT"),
+        _flag("-st --single_turn", "end after the first answer"),
+        _flag("--no_history", "keep nothing of what is typed"),
+        _flag("-v --verbose", "say after each answer how fast it was"),
     ),
     "batch": (
         "answer a file of requests, in OpenAI's format for batches",

@@ -196,7 +196,11 @@ def tokens(model: str | Path, text: str) -> list[dict]:
     """
     checkpoint = open_checkpoint(model)
     tokenizer = make_tokenizer(checkpoint.vocabulary, checkpoint.path)
-    ids = tokenizer.encode(text, special=True)
+    return token_rows(tokenizer, tokenizer.encode(text, special=True))
+
+
+def token_rows(tokenizer: Tokenizer, ids: list[int]) -> list[dict]:
+    """What `tokens` returns of tokens."""
     stream, rows = TextStream(tokenizer), []
     for i in ids:
         text, whole = tokenizer.piece(i), stream.feed(i)

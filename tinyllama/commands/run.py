@@ -134,6 +134,21 @@ def list(args: argparse.Namespace) -> None:
     _print_found(models.models(), models.table, args)
 
 
+def chat(args: argparse.Namespace) -> None:
+    """Talk with a model."""
+    from .chat import Conversation
+
+    is_piped = args.single_turn and args.prompt is None and not sys.stdin.isatty()
+    file = "-" if is_piped and args.file is None else args.file
+    first = args.prompt if file is None else _read_text(file)
+
+    def opened(model: str) -> Llama:
+        with status_line() as show:
+            return _load(argparse.Namespace(**vars(args) | {"model": model}), show)
+
+    Conversation(args, opened).run(first)
+
+
 def batch(args: argparse.Namespace) -> None:
     """Answer a file of requests."""
     from .batch import Batch, Lines
@@ -224,7 +239,7 @@ def _print_found(found, show: Callable, args: argparse.Namespace) -> None:
     print(json.dumps(found, default=asdict, indent=2) if args.json else show(found))
 
 
-def _load(args: argparse.Namespace) -> Llama:
+def _load(args: argparse.Namespace, tell: Callable[[str], None] = say) -> Llama:
     """The model that -m, -t and --backend ask for; what loading will take is said before."""
 
     def announce(path: Path, needed: dict[str, int], mapped: bool) -> None:
@@ -234,7 +249,7 @@ def _load(args: argparse.Namespace) -> Llama:
         if mapped:
             costs = f"{human(size)} of weights stay in the file, up to {human(total - size)} of memory beside"
             costs += " them; it starts at once, and a token takes about twice as long as without --mmap"
-        say(f"loading {path}: {costs}")
+        tell(f"loading {path}: {costs}")
 
     options = {name: getattr(args, name) for name in OPTIONS}
     return load(args.model, args.backend, args.threads, mmap=args.mmap, announce=announce, **options)

@@ -56,3 +56,16 @@ def interruptible(cancel=None, signals: tuple[int, ...] = (signal.SIGINT,)) -> I
             signal.signal(number, default.get(number, signal.SIG_DFL))
         if flag.signal is not None:
             raise KeyboardInterrupt from None
+
+
+@contextmanager
+def ours() -> Iterator[None]:
+    """Inside, in the main thread, Ctrl-C raises KeyboardInterrupt, or stops what is behind a door of its own.
+
+    For a command that goes on after it; other signals are still those of the outer door.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

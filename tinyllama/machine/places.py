@@ -1,6 +1,10 @@
-"""Where models lie: at a path, under a name, in the Hugging Face hub's cache, in Ollama's store."""
+"""Where models lie: at a path, under a name, in the Hugging Face hub's cache, in Ollama's store.
+
+And where the history of `chat` does.
+"""
 
 import os
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -74,6 +78,12 @@ def folders() -> list[Path]:
     checkout = models_folder().parents[1]
     others = [checkout / "models", Path("models"), Path("data/models")]
     return [models_folder(), cache_folder() / "models", *others]
+
+
+def state_folder() -> Path:
+    """Where tinyllama keeps what a user typed."""
+    usual = "Library/Application Support" if sys.platform == "darwin" else ".local/state"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / usual) / "tinyllama"
 
 
 def in_folder(folder: Path, deepest: int) -> Iterator[Path]:

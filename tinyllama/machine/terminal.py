@@ -2,8 +2,12 @@
 
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle
+
+PATIENCE = 0.4  # seconds after which somebody who waits wants to know for what
 
 
 def say(line: str) -> None:
@@ -37,3 +41,45 @@ def status_line() -> Iterator[Callable[[str], None]]:
     finally:
         if shown:
             show("")
+
+
+@contextmanager
+def spinner(doing: Callable[[], str]) -> Iterator[None]:
+    """A status line that moves, with what is being done, where what happens inside takes long."""
+    ended = threading.Event()
+
+    def turn(show: Callable[[str], None]) -> None:
+        wait = PATIENCE
+        for frame in cycle("|/-\\"):
+            if ended.wait(wait):
+                return
+            show(f"{frame} {doing()}")
+            wait = 0.1
+
+    with status_line() as show:
+        turning = threading.Thread(target=turn, args=[show], daemon=True)
+        turning.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            turning.join()
+
+
+@contextmanager
+def unechoed() -> Iterator[None]:
+    """Inside, what is typed at a terminal isn't shown: it would stand in the middle of what is printed."""
+    import termios
+
+    try:
+        before = termios.tcgetattr(sys.stdin.fileno())
+    except (OSError, ValueError, termios.error):
+        before = None
+    try:
+        if before:
+            quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, quiet)
+        yield
+    finally:
+        if before:
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, before)
