@@ -24,6 +24,7 @@ The plumbing below: what it needs of a computer, and what people type and look a
     machine      files that are written whole or not at all, memory, Ctrl-C, downloads of models by name
     commands     the command line; convert, inspect, bench, compare
     lab          pictures, exercises, the playground and the stepper
+    plugins      our models for other programs: llm, lm-evaluation-harness
 """
 
 from .errors import Cancelled, TinyllamaError
