@@ -47,7 +47,7 @@ test-all: .venv/test.installed $(MODEL)
 	@$(MAKE) --no-print-directory sanitize
 
 soak: .venv/test.installed $(MODEL)
-	@$(RUN) pytest -s -m long tests/machine/test_interrupts.py tests/test_concurrency.py
+	@$(RUN) pytest -s -m long tests/machine/test_interrupts.py tests/test_concurrency.py tests/serve
 
 test-browser: .venv/browser.installed $(MODEL)
 	@$(RUN) pytest -m browser tests/browser

@@ -22,6 +22,7 @@ The evening: what a learner reads, in this order.
 The plumbing below: what it needs of a computer, and what people type and look at.
 
     machine      files that are written whole or not at all, memory, Ctrl-C, downloads of models by name
+    serve        a model over HTTP, in OpenAI's form
     commands     the command line; convert, inspect, bench, compare
     lab          pictures, exercises, the playground and the stepper
     plugins      our models for other programs: llm, lm-evaluation-harness

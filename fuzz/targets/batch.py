@@ -4,19 +4,28 @@ import json
 
 from hypothesis import strategies as st
 
-from tinyllama.commands.batch import read_request
-from tinyllama.texts.openai import CHAT, COMPLETIONS, IGNORED, NEUTRAL, SETTINGS, Refused, parse
+from tinyllama.texts.openai import (
+    ASKED,
+    CHAT,
+    COMPLETIONS,
+    IGNORED,
+    NEUTRAL,
+    SETTINGS,
+    Refused,
+    parse,
+    read_object,
+)
 from tinyllama.texts.templates import ROLES, Template
 from tinyllama.tokenizer import CONTROL, NORMAL, Vocabulary, make_tokenizer
 
 from .. import contract, texts
 from ..damage import damaged
 
-READS = ("tinyllama.commands.batch", "tinyllama.texts.openai", "tinyllama.texts.templates")
+READS = ("tinyllama.texts.openai", "tinyllama.texts.templates")
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<s>")
 TEMPLATE = """{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}
 {{ message.content.split('</think>')[-1] | trim }}<|im_end|>{% endfor %}<|im_start|>"""
-WORDS = [f'"{key}": '.encode() for key in (*SETTINGS, *NEUTRAL, *IGNORED, "prompt", "messages", "logprobs")]
+WORDS = [f'"{key}": '.encode() for key in (*SETTINGS, *NEUTRAL, *IGNORED, *ASKED, "prompt", "messages")]
 WORDS += [piece.encode() for piece in SPECIAL] + [b"</think>", b'"role": "user"', b'"content": "']
 
 
@@ -42,7 +51,7 @@ def check(data: bytes) -> bool:
 
     try:
         with contract.limits():
-            entry = read_request(data)
+            entry = read_object(data)
             request = parse(entry.get("url"), entry.get("body"), chat)
     except Refused as error:
         line = json.dumps(error.body(), allow_nan=False)

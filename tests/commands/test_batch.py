@@ -13,7 +13,7 @@ import pytest
 
 import tinyllama
 from tinyllama.commands import batch, main
-from tinyllama.texts import jobs
+from tinyllama.texts import jobs, openai
 
 COMPLETIONS = "/v1/completions"
 
@@ -206,7 +206,8 @@ def test_several_prompts_of_a_request_are_several_choices(run, files):
 
 
 def test_a_line_that_is_too_long_is_refused_without_being_kept(run, files, monkeypatch):
-    monkeypatch.setattr(batch, "LARGEST_LINE", 1000)
+    monkeypatch.setattr(batch, "LARGEST", 1000)
+    monkeypatch.setattr(openai, "LARGEST", 1000)
     monkeypatch.setattr(batch, "CHUNK", 64)
     source, target = files
     written(source, request("a"), request("b", "Tom " * 1000), request("c"))

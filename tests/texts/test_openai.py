@@ -1,20 +1,10 @@
-"""Requests in OpenAI's form: what becomes a setting, what is refused, and what answers look like."""
-
-import json
-import math
+"""Requests in OpenAI's form: what becomes a setting, and what is refused."""
 
 import pytest
 
-import tinyllama
 from tinyllama.errors import TinyllamaError
 from tinyllama.settings import Settings
-from tinyllama.texts.jobs import Jobs
-from tinyllama.texts.openai import CHAT, COMPLETIONS, Refused, answer, parse
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return tinyllama.load("small", "numpy", 1)
+from tinyllama.texts.openai import CHAT, COMPLETIONS, Refused, parse, read_object
 
 
 def as_ids(messages: list[dict]) -> list[int]:
@@ -29,15 +19,6 @@ def asked(url: str = COMPLETIONS, **body):
 
 
 HI = [{"role": "user", "content": "Hi"}]
-
-
-def answered(llama, request) -> dict:
-    jobs, ended = Jobs(llama), []
-    jobs.add("one", request.prompts, request.settings)
-    while jobs:
-        ended += jobs.turn()
-    ((_, texts),) = ended
-    return answer(request, texts, "mine")
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -104,13 +85,22 @@ def test_what_changes_no_text_is_accepted(key, value):
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("n", 2),
-        ("best_of", 3),
-        ("echo", True),
-        ("stream", True),
+        ("n", 0),
+        ("n", 129),
+        ("n", True),
+        ("best_of", 0),
+        ("echo", 1),
+        ("stream", "yes"),
+        ("stream_options", True),
+        ("stream_options", {"include_usage": 1}),
         ("presence_penalty", 0.5),
         ("frequency_penalty", -1),
-        ("logit_bias", {"50256": -100}),
+        ("logit_bias", {"the": 1}),
+        ("logit_bias", {"3": 101}),
+        ("logit_bias", {"3": None}),
+        ("logit_bias", {"9" * 5000: 1}),
+        ("logit_bias", [3]),
+        ("response_format", {"type": "json_schema", "json_schema": {}}),
         ("tools", [{"type": "function"}]),
         ("response_format", {"type": "json_object"}),
         ("temperature", -1),
@@ -125,6 +115,8 @@ def test_what_changes_no_text_is_accepted(key, value):
         ("stop", ""),
         ("stop", 3),
         ("stop", ["a", None]),
+        ("stop", ["a"] * 17),
+        ("stop", "a" * 257),
         ("model", 3),
         ("logprobs", 21),
         ("logprobs", "2"),
@@ -195,74 +187,45 @@ def test_each_url_has_its_own_keys():
             parse(COMPLETIONS, body, as_ids)
 
 
-# --- answers --------------------------------------------------------------------------------------
+def test_several_choices_are_texts_of_seeds_that_follow_each_other():
+    request = asked(prompt=["Tom", "Tim"], n=2, best_of=3, seed=5)
+    assert [(prompt, settings.seed) for prompt, settings in request.texts()] == [
+        (prompt, seed) for prompt in ("Tom", "Tim") for seed in (5, 6, 7)
+    ]
+    assert {settings.seed for _, settings in asked(n=2).texts()} == {-1}
+    with pytest.raises(Refused, match="best_of must be at least n"):
+        asked(n=3, best_of=2)
 
 
-def test_a_completion_has_the_text_that_generate_writes(llama):
-    body = answered(llama, asked(prompt=["Once upon a time", "Tom"], max_tokens=7, seed=3, top_k=40))
-    assert body["object"] == "text_completion" and body["id"].startswith("cmpl-") and body["model"] == "mine"
-    for index, prompt in enumerate(["Once upon a time", "Tom"]):
-        text = llama.generate(prompt, n_predict=7, seed=3, temp=1.0, top_p=1.0)
-        choice = {"index": index, "text": text, "finish_reason": "length", "logprobs": None, "seed": 3}
-        assert body["choices"][index] == choice
-    n_prompt = len(llama.tokens("Once upon a time")) + len(llama.tokens("Tom"))
-    assert body["usage"] == {
-        "prompt_tokens": n_prompt,
-        "completion_tokens": 14,
-        "total_tokens": n_prompt + 14,
-    }
+def test_chats_have_no_echo_and_no_best_of():
+    for key, value in (("echo", True), ("best_of", 2)):
+        with pytest.raises(Refused, match=f"{key} can only be"):
+            asked(CHAT, **{key: value})
 
 
-def test_a_chat_has_a_message(llama):
-    body = answered(llama, asked(CHAT, max_tokens=4))
-    assert body["object"] == "chat.completion" and body["id"].startswith("chatcmpl-")
-    (choice,) = body["choices"]
-    assert choice["message"]["role"] == "assistant" and choice["message"]["content"]
+def test_what_needs_the_whole_text_is_not_streamed():
+    assert asked(stream=True, echo=True).stream and asked(stream=True, n=2).n == 2
+    assert asked(stream=True, stream_options={"include_usage": True}).usage
+    for more in ({"best_of": 2}, {"echo": True, "logprobs": 0}):
+        with pytest.raises(Refused, match="can't be streamed"):
+            asked(stream=True, **more)
 
 
-def test_a_text_ends_for_openais_reasons(llama):
-    whole = llama.generate("Once upon a time", n_predict=12, temp=0)
-    stopped = answered(llama, asked(prompt="Once upon a time", temperature=0, max_tokens=12, stop=whole[-5:]))
-    assert stopped["choices"][0]["finish_reason"] == "stop" and stopped["choices"][0]["text"] == whole[:-5]
-    full = parse(COMPLETIONS, {"prompt": "Tom", "max_tokens": 99}, as_ids, ctx_size=8)
-    assert answered(llama, full)["choices"][0]["finish_reason"] == "length"
+def test_a_bias_is_told_by_ids():
+    assert asked(logit_bias={"3": -100, "007": 0.5}).bias == {3: -100.0, 7: 0.5}
 
 
-def test_logprobs_of_a_completion_are_in_the_legacy_shape(llama):
-    text = llama.generate("Tom", n_predict=6, seed=1, temp=1.0, top_p=1.0, stages=True)
-    for n in (0, 3):
-        told = answered(llama, asked(max_tokens=6, seed=1, logprobs=n))["choices"][0]["logprobs"]
-        assert told["tokens"] == [token.piece for token in text.tokens]
-        assert told["token_logprobs"] == [math.log(prob) for prob in text.probs]
-        assert [
-            text[at:].startswith(piece) for at, piece in zip(told["text_offset"], told["tokens"], strict=True)
-        ]
-        assert (told["top_logprobs"] is None) == (n == 0)
-    for token, top in zip(text.tokens, told["top_logprobs"], strict=True):
-        assert [*top] == [llama.tokenizer.piece(int(one)) for one in token.stages[0].kept[:3]]
-        assert top.get(token.piece, -math.inf) in (math.log(token.prob), -math.inf) or top[
-            token.piece
-        ] == pytest.approx(math.log(token.prob), rel=1e-5)
-
-
-def test_logprobs_end_where_a_stop_string_begins(llama):
-    whole = llama.generate("Once upon a time", n_predict=12, temp=0)
-    request = asked(prompt="Once upon a time", temperature=0, max_tokens=12, stop=whole[-5:], logprobs=1)
-    (choice,) = answered(llama, request)["choices"]
-    assert all(at < len(choice["text"]) for at in choice["logprobs"]["text_offset"])
-
-
-def test_logprobs_of_a_chat_are_in_the_shape_of_chats(llama):
-    (choice,) = answered(llama, asked(CHAT, max_tokens=3, logprobs=True, top_logprobs=2))["choices"]
-    content = choice["logprobs"]["content"]
-    assert len(content) == 3
-    text = b"".join(bytes(token["bytes"]) for token in content).decode()
-    assert text == choice["message"]["content"]
-    assert all(len(token["top_logprobs"]) == 2 and token["logprob"] <= 0 for token in content)
-    with pytest.raises(Refused, match="top_logprobs needs logprobs"):
-        asked(CHAT, top_logprobs=2)
-
-
-def test_an_answer_is_json(llama):
-    line = json.dumps(answered(llama, asked(max_tokens=2, logprobs=2)), allow_nan=False)
-    assert "\n" not in line and line.isascii()
+@pytest.mark.parametrize(
+    "data, wrong",
+    [
+        (b"{", "isn't JSON"),
+        (b'{"a": NaN}', "NaN is no number of JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"\xff", "isn't JSON"),
+        (b"[]", "isn't an object"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "isn't JSON"),
+    ],
+)
+def test_what_is_no_object_of_json_is_refused(data, wrong):
+    with pytest.raises(Refused, match=wrong):
+        read_object(data)

@@ -9,7 +9,6 @@ and the same command goes on from there. At the end the file is put into the ord
 not at all. Requests are read when there is room for them: a file may be longer than memory.
 """
 
-import codecs
 import json
 import os
 import secrets
@@ -25,17 +24,17 @@ from select import select
 from typing import NamedTuple
 
 from ..errors import Cancelled, TinyllamaError, check_cancelled, naming, require
+from ..generation import Generation
 from ..llama import Llama
 from ..machine.files import written
-from ..machine.limits import human
 from ..machine.terminal import say
+from ..texts.answers import answer, chosen, scored_ids
 from ..texts.jobs import Jobs
-from ..texts.openai import CHAT, Refused, Request, answer, parse
+from ..texts.openai import CHAT, LARGEST, Refused, Request, parse, read_object
 from ..texts.schedule import AT_ONCE
 from ..texts.templates import NEEDED, available
 from .printing import counted
 
-LARGEST_LINE = 32_000_000  # bytes
 CHUNK = 1 << 20  # bytes that are read at once
 OFTEN = 0.1  # seconds between two lines of progress
 MANY = 1000  # names of models that are told apart
@@ -95,7 +94,7 @@ class Lines(AbstractContextManager):
             data = self.file.read(CHUNK)
         *lines, rest = (self._rest + data).split(b"\n")
         self._ready.extend(lines)
-        self._rest = rest[: LARGEST_LINE + 1]
+        self._rest = rest[: LARGEST + 1]
         if not data:
             self._ready.extend([rest] * bool(rest))
             self._rest = None
@@ -148,7 +147,7 @@ class Batch:
                 while not lines.ended or self.jobs:
                     self._begin_next(lines)
                     for line, texts in self.jobs.turn() if self.jobs else ():
-                        self._append(line.custom_id, 200, answer(line.request, texts, self._name))
+                        self._append(line.custom_id, 200, self._answer(line.request, texts))
                     if time.perf_counter() > shown + OFTEN:
                         shown = time.perf_counter()
                         progress(self._reached(total))
@@ -181,7 +180,7 @@ class Batch:
             self.n_requests += 1
             entry, custom_id, refusal = {}, None, None
             try:
-                entry = read_request(data)
+                entry = read_object(data, "invalid_json_line")
                 custom_id = _custom_id(entry, self._order)
             except Refused as error:
                 refusal = error
@@ -202,12 +201,20 @@ class Batch:
                 raise Refused(f"method must be POST, not {entry.get('method')!r:.40}", "method")
             request = parse(entry.get("url"), entry.get("body"), self._chat, **self._settings)
             self.others |= {request.model} - {None, self._name} if len(self.others) < MANY else set()
-            self.jobs.add(Line(custom_id, request), request.prompts, request.settings)
+            if request.stream:
+                raise Refused("stream can only be False here", "stream", "unsupported_value")
+            self.jobs.add(Line(custom_id, request), request.texts(), request.bias)
         except Cancelled:
             raise
         except TinyllamaError as error:
             return error if isinstance(error, Refused) else Refused(error, "prompt")
         return None
+
+    def _answer(self, request: Request, texts: list[Generation]) -> dict:
+        """The body of an answer."""
+        echoed = chosen(request, texts) if request.scores else []
+        scored = [self._llama.score(scored_ids(text)) for text in echoed]
+        return answer(request, texts, self._name, scored)
 
     def _chat(self, messages: list[dict[str, str]]) -> list[int]:
         """The ids of a chat."""
@@ -230,26 +237,6 @@ class Batch:
 
 
 # --- requests -------------------------------------------------------------------------------------
-
-
-def read_request(data: bytes) -> dict:
-    """A line's object. Raises Refused."""
-
-    def no_constant(name: str):
-        raise ValueError(f"{name} is no number of JSON")
-
-    fine = len(data) <= LARGEST_LINE
-    try:
-        entry = json.loads(data.removeprefix(codecs.BOM_UTF8), parse_constant=no_constant) if fine else None
-    except RecursionError:
-        raise Refused("isn't JSON: it is nested too deeply", None, "invalid_json_line") from None
-    except ValueError as error:
-        raise Refused(f"isn't JSON: {error}", None, "invalid_json_line") from None
-    if not fine:
-        raise Refused(f"has more than {human(LARGEST_LINE)}", None, "invalid_json_line")
-    if not isinstance(entry, dict):
-        raise Refused("isn't an object", None, "invalid_json_line")
-    return entry
 
 
 def _custom_id(entry: dict, taken: dict[str, int]) -> str | None:

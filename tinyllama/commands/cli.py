@@ -316,6 +316,18 @@ COMMANDS = {
         _arg("-c --ctx_size", "room in tokens for each; default: the model's, at most 2048", **COUNT),
         _arg("-b --batch_size", "tokens of a prompt computed at once (%(default)s)", **COUNT, default=512),
     ),
+    "serve": (
+        "answer over HTTP, in OpenAI's form; a page to chat and look at tokens",
+        *RUNNING,
+        _arg("--host", "the address to listen on (%(default)s); 0.0.0.0 for all", default="127.0.0.1"),
+        _arg("--port", "(%(default)s); 0 for a free one", **_at_least(0), default=8080),
+        _arg("--api_key", "what clients must send; default: $TINYLLAMA_API_KEY, or nothing", metavar="KEY"),
+        _arg("--texts", "so many are written together (32), and others wait", **COUNT),
+        _arg("-c --ctx_size", "room in tokens for each; default: the model's, at most 2048", **COUNT),
+        _arg("--chat_template", "in place of the model's own: a name, or Jinja", metavar="NAME"),
+        _arg("--grace", "seconds that texts have to end (%(default)s)", **_at_least(0), default=10),
+        _flag("--log_prompts", "write what is asked to stderr"),
+    ),
     "perplexity": (
         "measure how well a model predicts a text",
         *RUNNING,

@@ -37,7 +37,7 @@ def generate(llama: Llama, text: str, args: argparse.Namespace) -> None:
         with status_line() as progress:
             while n_printed < len(prompts):
                 while jobs.room and n_begun < len(prompts):
-                    (run,) = jobs.add(n_begun, [prompts[n_begun]], wanted)
+                    (run,) = jobs.add(n_begun, [(prompts[n_begun], wanted)])
                     n_begun += 1
                     for warning in set(run.warnings) - warned:
                         progress("")

@@ -27,6 +27,8 @@ from .printing import counted, harmless, unescape
 from .prompt_cache import PromptCache
 
 LARGEST_TEXT = 50_000_000  # bytes; a novel has one million
+SERVING = ("starlette", "uvicorn", "prometheus_client")  # packages
+SERVED = ("host", "port", "texts", "ctx_size", "chat_template", "grace", "log_prompts")
 
 #: What a text begins with if nobody says.
 PROMPTS = (
@@ -160,8 +162,7 @@ def batch(args: argparse.Namespace) -> None:
         require(not same, f"{target}: has the requests; name another file for the answers")
         llama = _load(args)
         _warn_of_context(llama, args.ctx_size)
-        name = Path(args.model).name if Path(args.model).exists() else args.model
-        run = Batch(llama, name, args.ctx_size, args.batch_size)
+        run = Batch(llama, _model_name(args.model), args.ctx_size, args.batch_size)
         try:
             with status_line() as progress:
                 run.run(lines, target, progress)
@@ -169,12 +170,31 @@ def batch(args: argparse.Namespace) -> None:
             say(f"interrupted after {counted(run.n_done, 'answer')}; the same command goes on from there")
             raise
     if run.others:
-        say(f"warning: requests name {', '.join(sorted(run.others))[:200]}; all are answered by {name}")
+        others = ", ".join(sorted(run.others))[:200]
+        say(f"warning: requests name {others}; all are answered by {_model_name(args.model)}")
     n_refused, first = run.refused
     kept = f" ({run.n_kept} of them before)" * bool(run.n_kept)
     refused = f", {n_refused} refused; the first is {first}" * bool(n_refused)
     say(f"{target}: {run.n_requests - n_refused} of {run.n_requests} requests answered{kept}{refused}")
     print_speed(llama, run.jobs)
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Answer over HTTP."""
+    missing = [name for name in SERVING if not find_spec(name)]
+    require(not missing, f"serve needs {', '.join(missing)}: pip install 'tinyllama-lab[serve]'")
+    require(args.api_key != "", "--api-key is empty")
+    from ..serve.server import serve
+
+    llama, key = _load(args), args.api_key or os.environ.get("TINYLLAMA_API_KEY")
+    _warn_of_context(llama, args.ctx_size)
+    options = {name: getattr(args, name) for name in SERVED}
+    serve(llama, _model_name(args.model), api_key=key, **options)
+
+
+def _model_name(model: str) -> str:
+    """What answers call a model."""
+    return Path(model).name if Path(model).exists() else model
 
 
 def perplexity(args: argparse.Namespace) -> None:

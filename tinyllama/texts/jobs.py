@@ -41,15 +41,15 @@ class Jobs:
         """See above."""
         return self._n_ended + sum(len(text.tokens) for texts in self._open.values() for text in texts)
 
-    def add(self, job: object, prompts: list, wanted: Settings) -> list[Generation]:
-        """Begin a job: each of its prompts is continued with the same settings.
+    def add(self, job: object, wanted: list[tuple], bias: dict[int, float] | None = None) -> list[Generation]:
+        """Begin a job: each of its prompts is continued with its settings; bias: as of `Together.begin`.
 
         Raises TinyllamaError where a prompt is empty or too long; then none of the job's is continued.
         """
         texts: list[Generation] = []
         try:
-            for prompt in prompts:
-                texts.append(self._together.begin(prompt, wanted))
+            for prompt, settings in wanted:
+                texts.append(self._together.begin(prompt, settings, bias))
         except BaseException:
             for text in texts:
                 text.end("cancelled")

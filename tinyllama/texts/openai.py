@@ -1,20 +1,17 @@
-"""Requests and answers as OpenAI's API has them: /v1/completions and /v1/chat/completions.
+"""Requests as OpenAI's API has them: /v1/completions and /v1/chat/completions; `answers` has what they get.
 
-A request becomes prompts and Settings, and the texts an answer. What would change a text and can't be done is
-refused; what changes none is accepted and ignored.
+A request becomes prompts and Settings. What would change a text and can't be done is refused; what changes
+none is accepted and ignored.
 """
 
-import math
-import secrets
-import time
+import codecs
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from ..errors import Cancelled, TinyllamaError
-from ..generation import Generation
+from ..machine.limits import human
 from ..settings import Settings
-from ..tokenizer import TextStream, Tokenizer
-from .completion import Token
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 #: Keys of a request, and the setting that each is; the last are llama.cpp's.
@@ -24,14 +21,9 @@ DEFAULTS = {"temp": 1.0, "top_p": 1.0}  # OpenAI's; the others are those of Sett
 SHORT = 16  # tokens of a completion that doesn't say how many
 #: Keys that may have these values alone, with which they change nothing.
 NEUTRAL = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
-    "stream": (False,),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -40,10 +32,14 @@ NEUTRAL = {
     "modalities": (["text"],),
 }
 #: Keys that change no text, whatever they say.
-IGNORED = {"model", "user", "metadata", "store", "service_tier", "stream_options", "parallel_tool_calls"}
+IGNORED = {"model", "user", "metadata", "store", "service_tier", "parallel_tool_calls"}
 IGNORED |= {"safety_identifier", "prompt_cache_key"}
+ASKED = {"n", "best_of", "echo", "logprobs", "top_logprobs", "logit_bias", "stream", "stream_options"}
+LARGEST = 32_000_000  # bytes
 LISTED = 20  # alternatives to a token, at most
-FINISHED = {"length": "length", "context": "length", "eos": "stop", "stop": "stop"}
+MOST = 128  # texts of a prompt
+STOPS, STOP = 16, 256  # texts, and characters of one, at most
+BIASED, BIAS = 1024, 100  # tokens with a logit_bias, and its size, at most
 
 
 class Refused(TinyllamaError):
@@ -59,6 +55,26 @@ class Refused(TinyllamaError):
         return {"error": {"message": str(self), **about}}
 
 
+def read_object(data: bytes, code: str = "invalid_json") -> dict:
+    """The object that a request is in JSON. Raises Refused, with a code."""
+
+    def no_constant(name: str):
+        raise ValueError(f"{name} is no number of JSON")
+
+    fine = len(data) <= LARGEST
+    try:
+        found = json.loads(data.removeprefix(codecs.BOM_UTF8), parse_constant=no_constant) if fine else None
+    except RecursionError:
+        raise Refused("isn't JSON: it is nested too deeply", None, code) from None
+    except ValueError as error:
+        raise Refused(f"isn't JSON: {error}", None, code) from None
+    if not fine:
+        raise Refused(f"has more than {human(LARGEST)}", None, code)
+    if not isinstance(found, dict):
+        raise Refused("isn't an object", None, code)
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """What is asked for."""
@@ -68,6 +84,23 @@ class Request:
     settings: Settings
     listed: int | None  # so many alternatives to each token are told; None: nor its own probability
     model: str | None  # the model that it names
+    n: int = 1  # choices for each prompt
+    best_of: int = 1  # so many texts are written of each, and the n likeliest are the choices
+    echo: bool = False  # each choice begins with its prompt
+    stream: bool = False
+    usage: bool = False  # whether a stream says at its end how many tokens there were
+    bias: dict[int, float] = field(default_factory=dict)  # what is added to the logits of tokens
+
+    @property
+    def scores(self) -> bool:
+        """Whether the answer says how likely the tokens of its prompts are."""
+        return self.echo and self.listed is not None
+
+    def texts(self) -> list[tuple[str | list[int], Settings]]:
+        """What is to be written: of each prompt `best_of` texts, of seeds that follow each other."""
+        seed = self.settings.seed
+        seeds = [seed + number if seed >= 0 else seed for number in range(self.best_of)]
+        return [(prompt, replace(self.settings, seed=seed)) for prompt in self.prompts for seed in seeds]
 
 
 def parse(url: str, body: object, chat: Callable[[list], list[int]], **defaults) -> Request:
@@ -85,20 +118,64 @@ def parse(url: str, body: object, chat: Callable[[list], list[int]], **defaults)
     model = given.get("model")
     _require(isinstance(model, str | None), f"model must be a name, not {model!r:.60}", "model")
     listed = _listed(given, is_chat)
-    known = {*NEUTRAL, *SETTINGS, *IGNORED, "logprobs", "top_logprobs", "messages" if is_chat else "prompt"}
+    known = {*NEUTRAL, *SETTINGS, *IGNORED, *ASKED, "messages" if is_chat else "prompt"}
+    only_here = {} if not is_chat else {"echo": (False,), "best_of": (1,)}
     for key, value in given.items():
         _require(key in known, f"{key!r:.60} isn't supported", key[:60], "unsupported_parameter")
-        fine = key not in NEUTRAL or value in NEUTRAL[key]
-        only = " or ".join(repr(some) for some in NEUTRAL.get(key, ()))
-        _require(fine, f"{key} can only be {only} here", key, "unsupported_value")
+        possible = (NEUTRAL | only_here).get(key, [value])
+        only = " or ".join(repr(some) for some in possible)
+        _require(value in possible, f"{key} can only be {only} here", key, "unsupported_value")
     settings = _settings(given, DEFAULTS | defaults | {"n_predict": -1 if is_chat else SHORT}, bool(listed))
+    asked = {"echo": _flag(given, "echo"), "stream": _flag(given, "stream"), "bias": _bias(given)}
+    asked |= _numbers(given) | {"usage": _usage(given)}
+    if asked["stream"]:
+        _require(asked["best_of"] == asked["n"], "best_of can't be streamed", "best_of")
+        _require(not asked["echo"] or listed is None, "echo with logprobs can't be streamed", "stream")
     prompts = [_chat(given, chat)] if is_chat else _prompts(given)
-    return Request(url, prompts, settings, listed, model)
+    return Request(url, prompts, settings, listed, model, **asked)
 
 
 def _require(ok: object, message: str, param: str, code: str = "invalid_value") -> None:
     if not ok:
         raise Refused(message, param, code)
+
+
+def _flag(given: dict, key: str) -> bool:
+    value = given.get(key, False)
+    _require(isinstance(value, bool), f"{key} must be true or false, not {value!r:.60}", key)
+    return value
+
+
+def _numbers(given: dict) -> dict[str, int]:
+    """How many texts."""
+    n = given.get("n", 1)
+    found = {"n": n, "best_of": given.get("best_of", n)}
+    for key, value in found.items():
+        fine = type(value) is int and 1 <= value <= MOST
+        _require(fine, f"{key} must be a whole number from 1 to {MOST}, not {value!r:.60}", key)
+    _require(n <= found["best_of"], f"best_of must be at least n, which is {n}", "best_of")
+    return found
+
+
+def _usage(given: dict) -> bool:
+    options = given.get("stream_options", {})
+    fine = isinstance(options, dict) and isinstance(options.get("include_usage"), bool | None)
+    _require(fine, "stream_options can be {'include_usage': true}", "stream_options")
+    return bool(options.get("include_usage"))
+
+
+def _bias(given: dict) -> dict[int, float]:
+    """Whether its ids are any, the model says."""
+    bias = given.get("logit_bias", {})
+    fine = (
+        isinstance(bias, dict)
+        and len(bias) <= BIASED
+        and all(key.isdecimal() and len(key) < 9 for key in bias)
+    )
+    fine = fine and all(type(value) in (int, float) and abs(value) <= BIAS for value in bias.values())
+    what = f"logit_bias must be an object of at most {BIASED} token ids, each with a number"
+    _require(fine, f"{what} from -{BIAS} to {BIAS}", "logit_bias")
+    return {int(key): float(value) for key, value in bias.items()}
 
 
 def _listed(given: dict, is_chat: bool) -> int | None:
@@ -126,6 +203,8 @@ def _settings(given: dict, defaults: dict, stages: bool) -> Settings:
             if name == "stop":
                 one = {name: [value] if isinstance(value, str) else value}
                 _require(isinstance(one[name], list), "stop must be a text or a list of texts", key)
+                fine = len(one[name]) <= STOPS and all(len(str(text)) <= STOP for text in one[name])
+                _require(fine, f"stop can be {STOPS} texts of {STOP} characters", key)
             try:
                 Settings(**one)
             except TinyllamaError as error:
@@ -171,78 +250,3 @@ def _prompts(given: dict) -> list:
         fine = is_ids or (isinstance(one, str) and one)
         _require(fine, "prompt must be a text or ids, and not empty, or a list of such", "prompt")
     return prompts
-
-
-# --- answers --------------------------------------------------------------------------------------
-
-
-def answer(request: Request, texts: list[Generation], model: str) -> dict:
-    """The body of an answer, given the texts of the request's prompts, and the name of their model."""
-    is_chat, choices = request.url == CHAT, []
-    for index, text in enumerate(texts):
-        written = text.completion()
-        message = {"role": "assistant", "content": str(written)}
-        said = {"message": message} if is_chat else {"text": str(written)}
-        logprobs = None
-        if request.listed is not None:
-            tell = _chat_logprobs if is_chat else _logprobs
-            logprobs = tell(_shown(written, text.tokenizer), request.listed, text.tokenizer)
-        ended = {"finish_reason": FINISHED[written.stop_reason], "logprobs": logprobs, "seed": text.seed}
-        choices.append({"index": index, **said, **ended})
-    n_prompt, n_written = sum(len(text.prompt_ids) for text in texts), sum(len(text.tokens) for text in texts)
-    return {
-        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}",
-        "object": "chat.completion" if is_chat else "text_completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": choices,
-        "usage": {
-            "prompt_tokens": n_prompt,
-            "completion_tokens": n_written,
-            "total_tokens": n_prompt + n_written,
-        },
-    }
-
-
-def _shown(written, tokenizer: Tokenizer) -> list[tuple[Token, int]]:
-    """The tokens of a text, and where in it each begins; without those of a stop string."""
-    stream, at, shown = TextStream(tokenizer), 0, []
-    for token in written.tokens:
-        shown.append((token, at))
-        at += len(stream.feed(token.id))
-    return [(token, at) for token, at in shown if written.stop_reason != "stop" or at < len(written)]
-
-
-def _logprob(prob: float) -> float:
-    """Of a probability that is too small for a float, a number that JSON has, as OpenAI gives."""
-    return math.log(prob) if prob > 0 else -9999.0
-
-
-def _likeliest(token: Token, n: int) -> list[tuple[int, float]]:
-    """Ids and probabilities of the n tokens that the model thought likeliest in a token's place."""
-    if not n:
-        return []
-    first = token.stages[0]
-    return [(int(one), float(prob)) for one, prob in zip(first.kept[:n], first.probs[:n], strict=True)]
-
-
-def _logprobs(tokens: list[tuple[Token, int]], n: int, tokenizer: Tokenizer) -> dict:
-    """In the shape of completions."""
-    top = [{tokenizer.piece(one): _logprob(prob) for one, prob in _likeliest(t, n)} for t, _ in tokens]
-    return {
-        "tokens": [token.piece for token, _ in tokens],
-        "token_logprobs": [_logprob(token.prob) for token, _ in tokens],
-        "top_logprobs": top if n else None,
-        "text_offset": [at for _, at in tokens],
-    }
-
-
-def _chat_logprobs(tokens: list[tuple[Token, int]], n: int, tokenizer: Tokenizer) -> dict:
-    """In the shape of chats."""
-
-    def told(token_id: int, prob: float) -> dict:
-        data = [*tokenizer.token_bytes(token_id)]
-        return {"token": tokenizer.piece(token_id), "logprob": _logprob(prob), "bytes": data}
-
-    content = [told(t.id, t.prob) | {"top_logprobs": [told(*o) for o in _likeliest(t, n)]} for t, _ in tokens]
-    return {"content": content}

@@ -12,8 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from weakref import WeakKeyDictionary
 
-from ..errors import Cancelled
+import numpy as np
+
+from ..errors import Cancelled, require
 from ..generation import Generation
 from ..model import Step
 from ..ops import FEW
@@ -29,26 +32,38 @@ class Schedule:
     Args:
         run: sends Steps through the model together: of each the logits, [n_logits, vocab_size].
         room: bytes that the caches of texts may take that are written at the same time.
+        at_once: how many are written at the same time, at most; None: AT_ONCE.
 
     Attributes:
         pieces: what texts have been continued by: (text, piece), in the order in which it was written.
     """
 
-    def __init__(self, run: Callable, room: int):
-        self._run, self._room = run, room
+    def __init__(self, run: Callable, room: int, at_once: int | None = None):
+        self._run, self._room, self._at_once = run, room, at_once or AT_ONCE
         self._waiting: deque[tuple[Generation, int]] = deque()
         self._running: dict[Generation, int] = {}  # -> bytes of its cache once it is full
+        self._biases: WeakKeyDictionary[Generation, np.ndarray] = WeakKeyDictionary()
         self.pieces: deque[tuple[Generation, str]] = deque()
 
     def __len__(self) -> int:
         """How many texts have not ended."""
         return sum(text.stop_reason is None for text in self._all())
 
+    @property
+    def n_running(self) -> int:
+        """How many texts are being written."""
+        return sum(text.stop_reason is None for text in [*self._running])
+
     def _all(self) -> list[Generation]:
         return [*self._running, *(text for text, _ in [*self._waiting])]
 
-    def add(self, text: Generation, n_bytes: int) -> None:
-        """Have a text written once there is room for so many bytes and its drafts', or nothing else runs."""
+    def add(self, text: Generation, n_bytes: int, bias: np.ndarray | None = None) -> None:
+        """Have a text written once there is room for so many bytes and its drafts', or nothing else runs.
+
+        bias: what is added to its logits, [vocab_size].
+        """
+        if bias is not None:
+            self._biases[text] = bias
         self._waiting.append((text, n_bytes + text.drafts.cache_bytes(text.most)))
 
     def turn(self) -> None:
@@ -76,7 +91,7 @@ class Schedule:
             if text.cancelled and text.stop_reason is None:
                 self.pieces.append((text, text.end("cancelled")))
         self._running = {text: n_bytes for text, n_bytes in self._running.items() if text.stop_reason is None}
-        while self._waiting and len(self._running) < AT_ONCE:
+        while self._waiting and len(self._running) < self._at_once:
             text, n_bytes = self._waiting[0]
             if self._running and sum(self._running.values()) + n_bytes > self._room:
                 break
@@ -90,6 +105,8 @@ class Schedule:
         found = self._run([step for _, step in group])
         seconds, n_tokens = time.perf_counter() - started, sum(len(step.tokens) for _, step in group)
         for (text, step), logits in zip(group, found, strict=True):
+            if text in self._biases:
+                logits = logits + self._biases[text]
             text.timings.total += seconds
             with text.timings.adding_to("total"):
                 piece = text.feed(logits, seconds, n_tokens - len(step.tokens))
@@ -103,25 +120,31 @@ class Together(Schedule):
         llama: the model.
         batch_size: the most tokens of a prompt that will be computed at once.
         cancel: as of `Llama.stream`.
+        at_once: as of Schedule.
     """
 
-    def __init__(self, llama, batch_size: int = Settings.batch_size, cancel=None):
+    def __init__(self, llama, batch_size: int = Settings.batch_size, cancel=None, at_once: int | None = None):
         room = llama.backend.cache_room(llama.config, batch_size)
-        super().__init__(partial(llama.run, cancel=cancel), room)
+        super().__init__(partial(llama.run, cancel=cancel), room, at_once)
         self._llama, self._cancel = llama, cancel
 
-    def begin(self, prompt: str | list[int], wanted: Settings) -> Generation:
+    def begin(self, prompt: str | list[int], wanted: Settings, bias: dict | None = None) -> Generation:
         """Have a prompt continued; what becomes of it doesn't depend on the others.
+
+        bias: what is added to the logits of tokens, by their ids.
 
         Raises TinyllamaError where it is empty or too long, or its cache doesn't fit into memory even alone.
         """
-        llama = self._llama
+        llama, added = self._llama, np.zeros(self._llama.config.vocab_size, np.float32)
+        for token, logit in (bias or {}).items():
+            require(token < len(added), f"token id {token} is not in 0..{len(added) - 1}")
+            added[token] = logit
         recall = partial(llama.remembered.recall, whole=False)
         text = llama.begin(prompt, wanted, recall, self._cancel)
         n_bytes = llama.backend.cache_bytes(llama.config, text.most)
         if n_bytes > self._room:
             llama.backend.require_run(llama.config, text.most)
-        self.add(text, n_bytes)
+        self.add(text, n_bytes, added if bias else None)
         return text
 
 

@@ -1,7 +1,8 @@
 """How likely a model thinks each token of a text, given those before it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 
 from ..errors import require
 from ..ops import KVCache
@@ -13,18 +14,28 @@ from .completion import Token, token_of
 def score(
     run: Callable, tokenizer: Tokenizer, cache: KVCache, ids: list[int], batch_size: int = 512
 ) -> list[Token]:
-    """How likely a model thinks each token, given those before it.
+    """How likely a model thinks each token, given those before it: all that `scoring` gives."""
+    return [*chain.from_iterable(scoring(run, tokenizer, cache, ids, batch_size))]
+
+
+def scoring(
+    run: Callable, tokenizer: Tokenizer, cache: KVCache, ids: list[int], batch_size: int = 512
+) -> Iterator[list[Token]]:
+    """How likely a model thinks each token, given those before it, so many at a time.
 
     Args:
         run: sends tokens through the model, behind those in the cache: logits [n_tokens, vocab_size].
         cache: empty, with room for all ids.
-    Returns:
+    Yields:
         A Token for each. Its one stage, "logits", says what the model expected there. The first token has
         nothing before it: its probability is NaN, and it has no stage.
     """
     require(batch_size >= 1, f"batch_size must be at least 1, not {batch_size}")
-    tokens = [Token(ids[0], tokenizer.piece(ids[0]), math.nan)]
+    yield [Token(ids[0], tokenizer.piece(ids[0]), math.nan)]
     for start in range(0, len(ids) - 1, batch_size):
-        for logits in run(ids[start : min(start + batch_size, len(ids) - 1)], cache):
-            tokens.append(token_of(tokenizer, ids[len(tokens)], logits, [stage("logits", logits)]))
-    return tokens
+        found = run(ids[start : min(start + batch_size, len(ids) - 1)], cache)
+        behind = ids[start + 1 :]
+        yield [
+            token_of(tokenizer, token, logits, [stage("logits", logits)])
+            for token, logits in zip(behind, found, strict=False)
+        ]
