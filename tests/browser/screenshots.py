@@ -18,10 +18,11 @@ def main(theme: str = "light", width: str = "1280", folder: str = str(ROOT / "do
         lab = Lab(Path(home), ROOT / "notebooks", THEMES[theme])
         try:
             with browser() as chromium:
-                for name, prepare in (("playground", playground), ("stepper", stepper)):
+                for name, prepare in PICTURES.items():
+                    notebook = "stepper.ipynb" if name == "stepper" else "playground.ipynb"
                     page = chromium.new_page(viewport={"width": int(width), "height": 1600})
-                    page.goto(lab.address(f"{name}.ipynb"))
-                    run_all_cells(lab, page, f"{name}.ipynb", ".tinyllama")
+                    page.goto(lab.address(notebook))
+                    run_all_cells(lab, page, notebook, ".tinyllama")
                     prepare(page)
                     page.mouse.move(0, 0)
                     page.wait_for_timeout(500)
@@ -32,17 +33,45 @@ def main(theme: str = "light", width: str = "1280", folder: str = str(ROOT / "do
 
 def playground(page) -> None:
     """Two runs, one of them with a token picked, whose tokens are tinted; another token is looked at."""
-    page.locator(".tinyllama-in-seed input").fill("1")
-    page.locator(".tinyllama-in-n_predict input").fill("80")
+    settings(page, seed="1", n_predict="80")
     page.locator(".tinyllama-in-prompt textarea").press("Control+Enter")
-    page.locator(".tinyllama-out-status", has_text="ended").wait_for()
+    ended(page, 1)
     page.locator(".tinyllama-in-tint input").check()
     page.locator(".tinyllama-text [data-index='12']").click()
     page.locator(".tinyllama-pick").nth(1).click()
-    page.locator(".tinyllama-changed").wait_for()
-    page.locator(".tinyllama-out-status", has_text="ended").wait_for()
-    page.locator(".tinyllama-text [data-index='20']").click()
+    ended(page, 2)
+    page.locator(".tinyllama-in-other select").select_option(index=2)
+    page.locator(".tinyllama-text [data-index='20']").first.click()
     page.locator(".tinyllama-bars").wait_for()
+
+
+def chat(page) -> None:
+    """Two turns, of the second two answers; a token of one is looked at, and what the model saw."""
+    page.get_by_role("radio", name="Chat").check()
+    page.locator(".tinyllama-in-model select").select_option(index=1)  # smollm2
+    settings(page, seed="3")
+    for number, message in enumerate(("What is the capital of France?", "And of Japan?"), 1):
+        page.locator(".tinyllama-in-prompt textarea").fill(message)
+        page.locator(".tinyllama-in-prompt textarea").press("Control+Enter")
+        ended(page, number)
+    page.get_by_role("button", name="Another answer").last.click()
+    ended(page, 3)
+    page.locator(".tinyllama-in-tint input").check()
+    page.locator(".tinyllama-in-raw input").check()
+    page.locator(".tinyllama-out-turns .tinyllama-text").last.locator("[data-index='1']").click()
+    page.locator(".tinyllama-bars").wait_for()
+
+
+def settings(page, **values: str) -> None:
+    page.locator(".tinyllama-in-more").click()
+    for name, value in values.items():
+        page.locator(f".tinyllama-in-{name} input").fill(value)
+    page.locator(".tinyllama-in-more").click()
+
+
+def ended(page, n_runs: int) -> None:
+    page.locator(".tinyllama-in-history option").nth(n_runs).wait_for(state="attached")
+    page.locator(".tinyllama-out-status", has_text="ended").wait_for()
 
 
 def stepper(page) -> None:
@@ -57,6 +86,8 @@ def stepper(page) -> None:
         page.get_by_role("slider", name="Layer").press("ArrowRight")
     page.locator("canvas[aria-label^='layers.2.attention.weights']").wait_for()
 
+
+PICTURES = {"playground": playground, "chat": chat, "stepper": stepper}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

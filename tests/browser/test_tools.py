@@ -86,6 +86,7 @@ def generate(page, prompt: str, n_predict: int, seed: int = 1) -> None:
 
 def test_the_playground(opened, lab):
     page = opened("playground.ipynb")
+    page.locator(".tinyllama-in-more").click()
     writes_what_generate_writes_in_pieces(page)
     shows_alternatives_and_goes_on_from_one(page)
     compares_and_copies(page)
@@ -175,8 +176,84 @@ def stops_a_long_run(page):
     wait_for_status(page, "interrupted")
     generate(page, STORY, n_predict=-1, seed=3)
     page.locator(f"{TEXT} .tinyllama-completion").nth(20).wait_for()
-    page.locator(PROMPT).press("Escape")
+    page.locator(".jp-MarkdownOutput h1").first.click()  # Escape stops it wherever the focus is
+    page.keyboard.press("Escape")
     wait_for_status(page, "interrupted")
+
+
+CHAT = "tinyllama.playground(chat=True, chat_template='chatml', seed=3, n_predict=12)"
+ANSWER = ".tinyllama-answer .tinyllama-text"
+
+
+def test_a_chat(opened, lab):
+    page = opened(notebook_of(lab, "chat.ipynb", f"import tinyllama\n{CHAT}"))
+    page.set_viewport_size({"width": 1280, "height": 900})
+    llama = tinyllama.load("small")
+    messages = [{"role": "user", "content": STORY}]
+    text = llama.chat(messages, chat_template="chatml", seed=3, n_predict=12)
+    page.locator(PROMPT).fill(STORY)
+    page.keyboard.press("Control+Enter")
+    page.locator(".tinyllama-said", has_text=f"It wrote: {text}").wait_for(state="attached")
+    assert page.locator(ANSWER).text_content() == text
+    another_answer_stands_beside_the_first(page)
+    all_is_in_sight_at_once(page)
+    what_the_model_saw_is_a_click_away(page)
+    a_message_is_edited_by_keyboard(page)
+    runs_are_saved(page)
+    every_control_has_a_name(page)
+
+
+def another_answer_stands_beside_the_first(page):
+    page.get_by_role("button", name="Another answer").click()
+    page.get_by_text("answer 2 of 2 ← taken").wait_for()
+    wait_for_status(page, "ended")
+    boxes = [page.locator(ANSWER).nth(n).bounding_box() for n in (0, 1)]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+    page.get_by_role("button", name="Take this one").click()
+    page.get_by_text("answer 1 of 2 ← taken").wait_for()
+
+
+def all_is_in_sight_at_once(page):
+    page.locator(f"{ANSWER} [data-index='11']").first.click()
+    deciding = page.locator(".tinyllama-bars tr").nth(10).locator("td").last
+    deciding.wait_for()
+    page.wait_for_function("document.querySelector('[aria-selected=true]')")
+    for part in (deciding, page.locator(f"{ANSWER} [data-index='11']").first, page.locator(PROMPT)):
+        box = part.bounding_box()
+        assert box["y"] > 0 and box["y"] + box["height"] < 880 and box["x"] + box["width"] < 1250
+
+
+def what_the_model_saw_is_a_click_away(page):
+    assert not page.locator(TEXT).is_visible()
+    page.get_by_label("Show what the model saw").check()
+    page.locator(TEXT, has_text=f"<|im_start|>user\n{STORY}<|im_end|>").wait_for()
+
+
+def a_message_is_edited_by_keyboard(page):
+    page.get_by_role("button", name="Edit").first.focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Send this instead").wait_for()
+    page.wait_for_function("document.activeElement.tagName == 'TEXTAREA'")
+    page.keyboard.press("End")
+    page.keyboard.type(" there was")
+    page.keyboard.press("Control+Enter")
+    page.locator(".tinyllama-message", has_text=f"{STORY} there was").wait_for()
+    wait_for_status(page, "ended")
+
+
+def runs_are_saved(page):
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save all runs as JSON").click()
+    runs = json.loads(Path(download.value.path()).read_text())
+    assert [run["messages"][-2]["content"] for run in runs] == [STORY, STORY, f"{STORY} there was"]
+
+
+def notebook_of(lab, name: str, code: str) -> str:
+    """The playground's notebook with other code."""
+    notebook = json.loads((lab.folder / "notebooks" / "playground.ipynb").read_text())
+    notebook["cells"][1]["source"] = code
+    (lab.folder / "notebooks" / name).write_text(json.dumps(notebook))
+    return name
 
 
 def test_the_stepper(opened):
@@ -210,14 +287,12 @@ def test_two_playgrounds_and_a_cell_run_twice_do_not_disturb_each_other(opened, 
     call_twice = (
         "import ipywidgets, tinyllama\nipywidgets.VBox([tinyllama.playground(), tinyllama.playground()])"
     )
-    notebook = json.loads((lab.folder / "notebooks" / "playground.ipynb").read_text())
-    notebook["cells"][1]["source"] = call_twice
-    (lab.folder / "notebooks" / "two.ipynb").write_text(json.dumps(notebook))
-    page = opened("two.ipynb")
+    page = opened(notebook_of(lab, "two.ipynb", call_twice))
     run_all_cells(lab, page, "notebooks/two.ipynb", ".tinyllama >> nth=1")
     tools = [page.locator(".tinyllama").nth(i) for i in (0, 1)]
     for seed, tool in enumerate(tools):
         tool.locator(PROMPT).fill(STORY)
+        tool.locator(".tinyllama-in-more").click()
         tool.locator(".tinyllama-in-seed input").fill(str(seed))
         tool.locator(PROMPT).press("Control+Enter")
     for seed, tool in enumerate(tools):

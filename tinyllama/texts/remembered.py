@@ -56,6 +56,11 @@ class Remembered:
             del sizes[0], kept[0]
         self._kept = kept
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that they take."""
+        return sum(cache.nbytes * (not cache.in_file) for cache, _ in self._kept)
+
     def clear(self) -> None:
         """Forget all."""
         self._kept = []

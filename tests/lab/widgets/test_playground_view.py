@@ -39,6 +39,13 @@ def test_ctrl_enter_generates_and_escape_stops(tool):
     assert finished(tool).session.run is None or tool.session.run.completion.stop_reason == "cancelled"
 
 
+def test_ctrl_enter_waits_for_a_prompt_that_is_still_on_its_way(tool):
+    tool.outputs["keys"].act("generate", "A dog")
+    assert not tool.worker.busy and tool.session.run is None
+    tool.inputs["prompt"].value = "A dog"
+    assert finished(tool).session.run.prompt == "A dog"
+
+
 def test_buttons_are_enabled_when_they_do_something(tool):
     buttons = [tool.buttons[name] for name in ("Generate", "Stop", "Continue")]
     assert [button.disabled for button in buttons] == [False, True, True]
@@ -104,10 +111,39 @@ def test_tokens_that_were_guessed_can_be_tinted(monkeypatch):
 
 
 def test_the_four_prompts_are_a_click_away(tool):
-    examples = tool.children[1].children
+    examples = tool.examples[0].children
     assert len(examples) == 4
     examples[2].click()
     assert tool.inputs["prompt"].value == "def open_and_return_content(filename):"
+
+
+def test_stop_strings_and_context_are_taken_as_they_are_typed(tool):
+    tool.inputs["stops"].value, tool.inputs["ctx_size"].value = "little\n\\n", 100
+    tool.buttons["Generate"].click()
+    settings = finished(tool).session.run.completion.settings
+    assert settings["stop"] == ("little", "\n") and settings["ctx_size"] == 100
+    assert tinyllama.playground(stop="\n").inputs["stops"].value == "\\n"
+
+
+def test_a_run_can_be_named_and_all_be_saved(tool, monkeypatch):
+    assert tool.outputs["keys"].save == ""
+    tool.buttons["Generate"].click()
+    finished(tool).inputs["name"].value = "the first"
+    assert tool.inputs["history"].options[1] == ("1: the first", 1)
+    sent = []
+    monkeypatch.setattr(tool.outputs["keys"], "send", sent.append)
+    tool.outputs["keys"].act("save")
+    ((run,),) = [json.loads(file["content"]) for file in sent]
+    assert run["name"] == "the first" and run["text"] == tool.session.run.text
+
+
+def test_settings_are_folded_away_until_they_are_asked_for(tool):
+    def is_shown(name):
+        return next(box for box in tool.children if tool.inputs[name] in getattr(box, "children", ())).layout
+
+    assert is_shown("temp").display == "none"
+    tool.inputs["more"].value = True
+    assert is_shown("temp").display is None
 
 
 def test_clear_takes_the_text_away(tool):
@@ -139,8 +175,8 @@ def test_a_model_that_is_not_listed_can_be_asked_for():
 
 
 def test_a_setting_without_a_control_is_refused():
-    with pytest.raises(TinyllamaError, match="no control for 'stop'"):
-        tinyllama.playground(stop="x")
+    with pytest.raises(TinyllamaError, match="no control for 'remember'"):
+        tinyllama.playground(remember=False)
 
 
 def test_without_widgets_one_line_says_what_to_install(monkeypatch):

@@ -1,10 +1,14 @@
+import json
 import math
+from dataclasses import replace
 
 import pytest
 
+import tinyllama
 from tinyllama.lab.widgets import report
 from tinyllama.lab.widgets.session import Session
-from tinyllama.texts.completion import Token
+from tinyllama.machine.limits import human
+from tinyllama.texts.completion import Completion, Token
 
 STORY = "Once upon a time"
 
@@ -105,6 +109,31 @@ def test_the_status_gives_both_speeds_the_context_and_the_memory(session):
         assert words in line
 
 
+def test_the_memory_is_that_of_the_weights_and_of_the_texts_that_are_remembered(session, run):
+    weights, texts = run.memory
+    assert weights > 4_000_000 and 0 < texts < 10_000_000
+    assert f"memory: model {human(weights)}, texts {human(texts)}" in report.status(session)
+
+
+def test_a_text_that_ends_at_once_says_so(run):
+    empty = replace(run, warnings=["the prompt ends in a space"])
+    empty._completion = Completion("")
+    empty._completion.tokens, empty._completion.stop_reason = [], "eos"
+    empty._completion.settings = run.completion.settings
+    assert report.notes(empty) == [
+        "The model ended the text at once: it added nothing.",
+        "The prompt ends in a space.",
+    ]
+    assert report.notes(run) == []
+
+
+def test_runs_are_exported_as_json_with_what_makes_them_again(session):
+    runs = json.loads(json.dumps(report.export(session.runs), allow_nan=False))
+    for kept, run in zip(runs, session.runs, strict=True):
+        assert tinyllama.generate(**kept["settings"]) == run.completion and kept["text"] == run.text
+        assert [token["id"] for token in kept["tokens"]] == [token.id for token in run.tokens]
+
+
 def test_two_runs_are_compared_by_what_differs(session):
     differing = {name for name, _, differs in report.comparison(session.find(1), session.find(2)) if differs}
     assert differing == {"Temperature", "Repetition penalty", "Seed"}
@@ -112,6 +141,8 @@ def test_two_runs_are_compared_by_what_differs(session):
 
 def test_a_run_s_title_tells_it_from_others(session):
     assert report.title(session.find(1)) == "1: Once upon a time · small · temperature 0.8, seed 4"
+    named = replace(session.find(1), name="the first")
+    assert report.title(named) == "1: the first"
 
 
 @pytest.mark.parametrize(

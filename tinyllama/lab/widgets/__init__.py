@@ -9,6 +9,7 @@
     steps            what the stepper knows: a prompt's way through a model
     elements         the parts that ipywidgets lacks, through anywidget
     controls         what both tools have: their frame, and controls in one style
+    turns_view       a chat as blocks
     playground_view  the widgets on top of a session
     stepper_view     the widgets on top of a walk
 
@@ -21,12 +22,14 @@ from importlib.util import find_spec
 from ...errors import require
 
 
-def playground(model: str = "small", prompt: str = "", **settings):
-    """Prompt a model in a notebook: text as it is made, every token to be clicked.
+def playground(model: str = "small", prompt: str = "", chat: bool = False, system: str = "", **settings):
+    """Prompt a model in a notebook, or chat with it: text as it is made, every token to be clicked.
 
     Args:
         model: the one that is chosen at first, as `load` takes it.
-        prompt: what the prompt says at first.
+        prompt: what the prompt, or the first message, says at first.
+        chat: begin with a chat; a switch leads from one to the other.
+        system: what the model is told before a chat, at first.
         settings: of `backend`, `threads` and `settings.Settings`, what they are at first.
     Raises:
         TinyllamaError: ipywidgets or anywidget isn't installed.
@@ -34,7 +37,7 @@ def playground(model: str = "small", prompt: str = "", **settings):
     _require_widgets()
     from .playground_view import Playground
 
-    return Playground(model, prompt, **settings)
+    return Playground(model, prompt, chat, system, **settings)
 
 
 def stepper(prompt: str = "Once upon a time", model: str = "small", backend: str = "auto"):

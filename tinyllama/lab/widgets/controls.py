@@ -31,9 +31,10 @@ class Tool(w.VBox):
             start: button(start, f"{does} (Ctrl-Enter)", self.start, "primary"),
             "Stop": button("Stop", "Stop (Escape)", worker.stop),
         }
-        on = {"generate": lambda _: self.start(), "stop": lambda _: worker.stop()}
+        on = {"generate": self.start_with, "stop": lambda _: worker.stop()}
         self.outputs = {"status": w.HTML(), "error": w.HTML(), "keys": Keys(on, label=f"tinyllama {name}")}
         self._lock, self._updating = threading.RLock(), False
+        self._awaited: str | None = None  # a prompt
         self.add_class("tinyllama").add_class(f"tinyllama-{name}")
 
     def show(self, *widgets: w.Widget) -> None:
@@ -42,7 +43,19 @@ class Tool(w.VBox):
             for name, widget in named.items():
                 widget.add_class(f"tinyllama-{kind}-{name.lower()}")
         self.children = widgets
+        self.inputs["prompt"].observe(self._on_prompt, "value")
         self.refresh()
+
+    def start_with(self, typed: str | None = None) -> None:
+        """Start; if what was typed into the prompt is still on its way here, as soon as it arrives."""
+        is_here = typed in (None, self.inputs["prompt"].value)
+        self._awaited = None if is_here else typed
+        if is_here:
+            self.start()
+
+    def _on_prompt(self, change) -> None:
+        if change.new == self._awaited:
+            self.start_with(change.new)
 
     def refresh(self) -> None:
         """Show what there is now; called by the kernel's thread and the worker's."""
@@ -50,6 +63,7 @@ class Tool(w.VBox):
             self._updating = True
             try:
                 self.buttons["Stop"].disabled = not self.worker.busy
+                self.outputs["keys"].busy = self.worker.busy
                 error = escape(self.worker.error)
                 box = f'<div role="alert" class="tinyllama-error">{error}</div>'
                 self.outputs["error"].value = box if error else ""
@@ -71,16 +85,17 @@ class Tool(w.VBox):
 
 def model_choice(model: str) -> w.Dropdown:
     """All models that are here, and this one even if it isn't."""
-    return _choice("Model", choices(), str(model))
+    return choice("Model", choices(), str(model))
 
 
 def backend_choice(backend: str = "auto") -> w.Dropdown:
     """All backends that run here, and this one even if it doesn't."""
     names = [name for name, reason in available().items() if reason is None]
-    return _choice("Backend", [(f"auto ({names[0]})", "auto"), *zip(names, names, strict=True)], backend)
+    return choice("Backend", [(f"auto ({names[0]})", "auto"), *zip(names, names, strict=True)], backend)
 
 
-def _choice(description: str, options: list[tuple[str, str]], value: str) -> w.Dropdown:
+def choice(description: str, options: list[tuple[str, str]], value: str) -> w.Dropdown:
+    """(label, value) to choose from, and this value even if it isn't among them."""
     missing = [] if value in dict(options).values() else [(value, value)]
     return w.Dropdown(options=options + missing, value=value, description=description)
 
@@ -90,6 +105,11 @@ def button(label: str, tooltip: str, action: Callable[[], object], style: str = 
     made = w.Button(description=label, tooltip=tooltip, button_style=style)
     made.on_click(lambda _: action())
     return made
+
+
+def visible(widget: w.Widget, shown: bool) -> None:
+    """Show a widget, or take it away."""
+    widget.layout.display = None if shown else "none"
 
 
 def row(*widgets: w.Widget) -> w.HBox:

@@ -25,13 +25,13 @@ class Element(anywidget.AnyWidget):
 
     def __init__(self, on: dict[str, Callable[[object], None]] | None = None, **traits):
         super().__init__(**traits)
-        self._on = on or {}
+        self.on = on or {}
         self.on_msg(lambda _, content, __: self.act(**content))
 
     def act(self, action: str, value: object = None) -> None:
         """Do what happens when the page sends this."""
-        if action in self._on:
-            self._on[action](value)
+        if action in self.on:
+            self.on[action](value)
 
 
 class Tokens(Element):
@@ -59,11 +59,17 @@ class Alternatives(Element):
 
 
 class Keys(Element):
-    """Keyboard, and buttons that copy a text; sends "generate" (Ctrl-Enter) and "stop" (Escape)."""
+    """Keyboard, and buttons that copy a text or save a file; says to screen readers what has happened.
+
+    Sends "generate" (Ctrl-Enter), "stop" (Escape, while something runs wherever the focus is) and "save".
+    """
 
     _esm = HERE / "keys.js"
     label = traitlets.Unicode().tag(sync=True)  # the tool's name for screen readers
     copies = traitlets.Dict().tag(sync=True)  # {label of a button: the text that it copies}
+    save = traitlets.Unicode().tag(sync=True)  # the label of the button that saves; "" for none
+    busy = traitlets.Bool(False).tag(sync=True)  # something runs that Escape stops
+    says = traitlets.Unicode().tag(sync=True)  # what screen readers say when it changes
 
 
 class HeatMap(Element):

@@ -1,30 +1,56 @@
 // What belongs to a tool as a whole: its keys, names for its controls, and buttons that copy.
 
+const GROUPS = [
+  [".tinyllama-in-mode", "radiogroup", "What the model does"],
+  [".tinyllama-out-turns", "region", "Chat"],
+];
+
 function render({ model, el }) {
   const bar = document.createElement("div");
   bar.className = "tinyllama-copies";
-  el.append(bar);
+  const said = document.createElement("div");
+  said.className = "tinyllama-said";
+  said.setAttribute("role", "status"); // which screen readers read out when it changes
+  el.append(bar, said);
 
   function draw() {
     const copies = Object.entries(model.get("copies"));
-    bar.replaceChildren(...copies.map(([label, text]) => button(label, text)));
+    const save = model.get("save");
+    bar.replaceChildren(...copies.map(([label, text]) => copying(label, text)));
+    if (save) bar.append(button(save, () => model.send({ action: "save" })));
   }
 
-  function button(label, text) {
+  function button(label, act) {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = label;
-    button.disabled = !text;
-    button.addEventListener("click", async () => {
-      button.textContent = (await copy(text)) ? "Copied" : "The browser allows no copying";
-      setTimeout(() => (button.textContent = label), 1500);
-    });
+    button.addEventListener("click", () => act(button));
     return button;
   }
 
+  function copying(label, text) {
+    const made = button(label, async () => {
+      made.textContent = (await copy(text)) ? "Copied" : "The browser allows no copying";
+      setTimeout(() => (made.textContent = label), 1500);
+    });
+    made.disabled = !text;
+    return made;
+  }
+
+  function download({ name, content }) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([content], { type: "application/json" }));
+    link.download = name;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+
   function onKey(event) {
-    const isGenerate = event.key === "Enter" && (event.ctrlKey || event.metaKey);
-    if (!isGenerate && event.key !== "Escape") return;
+    const isInside = el.closest(".tinyllama")?.contains(event.target);
+    const isGenerate = isInside && event.key === "Enter" && (event.ctrlKey || event.metaKey);
+    const isStop = event.key === "Escape" && (isInside || model.get("busy"));
+    if (!isGenerate && !isStop) return;
+    if (!isInside) return void model.send({ action: "stop" }); // whoever has the focus gets the key, too
     event.preventDefault();
     event.stopPropagation();
     const focused = document.activeElement;
@@ -32,7 +58,8 @@ function render({ model, el }) {
       focused.blur(); // a number that is being typed counts from here on
       focused.focus();
     }
-    model.send({ action: isGenerate ? "generate" : "stop" });
+    const typed = focused?.closest?.(".tinyllama-in-prompt") ? focused.value : null; // still on its way, maybe
+    model.send(isGenerate ? { action: "generate", value: typed } : { action: "stop" });
   }
 
   function attach() {
@@ -41,14 +68,20 @@ function render({ model, el }) {
     root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's shortcuts would delete cells
     root.setAttribute("role", "group");
     root.setAttribute("aria-label", model.get("label"));
-    root.addEventListener("keydown", onKey, true); // first of all: ipywidgets' inputs let no key through
-    names.observe(root, { childList: true, subtree: true });
-    nameSliders(root);
-    detach = () => root.removeEventListener("keydown", onKey, true);
+    names.observe(root, { childList: true, subtree: true, attributeFilter: ["class"] });
+    name(root);
   }
 
-  // ipywidgets gives the handle of a slider, and its number, no name of their own.
-  function nameSliders(root) {
+  // What ipywidgets doesn't say: names of a slider's handle and number, groups, whether a button has opened.
+  function name(root) {
+    for (const [what, role, label] of GROUPS) {
+      const group = root.querySelector(what);
+      group?.setAttribute("role", role);
+      group?.setAttribute("aria-label", label);
+    }
+    for (const button of root.querySelectorAll(".widget-toggle-button")) {
+      button.setAttribute("aria-expanded", button.classList.contains("mod-active"));
+    }
     for (const slider of root.querySelectorAll(".widget-slider")) {
       const label = slider.querySelector(".widget-label")?.textContent;
       for (const part of slider.querySelectorAll(".noUi-handle, .widget-readout")) {
@@ -57,15 +90,19 @@ function render({ model, el }) {
     }
   }
 
-  const names = new MutationObserver(() => nameSliders(el.closest(".tinyllama") ?? el));
-  let detach = () => {};
+  const names = new MutationObserver(() => name(el.closest(".tinyllama") ?? el));
+  const say = () => (said.textContent = model.get("says"));
   let waiting = requestAnimationFrame(attach);
-  model.on("change:copies", draw);
+  document.addEventListener("keydown", onKey, true); // first of all: ipywidgets' inputs let no key through
+  model.on("change:copies change:save", draw);
+  model.on("change:says", say);
+  model.on("msg:custom", download);
   draw();
+  say();
   return () => {
     cancelAnimationFrame(waiting);
     names.disconnect();
-    detach();
+    document.removeEventListener("keydown", onKey, true);
   };
 }
 

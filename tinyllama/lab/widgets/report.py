@@ -2,7 +2,7 @@
 
 import math
 
-from ...machine.limits import human, used_memory
+from ...machine.limits import human
 from ...sampling import Stage
 from ...texts.completion import STOP_REASONS
 from .session import Run, Session
@@ -19,7 +19,7 @@ NAMES = {
     "top_k": "Top-k",
 }
 NAMES |= {"top_p": "Top-p", "repeat_penalty": "Repetition penalty", "n_predict": "Tokens asked for"}
-NAMES |= {"seed": "Seed"}
+NAMES |= {"seed": "Seed", "stop": "Stop strings", "ctx_size": "Context"}
 
 
 def percent(share: float) -> str:
@@ -34,6 +34,22 @@ def percent(share: float) -> str:
 def visible(text: str) -> str:
     """A token as one word on one line: a space is "␣", the end of a line "↵"."""
     return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+
+
+def text(run: Run | None, first: int = 0) -> dict:
+    """A run as `Tokens` shows it, from a token on."""
+    if run is None:
+        return {}
+    tokens = run.tokens[first:]
+    return {
+        "run": run.number,
+        "texts": run.texts()[first : first + len(tokens)],
+        "pieces": [visible(token.piece) for token in tokens],
+        "probs": [None if math.isnan(token.prob) else round(token.prob, 4) for token in tokens],
+        "drafted": [token.drafted for token in tokens],
+        "n_prompt": max(0, len(run.prompt_tokens) - first),
+        "changed": None if run.changed is None else run.changed - first,
+    }
 
 
 def token_report(run: Run, index: int, can_resume: bool = True) -> dict:
@@ -110,7 +126,7 @@ def status(session: Session) -> str:
     if session.worker.doing:
         return session.worker.doing
     if run is None:
-        return f"Ready. Memory {human(used_memory())}."
+        return "Ready."
     generation, text, timings = run.generation, run.completion, run.completion.timings
     if generation and not text.tokens:
         return f"Reading the prompt: {generation.n_read:,} of {len(generation.prompt_ids):,} tokens"
@@ -120,30 +136,78 @@ def status(session: Session) -> str:
     figures = [
         f"Prompt {timings.n_prompt:,} tokens{remembered}{_rate(n_read, timings.prompt)}",
         f"text {len(text.tokens):,} tokens{_rate(timings.n_predict, timings.predict)}",
-        f"context {timings.n_prompt + len(text.tokens):,} of {text.settings['ctx_size']:,} tokens",
-        f"memory {human(used_memory())}",
+        f"context {timings.n_prompt + len(text.tokens):,} of {text.settings['ctx_size']:,}",
+        *([] if generation else [_memory(*run.memory)]),
         f"seed {text.seed}",
     ]
     return " · ".join(figures + ([f"ended: {STOP_REASONS[text.stop_reason]}"] if text.stop_reason else []))
 
 
+def _memory(weights: int, texts: int) -> str:
+    """What the model takes: its weights, and what it keeps so that texts needn't be read again."""
+    return f"memory: model {human(weights)}, texts {human(texts)}"
+
+
+def notes(run: Run, n_answers: int = 1) -> list[str]:
+    """What somebody should know who reads this text, one of n_answers, or wonders that there is none."""
+    text, said = run.completion, list(run.warnings)
+    if text.stop_reason == "eos" and not run.answer.strip():
+        what = (
+            "the text at once: it added nothing"
+            if run.system is None
+            else "its answer at once, without a word"
+        )
+        said.insert(0, f"The model ended {what}.")
+    if n_answers > 1 and text.settings["temp"] == 0:
+        said.append("temperature 0 always takes the likeliest token, so all answers are the same")
+    return [f"{sentence[:1].upper()}{sentence[1:].rstrip('.')}." for sentence in said]
+
+
+def export(runs: list[Run]) -> list[dict]:
+    """Runs as JSON can hold them: what each was told, what it wrote, and how likely each token was."""
+    return [
+        {
+            "run": run.number,
+            "name": run.name,
+            "text": run.text,
+            "tokens": [
+                {"id": token.id, "piece": token.piece, "prob": None if math.isnan(token.prob) else token.prob}
+                for token in run.tokens
+            ],
+            "n_prompt": len(run.prompt_tokens),
+            "n_taken": len(run.taken),
+            "stop_reason": run.completion.stop_reason,
+            "settings": run.completion.settings,
+            "messages": None if run.system is None else run.messages,
+        }
+        for run in runs
+    ]
+
+
 def _rate(n_tokens: int, seconds: float) -> str:
-    return f" at {n_tokens / seconds:,.0f} tokens/s" if n_tokens and seconds else ""
+    return f" at {n_tokens / seconds:,.0f}/s" if n_tokens and seconds else ""
 
 
 def title(run: Run) -> str:
     """A run in a list of them."""
+    if run.name:
+        return f"{run.number}: {run.name}"
     prompt = " ".join(run.prompt.split())
     prompt = prompt if len(prompt) <= 32 else prompt[:31] + "…"
     model = str(run.origin[0]).rpartition("/")[2]
     settings = run.completion.settings
     how = f"temperature {settings['temp']:g}, seed {settings['seed']}"
     kind = "" if run.changed is None else ", a token picked"
+    prompt = prompt if run.system is None else f"Chat: {prompt}"
     return f"{run.number}: {prompt} · {model} · {how}{kind}"
 
 
 def comparison(*runs: Run) -> list[tuple[str, list[str], bool]]:
     """(name, its value in each run, whether they differ), for every setting that matters."""
     settings = [run.completion.settings for run in runs]
-    rows = [(label, [str(used[name]) for used in settings]) for name, label in NAMES.items()]
+    rows = [(label, [_written(used[name]) for used in settings]) for name, label in NAMES.items()]
     return [(label, values, len(set(values)) > 1) for label, values in rows]
+
+
+def _written(value) -> str:
+    return ", ".join(map(repr, value)) or "none" if isinstance(value, tuple) else str(value)

@@ -10,6 +10,8 @@ function render({ model, el }) {
   box.setAttribute("role", "listbox");
   el.append(box);
   let shown = { run: null, texts: [] };
+  let frame = null; // what scrolls: a chat, or this text
+  const sizes = new ResizeObserver(keepInSight);
 
   function draw() {
     const text = model.get("text");
@@ -19,10 +21,11 @@ function render({ model, el }) {
       box.replaceChildren();
       shown = { run: text.run, texts: [] };
     }
+    const isAtEnd = frame && frame.scrollTop + frame.clientHeight > frame.scrollHeight - 40;
     for (let i = shown.texts.length; i < texts.length; i++) box.append(token(text, i));
     shown = { run: text.run, texts };
     decorate();
-    if (goesOn && texts.length) box.scrollTop = box.scrollHeight; // follow what is being written
+    if (goesOn && texts.length && isAtEnd) frame.scrollTop = frame.scrollHeight; // follow what is written
   }
 
   function token(text, i) {
@@ -55,6 +58,15 @@ function render({ model, el }) {
     });
   }
 
+  // A text that gets smaller, since a table opens below it, still shows the token that the table is about.
+  function keepInSight() {
+    const chosen = box.children[model.get("selected")]?.getBoundingClientRect();
+    if (!chosen || !frame) return;
+    const { top, bottom } = frame.getBoundingClientRect();
+    if (chosen.bottom > bottom) frame.scrollTop += chosen.bottom - bottom + 8;
+    else if (chosen.top < top) frame.scrollTop -= top - chosen.top + 8;
+  }
+
   const select = (index) => model.send({ action: "select", value: index });
   box.addEventListener("click", (event) => {
     const span = event.target.closest("[data-index]");
@@ -72,6 +84,16 @@ function render({ model, el }) {
   model.on("change:selected", decorate);
   model.on("change:tint change:tint_drafted", decorate);
   draw();
+  const waiting = requestAnimationFrame(() => {
+    const chat = box.closest(".tinyllama-out-turns");
+    frame = chat ?? box;
+    if (chat) chat.scrollTop = chat.scrollHeight; // a new answer
+    sizes.observe(frame);
+  });
+  return () => {
+    cancelAnimationFrame(waiting);
+    sizes.disconnect();
+  };
 }
 
 export default { render };
