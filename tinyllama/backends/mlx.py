@@ -118,7 +118,7 @@ class Mlx(Backend):
     def __init__(self, threads: int, dtype: str | None = None, inexact_as: str = "8-bit"):
         super().__init__(threads)
         self.cache_type = dtype or ("float16" if ON_GPU else "float32")
-        require(str(self.cache_type) in LIMITS, f"no dtype {dtype!r}: there are {', '.join(LIMITS)}")
+        require(self.cache_type in LIMITS, f"no dtype {dtype!r}: there are {', '.join(LIMITS)}")
         require(
             str(inexact_as) in ("8-bit", "float"), f"no inexact_as {inexact_as!r}: there are 8-bit, float"
         )

@@ -20,6 +20,7 @@ from ..backends import OPERATIONS, Backend, get_backend
 from ..config import Config
 from ..errors import require
 from ..formats import open_checkpoint
+from ..machine.places import default_model
 from ..model import Model, build, forward, tap_shapes
 from ..ops import KVCache
 from ..tokenizer import make_tokenizer
@@ -61,12 +62,13 @@ class Comparison:
 
 
 def compare_backends(
-    model: str | Path = "small", prompt="Once upon a time", backends=("numpy", "c"), threads=None
+    model: str | Path | None = None, prompt="Once upon a time", backends=("numpy", "c"), threads=None
 ) -> Comparison:
     """Run a prompt through two backends in step; model and threads as `load` takes them.
 
     Raises TinyllamaError where there is no such model or backend, or not the memory for both.
     """
+    model = default_model() if model is None else model
     sides, checkpoint = [get_backend(name, threads) for name in backends], open_checkpoint(model)
     config, tensors, path = checkpoint.config, checkpoint.tensors, checkpoint.path
     tokenizer = make_tokenizer(checkpoint.vocabulary, path)

@@ -25,7 +25,7 @@ def default_model() -> str:
     return os.environ.get("TINYLLAMA_MODEL") or "small"
 
 
-def find(model: str | Path) -> Path:
+def find(model: str | Path | None) -> Path:
     """The file or folder of a model, given its path or its name; a path wins over a name.
 
     Args:
@@ -34,6 +34,7 @@ def find(model: str | Path) -> Path:
     Raises:
         TinyllamaError: it isn't there, and what to do.
     """
+    model = default_model() if model is None else model
     require(isinstance(model, str | Path) and model != "", f"a model is a path or a name, not {model!r}")
     with naming(model):
         if Path(model).exists():

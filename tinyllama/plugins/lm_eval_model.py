@@ -91,7 +91,7 @@ class TinyllamaLM(TemplateLM):
         named = isinstance(chat_template, str)
         source = template_source(chat_template) if named else self.llama.checkpoint.template
         require(source, f"{self.llama.name} has no chat template: name one, --apply_chat_template=chatml")
-        self._template = Template(source, _AsText(self.llama.tokenizer))
+        self._template = Template(source, self.llama.tokenizer)
         return source
 
     def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> str:
@@ -100,13 +100,13 @@ class TinyllamaLM(TemplateLM):
         if self._template is None:
             self.chat_template(True)
         try:
-            text = self._template.encode(chat, add_generation_prompt)
+            text = self._template.render(chat, add_generation_prompt)
         except TinyllamaError as error:
             others = [message for message in chat if message["role"] != "system"]
             if others == chat:
                 raise
             log.warning("tinyllama: %s: the system's message is left out", error)
-            text = self._template.encode(others, add_generation_prompt)
+            text = self._template.render(others, add_generation_prompt)
         if add_generation_prompt:
             return text
         last = chat[-1]["content"].strip()
@@ -181,7 +181,7 @@ class TinyllamaLM(TemplateLM):
             while prompts and jobs.room:
                 ids, number = prompts.pop(0)
                 wanted, ids = self._settings(requests[number].args[1], ids, number)
-                jobs.add(number, [ids], wanted)
+                jobs.add(number, [(ids, wanted)])
             for number, (text,) in jobs.turn():
                 texts[number] = text.completion().removeprefix(space)
                 self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
@@ -204,18 +204,6 @@ class TinyllamaLM(TemplateLM):
         stop, n_ctx = [text for text in asked["until"] if text], len(ids) + n_predict
         seed = self.seed + number
         return Settings(n_predict=n_predict, stop=stop, ctx_size=n_ctx, seed=seed, **sampled), ids
-
-
-class _AsText:
-    """In place of a template's tokenizer: it leaves the prompt as text."""
-
-    def __init__(self, tokenizer):
-        self.vocabulary, self.bos_id, self.eos_id = tokenizer.vocabulary, tokenizer.bos_id, tokenizer.eos_id
-        self.add_bos = False
-
-    def encode(self, text: str, filled: dict[int, str], **_) -> str:
-        """The text, with what people wrote in its places."""
-        return text.translate(filled)
 
 
 def _steps(past: KVCache, last: int, group: list[tuple]) -> Iterator[tuple[int, Step, list[int]]]:

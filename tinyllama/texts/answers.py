@@ -175,7 +175,7 @@ def _shown(written, tokenizer: Tokenizer, at: int = 0) -> list[Placed]:
 
 def _logprob(prob: float) -> float | None:
     """None of a first token; of 0, as of what is too small for a float, a number that JSON has, OpenAI's."""
-    return None if prob is None or math.isnan(prob) else math.log(prob) if prob > 0 else -9999.0
+    return None if prob is None else math.log(prob) if prob > 0 else -9999.0
 
 
 def _likeliest(token: Token, n: int) -> list[tuple[int, float]]:

@@ -28,12 +28,14 @@ class Token:
 
     id: int  # its number in the vocabulary
     piece: str  # its text, as `Tokenizer.piece` shows it
-    prob: float  # how likely the model thought it, before temperature and the other stages
+    prob: float | None  # how likely the model thought it, before temperature and the other stages; if known
     stages: tuple[Stage, ...] = ()  # what each stage of sampling kept and removed, if that was asked for
     drafted: bool = False  # it had been guessed before the model chose it
 
     def __repr__(self) -> str:
-        return f"Token({self.id}, {self.piece!r}, prob={self.prob:.3g})"
+        return (
+            f"Token({self.id}, {self.piece!r}, prob={self.prob if self.prob is None else f'{self.prob:.3g}'})"
+        )
 
     def as_dict(self) -> dict:
         """All that is known about it, as JSON takes it."""
@@ -43,8 +45,8 @@ class Token:
 
     @property
     def surprise(self) -> float:
-        """-log2 of its probability, in bits: 0 of the only one possible, 1 of heads or tails."""
-        return -math.log2(self.prob) if self.prob else math.inf
+        """-log2 of its probability, in bits: 0 of the only one possible, 1 of heads or tails; or NaN."""
+        return math.nan if self.prob is None else -math.log2(self.prob) if self.prob else math.inf
 
 
 def token_of(tokenizer: Tokenizer, token: int, logits: np.ndarray, stages: Iterable[Stage]) -> Token:

@@ -1,6 +1,5 @@
 """How likely a model thinks each token of a text, given those before it."""
 
-import math
 from collections.abc import Callable, Iterator
 from itertools import chain
 
@@ -28,10 +27,10 @@ def scoring(
         cache: empty, with room for all ids.
     Yields:
         A Token for each. Its one stage, "logits", says what the model expected there. The first token has
-        nothing before it: its probability is NaN, and it has no stage.
+        nothing before it: its probability is None, and it has no stage.
     """
     require(batch_size >= 1, f"batch_size must be at least 1, not {batch_size}")
-    yield [Token(ids[0], tokenizer.piece(ids[0]), math.nan)]
+    yield [Token(ids[0], tokenizer.piece(ids[0]), None)]
     for start in range(0, len(ids) - 1, batch_size):
         found = run(ids[start : min(start + batch_size, len(ids) - 1)], cache)
         behind = ids[start + 1 :]

@@ -7,11 +7,11 @@ text comes in once the control tokens, which are the template's alone, have been
 """
 
 import re
-from difflib import get_close_matches
 from importlib.util import find_spec
 
 from ..errors import TinyllamaError, require
 from ..tokenizer import CONTROL, Tokenizer
+from .keywords import nearest
 from .named_templates import ALIASES, NAMED, ROLES
 from .sandbox import MOST, compiled, rendered
 
@@ -30,8 +30,8 @@ def template_source(wanted: str) -> str:
     """A template by its name, or what is one in Jinja. Raises TinyllamaError for a name that there isn't."""
     name = ALIASES.get(wanted, wanted)
     if "{" not in wanted and name not in NAMED:
-        near = get_close_matches(wanted, [*NAMED, *ALIASES], n=1)
-        meant = f": did you mean {near[0]}?" if near else f": there are {', '.join(NAMED)}"
+        near = nearest(wanted, [*NAMED, *ALIASES])
+        meant = f": did you mean {near}?" if near else f": there are {', '.join(NAMED)}"
         raise TinyllamaError(f"no chat template {wanted!r:.60}{meant}")
     return NAMED.get(name, wanted)
 
@@ -67,6 +67,18 @@ class Template:
         Raises:
             TinyllamaError: messages are of another form, or the template refuses them, or it fails.
         """
+        text, filled = self._filled(messages, add_generation_prompt)
+        ids = self._tokenizer.encode(text, bos=False, special=True, filled=filled)
+        bos = self._tokenizer.bos_id
+        return ids if bos is None or not self._tokenizer.add_bos or ids[:1] == [bos] else [bos, *ids]
+
+    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """As `encode`, as text, which no longer says what is the template's and what somebody wrote."""
+        text, filled = self._filled(messages, add_generation_prompt)
+        return text.translate(filled)
+
+    def _filled(self, messages, add_generation_prompt: bool) -> tuple[str, dict[int, str]]:
+        """What the template writes, and what its private characters stand for."""
         filled: dict[int, str] = {}
         shown = [
             {"role": message["role"], "content": self._hidden(message["content"], filled)}
@@ -76,9 +88,7 @@ class Template:
         text = rendered(self._template, tools=None, documents=None, **names)
         size = len(text) + sum(len(filled.get(ord(char), "")) for char in text)
         require(size <= MOST, f"the chat has more than {MOST:,} characters")
-        ids = self._tokenizer.encode(text, bos=False, special=True, filled=filled)
-        bos = self._tokenizer.bos_id
-        return ids if bos is None or not self._tokenizer.add_bos or ids[:1] == [bos] else [bos, *ids]
+        return text, filled
 
     def _hidden(self, content: str, filled: dict[int, str]) -> str:
         """A message with private characters for its words; spaces around it stay, since templates trim."""

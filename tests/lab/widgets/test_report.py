@@ -1,5 +1,4 @@
 import json
-import math
 from dataclasses import replace
 
 import pytest
@@ -153,7 +152,7 @@ def test_a_run_s_title_tells_it_from_others(session):
         (0.0123, "1.2 %"),
         (0.00123, "0.12 %"),
         (1e-9, "< 0.01 %"),
-        (math.nan, "–"),
+        (None, "–"),
     ],
 )
 def test_shares_are_written_with_two_digits(share, text):

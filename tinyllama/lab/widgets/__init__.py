@@ -20,13 +20,14 @@ top of it, and needs the packages of the extra `notebooks`.
 from importlib.util import find_spec
 
 from ...errors import require
+from ...machine.places import default_model
 
 
-def playground(model: str = "small", prompt: str = "", chat: bool = False, system: str = "", **settings):
+def playground(model: str | None = None, prompt: str = "", chat: bool = False, system: str = "", **settings):
     """Prompt a model in a notebook, or chat with it: text as it is made, every token to be clicked.
 
     Args:
-        model: the one that is chosen at first, as `load` takes it.
+        model: the one that is chosen at first, as `load` takes it; None: TINYLLAMA_MODEL's, else "small".
         prompt: what the prompt, or the first message, says at first.
         chat: begin with a chat; a switch leads from one to the other.
         system: what the model is told before a chat, at first.
@@ -37,10 +38,10 @@ def playground(model: str = "small", prompt: str = "", chat: bool = False, syste
     _require_widgets()
     from .playground_view import Playground
 
-    return Playground(model, prompt, chat, system, **settings)
+    return Playground(model or default_model(), prompt, chat, system, **settings)
 
 
-def stepper(prompt: str = "Once upon a time", model: str = "small", backend: str = "auto"):
+def stepper(prompt: str = "Once upon a time", model: str | None = None, backend: str = "auto"):
     """Follow a token through a model, step by step: the line that is executed, its numbers, its reason.
 
     Args:
@@ -51,7 +52,7 @@ def stepper(prompt: str = "Once upon a time", model: str = "small", backend: str
     _require_widgets()
     from .stepper_view import Stepper
 
-    return Stepper(prompt, model, backend)
+    return Stepper(prompt, model or default_model(), backend)
 
 
 def _require_widgets() -> None:

@@ -1,7 +1,5 @@
 """What the playground says about a token, a run, or two runs: plain values, ready to be drawn."""
 
-import math
-
 from ...machine.limits import human
 from ...sampling import Stage
 from ...texts.completion import STOP_REASONS
@@ -22,9 +20,9 @@ NAMES |= {"top_p": "Top-p", "repeat_penalty": "Repetition penalty", "n_predict":
 NAMES |= {"seed": "Seed", "stop": "Stop strings", "ctx_size": "Context"}
 
 
-def percent(share: float) -> str:
-    """0.1234 -> "12 %", 0.00123 -> "0.12 %"."""
-    if math.isnan(share):
+def percent(share: float | None) -> str:
+    """0.1234 -> "12 %", 0.00123 -> "0.12 %"; None -> "–"."""
+    if share is None:
         return "–"
     if share >= 0.0995:
         return f"{100 * share:.0f} %"
@@ -45,7 +43,7 @@ def text(run: Run | None, first: int = 0) -> dict:
         "run": run.number,
         "texts": run.texts()[first : first + len(tokens)],
         "pieces": [visible(token.piece) for token in tokens],
-        "probs": [None if math.isnan(token.prob) else round(token.prob, 4) for token in tokens],
+        "probs": [token.prob and round(token.prob, 4) for token in tokens],
         "drafted": [token.drafted for token in tokens],
         "n_prompt": max(0, len(run.prompt_tokens) - first),
         "changed": None if run.changed is None else run.changed - first,
@@ -170,10 +168,7 @@ def export(runs: list[Run]) -> list[dict]:
             "run": run.number,
             "name": run.name,
             "text": run.text,
-            "tokens": [
-                {"id": token.id, "piece": token.piece, "prob": None if math.isnan(token.prob) else token.prob}
-                for token in run.tokens
-            ],
+            "tokens": [{"id": token.id, "piece": token.piece, "prob": token.prob} for token in run.tokens],
             "n_prompt": len(run.prompt_tokens),
             "n_taken": len(run.taken),
             "stop_reason": run.completion.stop_reason,

@@ -38,7 +38,7 @@ class Run:
 
     prompt: str  # in a chat, what the user said
     origin: tuple  # the model, backend and threads that `load` takes
-    prompt_tokens: Sequence[Token] = ()  # their probabilities are NaN until `Session.select` asks for them
+    prompt_tokens: Sequence[Token] = ()  # their probabilities are None until `Session.select` asks for them
     taken: Sequence[Token] = ()  # from an earlier run that this one continues
     changed: int | None = None  # the index of a token that was picked in place of another
     number: int = 0  # 1 for the first
@@ -62,7 +62,7 @@ class Run:
         self.can_chat = bool(llama.checkpoint.template) and templates.available()
         if not self.prompt_tokens:
             ids = generation.prompt_ids
-            self.prompt_tokens = [Token(token, self.tokenizer.piece(token), math.nan) for token in ids]
+            self.prompt_tokens = [Token(token, self.tokenizer.piece(token), None) for token in ids]
 
     def end(self, llama: Llama) -> None:
         """Keep what was written and let the model go."""
@@ -161,7 +161,7 @@ class Session:
     def edit(self, run: Run, answer: str, **settings) -> bool:
         """Put other words into the model's mouth, beside this answer; it isn't asked to go on."""
         ids = run.tokenizer.encode(answer, bos=False)
-        taken = [Token(token, run.tokenizer.piece(token), math.nan) for token in ids]
+        taken = [Token(token, run.tokenizer.piece(token), None) for token in ids]
         return self._start(
             replace(run, taken=taken, changed=None, continued=None), settings | {"n_predict": 0}
         )
