@@ -1,7 +1,7 @@
 # Two commands: `make demo` and `make test`. Both set up .venv first, each with only what it needs.
 
 MODEL  := data/models/SmolLM2-135M-Instruct.Q4_1.gguf
-PROMPT := The first man on the moon was
+PROMPT := What is the capital of France?
 
 BIN := .venv/bin
 RUN := $(BIN)/python -m
@@ -13,7 +13,7 @@ compiler := $(firstword $(CC))
 .NOTPARALLEL:
 
 help:
-	@echo "make demo      set up .venv, fetch SmolLM2 (93 MB) and stream a completion from it"
+	@echo "make demo      set up .venv, fetch SmolLM2 (93 MB) and ask it a question"
 	@echo "make lab       set up .venv for notebooks and open the course in JupyterLab"
 	@echo "make test      set up .venv for tests (adds torch and transformers) and run them"
 	@echo "make test-all  the same, with the tests that take minutes"
@@ -33,7 +33,7 @@ help:
 	@echo "Another Python (3.11 or newer) than the first on PATH: make demo PYTHON=/path/to/python3"
 
 demo: .venv/demo.installed $(MODEL)
-	@$(RUN) tinyllama generate --model smollm2 --prompt "$(PROMPT)" --temp 0 --n_predict 64
+	@$(RUN) tinyllama generate --model smollm2 --chat --prompt "$(PROMPT)" --temp 0 --n_predict 64
 
 lab: .venv/notebooks.installed
 	@$(RUN) jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_map.ipynb

@@ -8,7 +8,6 @@ bits; those with a scale for 16 weights become 8 bits or floats, which changes t
 
 import atexit
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from .numpy import FLOAT_LIMIT, HALF_LIMIT, INT8_LIMIT, Backend, at_fork, comput
 try:
     from mlx import core as mx
 
-    from ..machine.gpu import ON_GPU, ON_METAL, device, free_memory
+    from ..machine.gpu import ON_GPU, device, free_memory
 except ImportError as error:
     raise ImportError(f"it takes mlx: pip install 'tinyllama-lab[mlx]' ({error})") from error
 try:
@@ -32,8 +31,6 @@ try:
 except ImportError:
     Native = Backend
 
-if sys.platform == "darwin" and not ON_METAL:
-    raise ImportError("this Mac has no GPU that Metal can use")
 
 #: Types that MLX's form says exactly, and the bits of their integers (iq4: of those in the table of levels).
 BITS = dict.fromkeys(("q4_0", "q4_1", "q4_k", "q4_0_2023", "q4_0_2023_planar", "q4_1_2023"), 4)
@@ -156,6 +153,7 @@ class Mlx(Backend):
             pieces.append([mx.concatenate(arrays) for arrays in zip(*parts.values(), strict=True)])
         whole = [mx.concatenate(arrays, tensor.axis) for arrays in zip(*pieces, strict=True)]
         compute(whole)
+        mx.clear_cache()  # of what was needed on the way
         return Matrix(tensor.type, tensor.shape, self.bits(tensor.type), whole)
 
     def _packed(self, tensor: Tensor, blocks: np.ndarray) -> list[mx.array]:

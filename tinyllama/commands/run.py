@@ -59,7 +59,10 @@ def generate(args: argparse.Namespace) -> None:
     # To a terminal without what would steer it; into a file or a pipe to the letter.
     show = harmless if sys.stdout and sys.stdout.isatty() else str
     try:
-        for text in chain([prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")], run):
+        shown = (
+            "" if settings["chat"] else prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        )
+        for text in chain([shown], run):
             print(show(text), end="", flush=True)
             saved.keep(run)
     finally:

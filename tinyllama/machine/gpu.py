@@ -1,10 +1,14 @@
 """The device that MLX computes on, and its memory."""
 
+import sys
+
 from mlx import core as mx
 
 from .limits import available_memory
 
 ON_METAL, ON_GPU = mx.metal.is_available(), mx.default_device().type == mx.gpu
+if sys.platform == "darwin" and not ON_METAL:
+    raise ImportError("this Mac has no GPU that Metal can use")
 
 
 def free_memory() -> int:
