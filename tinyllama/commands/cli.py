@@ -324,7 +324,10 @@ COMMANDS = {
         _arg("--api_key", "what clients must send; default: $TINYLLAMA_API_KEY, or nothing", metavar="KEY"),
         _arg("--texts", "so many are written together (32), and others wait", **COUNT),
         _arg("-c --ctx_size", "room in tokens for each; default: the model's, at most 2048", **COUNT),
-        _arg("--chat_template", "in place of the model's own: a name, or Jinja", metavar="NAME"),
+        [
+            _arg("--chat_template", "in place of the model's own: a name, or Jinja", metavar="NAME"),
+            _arg("--chat_template_file", "as --chat_template, from a file", metavar="FILE"),
+        ],
         _arg("--grace", "seconds that texts have to end (%(default)s)", **_at_least(0), default=10),
         _flag("--log_prompts", "write what is asked to stderr"),
     ),

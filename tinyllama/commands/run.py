@@ -22,7 +22,7 @@ from ..llama import Llama, load
 from ..machine.limits import human, peak_memory
 from ..machine.terminal import say, status_line
 from ..texts.completion import STOP_REASONS, Timings
-from .cli import ON_HUB
+from .cli import ON_HUB, read_template
 from .printing import counted, harmless, unescape
 from .prompt_cache import PromptCache
 
@@ -192,6 +192,8 @@ def serve(args: argparse.Namespace) -> None:
     llama, key = _load(args), args.api_key or os.environ.get("TINYLLAMA_API_KEY")
     _warn_of_context(llama, args.ctx_size)
     options = {name: getattr(args, name) for name in SERVED}
+    if args.chat_template_file is not None:
+        options["chat_template"] = read_template(args.chat_template_file)
     serve(llama, _model_name(args.model), api_key=key, **options)
 
 
