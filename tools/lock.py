@@ -22,7 +22,7 @@ TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 #: requirements/NAME.txt: the file that it builds on, and what of pyproject.toml it has besides.
 GOALS = {
-    "demo": (None, "--group=setup"),
+    "demo": (None, "--group=setup --extra=chat --extra=serve"),
     "notebooks": ("demo", "--extra=notebooks"),
     "test": ("notebooks", "--extra=test"),
     "browser": ("test", "--group=browser"),
@@ -58,14 +58,18 @@ def resolve_all(folder: Path, upgrade: list[str]) -> dict[str, str]:
     """{name: its lines} of every package."""
     standing = folder / "standing.txt"
     standing.write_text("\n".join(chain(*map(blocks, LOCKS.glob("*.txt")))).replace("+cpu", ""))
-    return resolve("pyproject.toml", *(what for _, what in GOALS.values()), *upgrade, output=standing)
+    return resolve(
+        "pyproject.toml", *chain(*(what.split() for _, what in GOALS.values())), *upgrade, output=standing
+    )
 
 
 def lock_goals(folder: Path, pins: Path) -> dict[str, list[str]]:
     """{goal: what requirements/goal.txt lists}."""
     known, lists = {None: set()}, {}
     for goal, (base, what) in GOALS.items():
-        found = resolve("pyproject.toml", what, f"--constraints={pins}", output=folder / f"{goal}.txt")
+        found = resolve(
+            "pyproject.toml", *what.split(), f"--constraints={pins}", output=folder / f"{goal}.txt"
+        )
         known[goal] = known[base] | found.keys()
         own = [found[name] for name in sorted(found.keys() - known[base]) if not APART.fullmatch(name)]
         lists[goal] = [f"-r {base}.txt", *own] if base else own
