@@ -18,7 +18,7 @@ help:
 	@echo "make test      set up .venv for tests (adds torch and transformers) and run them"
 	@echo "make test-all  the same, with the tests that take minutes"
 	@echo "make soak      hundreds of interrupts, threads and forks, 100,000 tokens: an hour, with figures"
-	@echo "make test-browser  try the playground and the stepper in JupyterLab, in Chromium"
+	@echo "make test-browser  try the playground and the stepper in JupyterLab, and the server's page, in Chromium"
 	@echo "make notebooks execute the notebooks and write what changed, in them and in notebooks/src/"
 	@echo "make sanitize  run the C backend's tests under the address, undefined-behaviour and thread sanitizers"
 	@echo "make fuzz      throw files and prompts that nobody would write at all that reads them; MINUTES=5 TARGET=gguf JOBS=2"

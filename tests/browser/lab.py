@@ -1,7 +1,8 @@
-"""A JupyterLab of its own, and a browser that opens its notebooks."""
+"""A JupyterLab of its own, a server of a model, and a browser that opens their pages."""
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -122,6 +123,24 @@ def _environment(home: Path) -> dict:
     paths = {name: str(home / place) for name, place in places.items()}
     source = {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     return os.environ | paths | source
+
+
+@contextmanager
+def served(log: Path, *options: str):
+    """`tinyllama serve`: its address and its process, and at the end none."""
+    command = [sys.executable, "-m", "tinyllama", "serve", "--port", "0", *options]
+    source = {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stderr=stderr, env=os.environ | source)
+    try:
+        while not (found := re.search(r"listens on (http\S+)", log.read_text())):
+            if process.poll() is not None:
+                raise RuntimeError(f"the server doesn't start:\n{log.read_text()}")
+            time.sleep(0.05)
+        yield found[1], process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager

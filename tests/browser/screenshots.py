@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lab import ROOT, Lab, browser, run_all_cells
+from lab import ROOT, Lab, browser, run_all_cells, served
 
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
@@ -29,6 +29,12 @@ def main(theme: str = "light", width: str = "1280", folder: str = str(ROOT / "do
                     page.locator(".tinyllama").screenshot(path=Path(folder) / f"{name}.png")
         finally:
             lab.close()
+        with served(Path(home) / "log", "-m", "smollm2") as (url, _), browser() as chromium:
+            size = {"width": int(width), "height": 620}
+            page = chromium.new_page(viewport=size, color_scheme=theme)
+            page.goto(url)
+            serve(page)
+            page.screenshot(path=Path(folder) / "serve.png")
 
 
 def playground(page) -> None:
@@ -87,7 +93,21 @@ def stepper(page) -> None:
     page.locator("canvas[aria-label^='layers.2.attention.weights']").wait_for()
 
 
+def serve(page) -> None:
+    """Two answers of a chat; a token is looked at."""
+    page.locator("#input:not([disabled])").wait_for()
+    page.locator("summary").click()
+    page.locator("[name=seed]").fill("3")
+    page.locator("summary").click()
+    for n, text in enumerate(("What is the capital of France?", "And what is it known for?"), 1):
+        page.locator("#input").fill(text)
+        page.locator("#input").press("Enter")
+        page.locator(f".note >> nth={n - 1}").get_by_text("ended").wait_for()
+    page.locator(".tokens").last.locator("[class^=tint]").nth(3).click()
+
+
 PICTURES = {"playground": playground, "chat": chat, "stepper": stepper}
+
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
