@@ -26,7 +26,8 @@ def values(setting) -> str:
         return "`True`, `False`"
     least, most = setting.metadata["least"], setting.metadata["most"]
     if setting.type == str | None:
-        return "a model, by name or path"
+        is_model = setting.name.endswith("model")
+        return "a model, by name or path" if is_model else "a name of docs/templates.md, or Jinja"
     if least is None:
         return "a text, or in Python a list of them"
     kind = "number" if setting.type is float else "whole number"
