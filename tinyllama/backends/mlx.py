@@ -109,7 +109,7 @@ class Mlx(Backend):
 
     name = "mlx"
     uses_blas, makes_scores, cache = False, not ON_GPU, Cache
-    cast, concatenate = Native.cast, staticmethod(mx.concatenate)
+    cast, concatenate = Native.cast, staticmethod(lambda a: mx.concatenate(a) if len(a) > 1 else a[0])
     rms_norm, free_memory = staticmethod(mx.fast.rms_norm), staticmethod(free_memory)
 
     def __init__(self, threads: int, dtype: str | None = None, inexact_as: str = "8-bit"):
@@ -192,10 +192,10 @@ class Mlx(Backend):
     def matmul(self, x: mx.array, *weights: Matrix):
         wide, outs = x.astype(self._sums), []
         for weight in weights:
-            form, arrays = {"transpose": True, "group_size": BLOCK, "bits": weight.bits}, weight.arrays
-            out = mx.quantized_matmul(wide, *arrays, **form) if weight.bits else wide @ arrays[0].T
+            bits, arrays = weight.bits, weight.arrays
+            out = mx.quantized_matmul(wide, *arrays, True, BLOCK, bits) if bits else wide @ arrays[0].T
             outs.append(out.astype(self._dtype))
-        self._noted += x.size * sum(weight.shape[0] for weight in weights)
+            self._noted += x.size * weight.shape[0]
         if self._noted > AT_ONCE:
             compute(outs)
             self._noted = 0
