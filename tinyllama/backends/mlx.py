@@ -153,7 +153,6 @@ class Mlx(Backend):
             pieces.append([mx.concatenate(arrays) for arrays in zip(*parts.values(), strict=True)])
         whole = [mx.concatenate(arrays, tensor.axis) for arrays in zip(*pieces, strict=True)]
         compute(whole)
-        mx.clear_cache()  # of what was needed on the way
         return Matrix(tensor.type, tensor.shape, self.bits(tensor.type), whole)
 
     def _packed(self, tensor: Tensor, blocks: np.ndarray) -> list[mx.array]:
