@@ -89,9 +89,9 @@ class MappedFile(mmap.mmap):
         same = (now.st_size, now.st_mtime_ns) == (was.st_size, was.st_mtime_ns)
         require(same, f"{self.path}: {how} while it was in use; load it again")
 
-    def __del__(self):
+    def __del__(self, close=os.close):  # as Python ends, modules go before what uses them
         if hasattr(self, "fd"):
-            os.close(self.fd)
+            close(self.fd)
 
 
 @contextmanager
