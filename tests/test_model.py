@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from tinyllama.backends import get_backend
+from tinyllama.backends import available, get_backend
 from tinyllama.config import FAMILIES, Family
 from tinyllama.errors import Cancelled, cancellable
 from tinyllama.model import Step, build, embed, forward, run_layers, unembed
@@ -16,7 +16,7 @@ SAME = 1e-4  # logits of one prompt computed in another order of float32 sums
 TOKENS = np.random.default_rng(2).integers(0, tiny.CONFIG.vocab_size, 21)
 
 
-@pytest.fixture(params=["numpy", "numexpr"])
+@pytest.fixture(params=[name for name, reason in available().items() if not reason and name != "c"])
 def ops(request):
     return get_backend(request.param, threads=2)
 

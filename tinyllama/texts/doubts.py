@@ -10,7 +10,7 @@ def doubts(llama, prompt, ids: list[int], wanted: Settings) -> Iterator[str]:
     bos, trained, has_template = llama.tokenizer.bos_id, llama.config.max_seq_len, llama.checkpoint.template
     n_ctx = wanted.ctx_size or default_ctx_size(llama.config)
     if wanted.chat and not (has_template or wanted.chat_template):
-        yield "the model has no chat template: the text is continued (a chat_template, say alpaca, makes chats)"
+        yield "the model has no chat template: the text is continued (a chat_template, as alpaca, helps)"
     if isinstance(prompt, str) and prompt.rstrip().endswith("?") and has_template and not wanted.chat:
         yield "the model is made for chats, and the question is continued: to have it answered, say chat"
     if bos is not None and ids[:2] == [bos, bos]:
