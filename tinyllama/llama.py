@@ -190,13 +190,14 @@ class Llama(AbstractContextManager):
             require(matching, f"nothing is named {pattern!r}: there are {', '.join(list(shapes)[:9])}, ...")
             names |= matching
         n, n_bytes = len(ids), 4 * sum(math.prod(shapes[name]) for name in names)
-        cache = self.new_cache(n, at_once=n, n_logits=n, n_bytes=n_bytes, tapped=True)
+        last = not names & {"norm", "logits"}
+        cache = self.new_cache(n, at_once=n, n_logits=1 if last else n, n_bytes=n_bytes, tapped=True)
 
         def tap(name, array):
             if name in names:
                 kept[name] = array.copy()
 
-        self.forward(ids, cache, tap=tap, cancel=cancel)
+        self.forward(ids, cache, last=last, tap=tap, cancel=cancel)
         return kept
 
     def forward(
@@ -231,7 +232,7 @@ class Llama(AbstractContextManager):
         for row in np.flatnonzero(~np.isfinite(logits).all(axis=-1)):
             at = len(ids) - len(logits) + int(row)
             piece = f"token {at + 1} of the text, {self.tokenizer.piece(int(ids[at]))!r:.40}"
-            damage = "its file is damaged (`tinyllama inspect --check` finds the tensors)"
+            damage = f"its file is damaged (`tinyllama inspect --check` finds the tensors){self.backend.hint}"
             what = f"after {piece}, the model computes NaN or infinity: {damage}"
             raise TinyllamaError(f"{self.checkpoint.path}: {what}")
 

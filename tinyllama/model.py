@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .config import Config
-from .errors import Cancelled, check_cancelled
+from .errors import check_cancelled
 from .ops import KVCache, Tap, rope_factors
 from .tensor import Tensor
 
@@ -97,13 +97,8 @@ def forward_texts(model: Model, ops, steps: Sequence[Step], tap: Tap | None = No
     """
     shown = tap and (lambda name, array: tap(name, ops.to_numpy(array)))
     x = embed(model, ops, np.concatenate([step.tokens for step in steps]), shown)
-    try:
-        for table, first, stop in ops.stages(model.config.n_layers):
-            x = run_layers(model, table, table.array(x), steps, first, stop, shown)
-    except Cancelled:
-        for step in steps:  # what has been begun may not have been computed yet
-            step.cache.trim(len(step.cache))
-        raise
+    for table, first, stop in ops.stages(model.config.n_layers):
+        x = run_layers(model, table, table.array(x), steps, first, stop, shown)
     last = ops.concatenate([x[rows.stop - step.n_logits : rows.stop] for step, rows in _rows(steps)])
     none = np.empty((0, model.config.vocab_size), np.float32)
     logits = ops.to_numpy(unembed(model, ops, last, shown)) if len(last) else none

@@ -1,7 +1,9 @@
 """The table on MLX: weights stand for the file's numbers, and each entry computes its definition."""
 
+import os
 import subprocess
 import sys
+import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -288,19 +290,15 @@ def test_a_pass_is_evaluated_once(tokens, monkeypatch):
     model, cache = model_of(table), table.new_cache(CONFIG, 100)
     forward(model, table, list(range(20)), cache)
 
-    class Noted:
-        def __getattr__(self, name):
-            return getattr(mx, name)
-
-        def eval(self, *what):
-            noted.append("eval")
-            mx.eval(*what)
+    def compute(*what, really=mlx.compute):
+        noted.append("eval")
+        really(*what)
 
     def to_numpy(x, really=mlx.to_numpy):
         noted.append(mx.get_peak_memory() - before)  # without as much as a hidden layer's activations
         return really(x)
 
-    monkeypatch.setattr(mlx, "mx", Noted())
+    monkeypatch.setattr(mlx, "compute", compute)
     monkeypatch.setattr(mlx, "to_numpy", to_numpy)
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -539,3 +537,22 @@ def test_auto_takes_another_backend_on_linux_unless_options_ask_for_this_one():
 def test_the_title_says_which_device_computes_and_in_what():
     title = Mlx(1, "bfloat16").title
     assert title.startswith("backend mlx (") and title.endswith(", bfloat16")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_a_text_goes_on_in_another_thread_and_threads_that_end_leave_none_behind():
+    llama = tinyllama.load("small", "mlx", 1)
+    expected = llama.generate("Tom", temp=0, n_predict=6)
+    run = llama.stream("Tom", temp=0, n_predict=6, remember=False)
+    first, rest = next(run), []
+    for _ in range(2):  # the second has nothing left to do
+        thread = threading.Thread(target=lambda: rest.extend(run))
+        thread.start()
+        thread.join()
+    assert first + "".join(rest) == expected
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(10):
+        thread = threading.Thread(target=lambda: llama.logits("Tom"))
+        thread.start()
+        thread.join()
+    assert len(os.listdir("/proc/self/task")) <= before + 1

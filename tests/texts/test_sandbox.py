@@ -222,3 +222,25 @@ def test_filters_that_are_lazy_in_jinja_are_as_true_and_as_countable_as_there():
 def test_each_allowed_filter_and_method_is_one_of_jinja_or_python():
     assert not re.search("format|center|just", " ".join((sandbox.FILTERS, sandbox.METHODS)))
     assert all(any(hasattr(kind, name) for kind in (str, list, dict)) for name in sandbox.METHODS.split())
+
+
+def test_a_loop_that_was_left_half_way_does_not_switch_the_limits_off(monkeypatch):
+    monkeypatch.setattr(sandbox, "STEPS", 20_000)
+    for padding in range(0, 20, 3):
+        left = "{% for a in range(9) if a %}{% break %}{% endfor %}" * padding
+        endless = "{% for i in range(400) %}{% for j in range(400) %}{% endfor %}{% endfor %}"
+        with pytest.raises(TinyllamaError, match="it takes more than"):
+            run(left + endless)
+
+
+def test_nothing_is_computed_while_a_template_is_read(monkeypatch):
+    monkeypatch.setattr(sandbox, "STEPS", 200)
+    source = "{{ 'b,a'.split(',')" + " | sort" * 60 + " }}"
+    template = compiled(source * 20)
+    with pytest.raises(TinyllamaError, match="it takes more than"):
+        rendered(template)
+
+
+def test_what_fails_in_jinjas_own_objects_is_an_error_of_one_line():
+    with pytest.raises(TinyllamaError, match="refuses this chat"):
+        run("{{ cycler() }}")

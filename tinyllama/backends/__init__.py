@@ -9,8 +9,9 @@ import sys
 from importlib import import_module
 
 from ..errors import TinyllamaError, require
+from ..machine.forks import over_forks
 from ..machine.limits import default_threads
-from .numpy import INT8_LIMIT, Backend, over_forks
+from .numpy import INT8_LIMIT, Backend
 from .packing import Packing
 
 __all__ = ["BACKENDS", "INT8_LIMIT", "OPERATIONS", "Backend", "Packing"]

@@ -6,9 +6,9 @@ each 32 a scale and a bias, w = scale * q + bias. Most of ggml's types are that 
 bits; those with a scale for 16 weights become 8 bits or floats, which changes them a little.
 """
 
-import atexit
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,12 @@ from ..config import Config
 from ..errors import require
 from ..quant import BLOCK, TYPES
 from ..tensor import Tensor
-from .numpy import FLOAT_LIMIT, HALF_LIMIT, INT8_LIMIT, Backend, at_fork, computing
+from .numpy import FLOAT_LIMIT, HALF_LIMIT, INT8_LIMIT, Backend
 
 try:
     from mlx import core as mx
 
-    from ..machine.gpu import ON_GPU, device, free_memory
+    from ..machine.gpu import ON_GPU, compute, computing, device, free_memory, noting
 except ImportError as error:
     raise ImportError(f"it takes mlx: pip install 'tinyllama-lab[mlx]' ({error})") from error
 try:
@@ -57,15 +57,6 @@ class Matrix:
         return sum(array.nbytes for array in self.arrays)
 
 
-atexit.register(computing.acquire)  # MLX aborts where Python ends while it computes
-
-
-def compute(*noted) -> None:
-    """Now: arrays, or lists of them."""
-    with computing:
-        mx.eval(*noted)
-
-
 def to_numpy(x) -> np.ndarray:
     """As float32, if it is MLX's."""
     with computing:
@@ -73,12 +64,13 @@ def to_numpy(x) -> np.ndarray:
 
 
 class Cache(ops.KVCache):
-    """Keys and values on the device.
-
-    Nothing is left to be computed for them after a pass: another thread may come, which couldn't do it.
-    """
+    """Keys and values on the device."""
 
     to_numpy = staticmethod(to_numpy)
+
+    def __init__(self, *what):
+        with noting():
+            super().__init__(*what)
 
     def new(self, layer: int, room: int):
         return mx.zeros((self._heads, room, self._width), getattr(mx, self.dtype))
@@ -88,20 +80,20 @@ class Cache(ops.KVCache):
         return found if isinstance(k, mx.array) else tuple(map(to_numpy, found))
 
     def fork(self, *what) -> "Cache":
-        return super().fork(*what).computed()
-
-    def trim(self, n_tokens: int) -> None:
-        super().trim(n_tokens)
-        self.computed()  # what a pass that was stopped has left
+        with noting():
+            return super().fork(*what)
 
     def extend(self, *what) -> None:
-        self.computed()
+        self.compute()  # also what no logits need
         super().extend(*what)
 
-    def computed(self) -> "Cache":
-        """Itself, once all is there."""
+    def compute(self) -> None:
+        """Keys and values that have been noted."""
         compute(self.keys, self.values)
-        return self
+
+
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * mx.sigmoid(gate) * up
 
 
 class Mlx(Backend):
@@ -111,6 +103,7 @@ class Mlx(Backend):
     uses_blas, makes_scores, cache = False, not ON_GPU, Cache
     cast, concatenate = Native.cast, staticmethod(lambda a: mx.concatenate(a) if len(a) > 1 else a[0])
     rms_norm, free_memory = staticmethod(mx.fast.rms_norm), staticmethod(free_memory)
+    swiglu = staticmethod(mx.compile(_swiglu, shapeless=True) if ON_GPU else _swiglu)  # CPUs compile slowly
 
     def __init__(self, threads: int, dtype: str | None = None, inexact_as: str = "8-bit"):
         super().__init__(threads)
@@ -120,9 +113,15 @@ class Mlx(Backend):
             str(inexact_as) in ("8-bit", "float"), f"no inexact_as {inexact_as!r}: there are 8-bit, float"
         )
         self._dtype = getattr(mx, self.cache_type)
+        if self.cache_type == "float16":
+            self.hint = ", or has numbers too large for float16: try dtype bfloat16 or float32"
         self._sums = self._dtype if ON_GPU else mx.float32  # GPUs sum in float32; CPUs are slow in others
         self._inexact_bits, self._noted = 8 * (inexact_as == "8-bit"), 0
-        self.swiglu = mx.compile(_swiglu, shapeless=True) if ON_GPU else _swiglu  # slow to compile on CPUs
+
+    @contextmanager
+    def running(self, cancel=None) -> Iterator[None]:
+        with super().running(cancel), noting():
+            yield
 
     def array(self, x) -> mx.array:
         return mx.array(x).astype(self._dtype)
@@ -146,8 +145,9 @@ class Mlx(Backend):
             parts = dict.fromkeys(range(0, piece.shape[0], step))
 
             def pack(start: int, piece=piece, step=step, parts=parts) -> None:
-                parts[start] = self._packed(tensor, piece.blocks(start, start + step))
-                compute(parts[start])
+                with noting():
+                    parts[start] = self._packed(tensor, piece.blocks(start, start + step))
+                    compute(parts[start])
 
             self._share(pack, list(parts))
             pieces.append([mx.concatenate(arrays) for arrays in zip(*parts.values(), strict=True)])
@@ -239,11 +239,3 @@ class Mlx(Backend):
     @property
     def title(self) -> str:
         return f"backend mlx ({device()}), {self.cache_type}"
-
-
-def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    return gate * mx.sigmoid(gate) * up
-
-
-if not ON_GPU:  # a forked child hasn't got the thread that computes; no GPU can be used over a fork
-    at_fork(after_in_child=lambda: mx.set_default_stream(mx.new_stream(mx.cpu)))

@@ -24,6 +24,7 @@ import numpy as np
 from .. import ops, quant
 from ..config import Config
 from ..errors import check_cancelled
+from ..machine.forks import at_fork, over_forks
 from ..machine.interrupts import interruptible
 from ..machine.limits import available_memory, human, keep_freed_memory, require_memory
 from ..tensor import Tensor
@@ -43,6 +44,7 @@ class Backend:
     Its `threads` share out the rows of a matrix.
     """
 
+    hint = ""  # why else it might compute NaN
     name = "numpy"  # by which `get_backend` makes it
     level: str | None = None  # the instruction set of the C backend
     options: ClassVar[dict] = {}  # that `get_backend` was asked for
@@ -202,19 +204,6 @@ class Backend:
             require_memory(cache, f"a context of {n_ctx} tokens", free)
             require_memory(needed, f"a context of {n_ctx} tokens, {at_once} of them computed at once,", free)
 
-
-at_fork = getattr(os, "register_at_fork", lambda **_: None)  # there are systems without forks
-
-
-def over_forks(lock):
-    """A lock that a fork waits for: else a child could find it taken, by a thread that it doesn't have."""
-    at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
-    return lock
-
-
-#: Held while a library computes that a fork would leave half-way. A lock under which somebody asks for this
-#: one has to be made later: a fork takes the latest first.
-computing = over_forks(threading.Lock())
 
 _lock = over_forks(threading.Lock())
 _inside, _before = set(), []  # whoever is inside; (library, its threads before the first came)

@@ -3,17 +3,19 @@
 Nothing but the residual stream goes from one side to the other.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from ..config import Config
 from ..errors import require
-from ..machine.gpu import ON_METAL
+from ..machine.gpu import ON_METAL, compute, noting
 from ..machine.limits import require_memory
 from ..ops import KVCache
 from ..tensor import Tensor
-from .mlx import Cache, Mlx, compute
+from .mlx import Cache, Mlx
 from .native import Native
 from .numpy import Backend
 
@@ -29,10 +31,9 @@ class SplitCache(Cache):
         """As KVCache's."""
         return super().new(layer, room) if layer < self._n else KVCache.new(self, layer, room)
 
-    def computed(self) -> "SplitCache":
+    def compute(self) -> None:
         """As Cache's."""
         compute(self.keys[: self._n], self.values[: self._n])
-        return self
 
 
 class Split(Native):
@@ -53,6 +54,12 @@ class Split(Native):
     def stages(self, n_layers: int) -> list[tuple[Backend, int, int]]:
         """As Backend's."""
         return [(self._gpu, 0, self._n), (self, self._n, n_layers)]
+
+    @contextmanager
+    def running(self, cancel=None) -> Iterator[None]:
+        """As Backend's."""
+        with super().running(cancel), noting():
+            yield
 
     def array(self, x) -> np.ndarray:
         """As Backend's."""

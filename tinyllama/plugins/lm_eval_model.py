@@ -147,7 +147,7 @@ class TinyllamaLM(TemplateLM):
     def _read(self, ids: list[int]) -> KVCache:
         """A cache of these tokens, which goes on from one that begins like them."""
         llama = self.llama
-        cache = llama.new_cache(self.max_length, at_once=min(AT_ONCE, self.max_length))
+        cache = llama.new_cache(max(1, len(ids)), at_once=min(AT_ONCE, self.max_length))
         cache = llama.remembered.recall(ids, cache, whole=False)
         for start in range(len(cache), len(ids), AT_ONCE):
             llama.run([Step(ids[start : start + AT_ONCE], cache, 0)])
@@ -213,7 +213,8 @@ def _steps(past: KVCache, last: int, group: list[tuple]) -> Iterator[tuple[int, 
         past: all of the context but its last token.
     """
     for _, number, continuation in group:
-        tokens, cache = [last, *continuation[:-1]], past.fork()
+        tokens = [last, *continuation[:-1]]
+        cache = past.fork(n_ctx=len(past) + len(tokens))
         for start in range(0, len(tokens), AT_ONCE):
             piece = tokens[start : start + AT_ONCE]
             yield number, Step(piece, cache, len(piece)), continuation[start : start + AT_ONCE]

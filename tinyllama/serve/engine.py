@@ -15,7 +15,7 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from ..errors import Cancelled, TinyllamaError
+from ..errors import Cancelled, TinyllamaError, cancellable
 from ..generation import Generation
 from ..llama import Llama
 from ..settings import Settings
@@ -254,7 +254,7 @@ class Engine:
             return
         except Exception as error:  # of a damaged file, say: what is being written can't go on
             for text in self._owners:
-                text.end("cancelled")
+                text.stop_reason = "cancelled"  # its cache may be what fails
             for job in dict.fromkeys(job for job, _ in self._owners.values()):
                 job.tell(Failed(error))
             self._owners.clear()
@@ -274,7 +274,7 @@ class Engine:
             job.tell(Gone("cancelled"))
             return
         try:
-            with self.llama.backend.running(job.cancelled):
+            with cancellable(self._stop), self.llama.backend.running(job.cancelled):
                 next(pieces)
             self._others.appendleft((job, pieces))
         except StopIteration as ended:

@@ -136,7 +136,8 @@ async function write() {
       take(answer, choice);
       if (answer.tokens.length) show("Writing …");
       reason = choice.finish_reason ?? reason;
-      if (reason === "length" && !(answer.tokens.length >= body.max_tokens)) reason = "context";
+      const most = body.max_tokens ?? (mode === "chat" ? Infinity : 16); // 16 is OpenAI's for completions
+      if (reason === "length" && answer.tokens.length < most) reason = "context";
       answer.seed = choice.seed;
     }
   } catch (error) {

@@ -127,7 +127,7 @@ class Chat:
         def fits(start: int, most: int = room - share) -> bool:
             return len(self.llama.tokens(prompt_of(left(start), template))) <= most
 
-        begun = bisect_left(turns, first + self.n_left_out) if self.n_left_out else 0
+        begun = min(bisect_left(turns, first + self.n_left_out), len(turns) - 1) if self.n_left_out else 0
         *more, last = turns[begun:]
         if not more or fits(turns[begun], room):
             return left(turns[begun])

@@ -5,12 +5,12 @@ For whom it was written it runs as in transformers. What bounds it:
 - No value that it makes is larger than LARGEST, written out with all that is in it, and all together are no
   larger than MOST. So its memory is bounded, and nothing that it does with a value takes long. Whatever makes
   values passes through `kept`: operators, filters, calls, slices, lists as they are spelled.
-- It takes STEPS at most, its lines and what it calls, and SECONDS.
+- It takes STEPS at most, turns of its loops and values that it makes, and SECONDS. Jinja computes nothing of
+  it before that: there it would have no limits.
 - Of strings, numbers, lists and dicts it reaches METHODS alone, and of Jinja's filters FILTERS.
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,7 +22,6 @@ from types import GeneratorType
 from ..errors import TinyllamaError, check_cancelled, require
 
 STEPS, SECONDS = 1_000_000, 10
-OFTEN = 100  # steps between two looks at the clock
 HUGE = 1 << 64  # of numbers
 LONGEST = 1 << 16  # characters of a template; those of models have up to 40,000
 LARGEST = 1 << 20  # characters of a value
@@ -41,7 +40,7 @@ METHODS = """
 LISTS = (list, tuple, type({}.keys()), type({}.values()), type({}.items()))
 DATA = (str, bytes, int, float, dict, type, *LISTS)
 #: What a program in Jinja can fail with: it is Python with another face.
-FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 def compiled(source: str):
@@ -83,17 +82,13 @@ class _Run:
     def __init__(self):
         self.n_steps, self.size, self.end = 0, 0, monotonic() + SECONDS
 
-    def look(self) -> None:
-        check_cancelled()
-        require(monotonic() < self.end, f"it takes more than {SECONDS} seconds")
-
-    def step(self, frame, *_) -> Callable | None:
-        """What Python calls for each call, and each line of the template's own: `kept` bounds the others."""
+    def look(self) -> bool:
+        """Take a step: a turn of a loop, or a value. True, so that a loop's condition can ask, too."""
         self.n_steps += 1
-        if self.n_steps % OFTEN == 0:
-            self.look()
+        check_cancelled()
         require(self.n_steps <= STEPS, f"it takes more than {STEPS:,} steps")
-        return self.step if frame.f_code.co_filename == "<template>" else None
+        require(monotonic() < self.end, f"it takes more than {SECONDS} seconds")
+        return True
 
 
 _run: ContextVar[_Run | None] = ContextVar("run", default=None)
@@ -101,13 +96,10 @@ _run: ContextVar[_Run | None] = ContextVar("run", default=None)
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    before, run = sys.gettrace(), _Run()
-    token = _run.set(run)
-    sys.settrace(run.step)
+    token = _run.set(_Run())
     try:
         yield
     finally:
-        sys.settrace(before)
         _run.reset(token)
 
 
@@ -128,7 +120,7 @@ def kept(value):
         elif isinstance(part, int) and not -HUGE < part < HUGE:
             raise TinyllamaError("it makes too large a number")
         size += ENTRY
-        if size > LARGEST:  # not by a call each time, which would be a step
+        if size > LARGEST:
             break
     _small(size)
     if run := _run.get():
@@ -205,12 +197,23 @@ def _environment():
     from jinja2.compiler import CodeGenerator
     from jinja2.exceptions import TemplateRuntimeError
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.nodes import Slice
+    from jinja2.nodes import And, EnvironmentAttribute, ExprStmt, Impossible, Slice, TemplateData
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.utils import Namespace
 
     class Generated(CodeGenerator):
-        """Python of a template, in which `kept` sees what Jinja makes by itself."""
+        """Python of a template, in which `kept` sees what Jinja makes by itself, and `look` every loop."""
+
+        def visit_For(self, node, frame):
+            look = EnvironmentAttribute("look()")
+            node.body.insert(0, ExprStmt(look))
+            node.test = node.test and And(look, node.test)
+            super().visit_For(node, frame)
+
+        def _output_child_to_const(self, node, frame, finalize):
+            if isinstance(node, TemplateData):
+                return super()._output_child_to_const(node, frame, finalize)
+            raise Impossible
 
         def visit_Concat(self, node, frame):
             self.write("environment.concat((")
@@ -251,6 +254,7 @@ def _environment():
 
     class Sandbox(ImmutableSandboxedEnvironment):
         code_generator_class, concat, kept = Generated, staticmethod(joined), staticmethod(kept)
+        look = staticmethod(lambda: _run.get().look())
         intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
         def is_safe_attribute(self, owner, name, value):
@@ -280,9 +284,8 @@ def _environment():
     def bounded(filter: Callable) -> Callable:
         return wraps(filter)(lambda *args, **kwargs: kept(filter(*args, **kwargs)))
 
-    made = Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Training, loopcontrols], finalize=written
-    )
+    how = {"trim_blocks": True, "lstrip_blocks": True, "finalize": written, "optimized": False}
+    made = Sandbox(extensions=[Training, loopcontrols], **how)
     filters = made.filters | {"indent": indent, "join": join, "replace": replace, "tojson": tojson}
     made.filters = {name: bounded(filters[name]) for name in FILTERS.split()}
     made.globals |= {"namespace": Named, "raise_exception": raise_exception, "strftime_now": strftime_now}

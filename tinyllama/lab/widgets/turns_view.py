@@ -46,6 +46,7 @@ class Turns(w.VBox):
                 tokens.text = report.text(run, first=n_prompt)
             index = self._session.selected if run is self._session.run else None
             tokens.selected = -1 if index is None else max(-1, index - n_prompt)
+        self._tokens = {run: self._tokens[run] for _, *turn in shape for run in turn}
         for widget in _inside(self):
             if isinstance(widget, w.Button):
                 widget.disabled = self._session.worker.busy
