@@ -124,7 +124,7 @@ class Llama(AbstractContextManager):
     @with_settings()
     def chat(self, messages: list[dict] | str, **settings) -> Completion:
         """Answer a chat, [{"role": "user", "content": "Hi"}], as its assistant; settings as of `generate`."""
-        return self.generate(messages, chat=True, **settings)
+        return self.generate(messages, **settings | {"chat": True})
 
     def template(self, wanted: str | None = None) -> Template | None:
         """The model's chat template, or one by its name or in Jinja; None where the model has none."""

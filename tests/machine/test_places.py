@@ -27,7 +27,7 @@ def put(*paths, data=b"GGUF"):
         path.write_bytes(data)
 
 
-@pytest.mark.parametrize("model", [None, 3, "", b"small", "a\0b", "no such", "a" * 5000, "hf:", "ollama:"])
+@pytest.mark.parametrize("model", [3, "", b"small", "a\0b", "no such", "a" * 5000, "hf:", "ollama:"])
 def test_what_is_neither_a_path_nor_a_name_is_refused_in_one_line(model):
     with pytest.raises(TinyllamaError, match=r"a path or a name|no such file|too long|null|hf:org|Ollama"):
         places.find(model)

@@ -120,7 +120,7 @@ class Conversation:
         is_edit, self._edits = self._edits, False
         if text.startswith("/") and not text.startswith("//"):
             name, *rest = text[1:].split(None, 1) or [""]
-            meant = nearest(name, COMMANDS)
+            meant = "quit" if name in ("exit", "bye", "q") else nearest(name, COMMANDS)
             hint = f"did you mean /{meant}?" if meant else "/help lists them"
             require(name in COMMANDS, f"there is no command /{name}: {hint} (// says it to the model)")
             getattr(self, f"_{name}")(rest[0].strip() if rest else "")

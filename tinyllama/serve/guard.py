@@ -157,7 +157,8 @@ class Guard:
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         if origin and origin.partition("://")[2] != host:
             return failure(403, f"pages of {origin[:80]!r} may not ask this server")
-        given = headers.get(b"authorization", b"")
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        given = scheme.title() + b" " + key if key else scheme
         is_open = scope["path"] in self._open or scope["path"].startswith(self._static)
         if self._key and not is_open and not hmac.compare_digest(given, self._key):
             about = "the API key is wrong" if given else "an API key is needed: Authorization: Bearer KEY"

@@ -74,6 +74,10 @@ class Timings:
     n_packed: int = 0  # weights
     n_left: int = 0  # weights that still lie in their file, where products with them take longer
 
+    def as_dict(self) -> dict:
+        """As JSON takes it."""
+        return asdict(self)
+
     @contextmanager
     def adding_to(self, step: str) -> Iterator[None]:
         """Add the seconds that are spent inside to a step."""

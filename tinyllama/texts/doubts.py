@@ -13,6 +13,8 @@ def doubts(llama, prompt, ids: list[int], wanted: Settings) -> Iterator[str]:
         yield "the model has no chat template: the text is continued (a chat_template, as alpaca, helps)"
     if isinstance(prompt, str) and prompt.rstrip().endswith("?") and has_template and not wanted.chat:
         yield "the model is made for chats, and the question is continued: to have it answered, say chat"
+    if wanted.chat_template and not wanted.chat:
+        yield "chat_template is ignored, since this is no chat"
     if bos is not None and ids[:2] == [bos, bos]:
         yield "the prompt starts with bos, and another one is put before it: leave yours out"
     if isinstance(prompt, str) and prompt.endswith(" ") and not wanted.chat:

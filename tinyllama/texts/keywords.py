@@ -13,16 +13,19 @@ OTHER_NAMES |= {"temperature": "temp", "n_ctx": "ctx_size", "repetition_penalty"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Which of some names somebody meant, "" if it is like none."""
+    """Which of some names somebody meant, "" if it is like none; settings also by OTHER_NAMES."""
     from difflib import get_close_matches  # here: few ask
 
-    return next(iter(get_close_matches(name, list(names), 1)), "")
+    bare = {known.lstrip("-"): known for known in names}
+    meant = {other: bare[known] for other, known in OTHER_NAMES.items() if known in bare} | bare
+    name = name.lstrip("-").replace("-", "_")
+    return next((meant[found] for found in get_close_matches(name, list(meant), 1)), "")
 
 
 def settings_of(**given) -> Settings:
     """Settings by their names. Raises TinyllamaError, with the nearest, for a name that none has."""
-    for name in given.keys() - Settings.__annotations__.keys():
-        meant = OTHER_NAMES.get(name) or nearest(name, Settings.__annotations__)
+    for name in sorted(given.keys() - Settings.__annotations__.keys()):
+        meant = nearest(name, [*Settings.__annotations__, "model", "backend", "threads", "mmap", "each"])
         others = f"did you mean {meant}?" if meant else f"there are {', '.join(Settings.__annotations__)}"
         raise TinyllamaError(f"there is no setting {name!r}: {others}")
     return Settings(**given)
