@@ -115,6 +115,7 @@ class Llama(AbstractContextManager):
         """Continue a prompt and return the new text, or of several prompts a list; as `stream`, in one go."""
         return self.stream(prompt, each=each, cancel=cancel, **settings).finish()
 
+    @with_settings()
     def astream(self, prompt, **settings) -> AsyncIterator[str]:
         """As `stream`, in asyncio: `async for piece in llama.astream("Hi")`; cancelling ends the text."""
         from .texts.asynchronous import pieces_of  # here: asyncio takes as long to import as all the rest

@@ -8,7 +8,7 @@ from ..generation import Generation
 from ..llama import Llama, load
 from ..settings import Settings, default_ctx_size
 from .completion import Completion
-from .keywords import settings_of
+from .keywords import settings_of, with_settings
 from .templates import prompt_of
 
 SHARE = 4  # the part of the context that is kept free for an answer, at least, where nobody says how long
@@ -66,6 +66,7 @@ class Chat:
         said = self._said[_n_system(self._said) :]
         self._said = [{"role": "system", "content": text}] * bool(text) + said
 
+    @with_settings()
     def stream(self, content: str | None = None, *, cancel=None, **settings) -> Generation:
         """Say something, and begin the answer: an iterator over its pieces.
 
@@ -89,6 +90,7 @@ class Chat:
             answer.warnings.append(f"the context is full: the first {self.n_left_out} messages are left out")
         return answer
 
+    @with_settings()
     def ask(self, content: str | None = None, **settings) -> Completion:
         """As `stream`, but return the answer when it is written."""
         return self.stream(content, **settings).finish()
