@@ -1,6 +1,7 @@
 """What a user types into `chat`: in an editor with a history, or line by line, as from a pipe."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -95,7 +96,12 @@ class Editor:
 
     def ask(self, prefilled: str = "") -> str:
         """The next message. Raises EOFError for Ctrl-D, and KeyboardInterrupt for Ctrl-C."""
-        return self._session.prompt(default=prefilled, pre_run=_look)
+        # To the editor Ctrl-C is a key. As a signal it would come while the editor begins or ends.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return self._session.prompt(default=prefilled, pre_run=_look, handle_sigint=False)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def _keys():
