@@ -7,13 +7,13 @@ import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 
 import nasty
 import numpy as np
 import pytest
 import tiny
-from checkpoints import refused
 
 import tinyllama
 from tinyllama import ops, quant
@@ -27,6 +27,11 @@ from tinyllama.quant import BLOCK, TYPES
 from tinyllama.tensor import Piece, Tensor, halves_order
 from tinyllama.texts.drafts import Pace
 from tinyllama.texts.perplexity import perplexity
+
+if find_spec("mlx") is None:
+    pytest.skip("mlx is not installed", allow_module_level=True)
+
+from checkpoints import refused
 
 mlx = pytest.importorskip("tinyllama.backends.mlx", exc_type=ImportError)
 Mlx, mx = mlx.Mlx, mlx.mx

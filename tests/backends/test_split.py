@@ -1,11 +1,11 @@
 """A model whose first layers run on MLX and whose others run in C."""
 
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import tiny
-from checkpoints import refused
 
 import tinyllama
 from tinyllama.backends import get_backend
@@ -13,6 +13,11 @@ from tinyllama.backends.numpy import HALF_LIMIT, Backend
 from tinyllama.errors import Cancelled
 from tinyllama.model import build, forward, tap_shapes
 from tinyllama.texts.drafts import Pace
+
+if find_spec("mlx") is None:
+    pytest.skip("mlx is not installed", allow_module_level=True)
+
+from checkpoints import refused
 
 split = pytest.importorskip("tinyllama.backends.split", exc_type=ImportError)
 Mlx, Native, mx = split.Mlx, split.Native, pytest.importorskip("mlx.core")
