@@ -34,9 +34,8 @@ def extension(wheel):
 
 def test_the_wheel_holds_the_code_the_small_model_and_the_command(wheel):
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    files = (
-        path for path in (ROOT / "tinyllama").rglob("*") if path.suffix in {".py", ".js", ".css", ".txt"}
-    )
+    kinds = {".py", ".js", ".css", ".html", ".txt"}
+    files = (path for path in (ROOT / "tinyllama").rglob("*") if path.suffix in kinds)
     code = {path.relative_to(ROOT).as_posix() for path in files}
     small = {"params.json", "consolidated.00.pth", "tokenizer.model"}
     model = {f"tinyllama/data/small/{name}" for name in small}
