@@ -31,7 +31,6 @@ try:
 except ImportError:
     Native = Backend
 
-
 #: Types that MLX's form says exactly, and the bits of their integers (iq4: of those in the table of levels).
 BITS = dict.fromkeys(("q4_0", "q4_1", "q4_k", "q4_0_2023", "q4_0_2023_planar", "q4_1_2023"), 4)
 BITS |= dict.fromkeys(("q5_0", "q5_1", "q5_k"), 5) | dict.fromkeys(("q8_0", "iq4_nl", "iq4_xs"), 8)
@@ -109,9 +108,7 @@ class Mlx(Backend):
         super().__init__(threads)
         self.cache_type = dtype or ("float16" if ON_GPU else "float32")
         require(self.cache_type in LIMITS, f"no dtype {dtype!r}: there are {', '.join(LIMITS)}")
-        require(
-            str(inexact_as) in ("8-bit", "float"), f"no inexact_as {inexact_as!r}: there are 8-bit, float"
-        )
+        require(inexact_as in ("8-bit", "float"), f"no inexact_as {inexact_as!r}: there are 8-bit, float")
         self._dtype = getattr(mx, self.cache_type)
         if self.cache_type == "float16":
             self.hint = ", or has numbers too large for float16: try dtype bfloat16 or float32"
