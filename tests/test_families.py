@@ -6,6 +6,7 @@ from functools import partial
 import families
 import numpy as np
 import pytest
+import tiny
 
 import tinyllama
 from tinyllama.backends import available, get_backend
@@ -67,15 +68,17 @@ def test_taps_show_every_step_in_its_shape(name, backend):
     table, seen = get_backend(backend, 2), {}
     model = model_of(name, table)
     cache = table.new_cache(model.config, 50)
-    forward(model, table, families.text(50), cache, tap=lambda name, array: seen.update({name: array.shape}))
+    taps = tiny.all_taps(lambda name, array: seen.update({name: array.shape}), model.config)
+    forward(model, table, families.text(50), cache, taps=taps)
     assert list(seen.items()) == list(tap_shapes(model.config, 50).items())
 
 
 def test_attention_weights_are_zero_outside_of_the_window():
     table, seen = get_backend("numpy", 1), {}
     model = model_of("mistral", table)
-    forward(model, table, families.text(50), table.new_cache(model.config, 50), tap=seen.__setitem__)
-    weights = seen["layers.1.attention.weights"]
+    taps = {"layers.1.attention.weights": partial(seen.__setitem__, "weights")}
+    forward(model, table, families.text(50), table.new_cache(model.config, 50), taps=taps)
+    weights = seen["weights"]
     past = np.arange(50)[:, None] - np.arange(50)
     assert (weights[:, (past < 0) | (past >= 37)] == 0).all()
     assert (weights[:, (past >= 0) & (past < 37)] > 0).all()

@@ -81,7 +81,7 @@ def test_without_output_weight_the_embedding_table_is_used():
 
 def test_every_named_step_is_tapped_with_its_shape(ops):
     seen = {}
-    logits(ops, made(ops), [TOKENS], tap=seen.__setitem__)
+    logits(ops, made(ops), [TOKENS], taps=tiny.all_taps(seen.__setitem__))
     c, n_tokens = tiny.CONFIG, len(TOKENS)
     shapes = {
         "embedding": (n_tokens, c.dim),
@@ -95,6 +95,7 @@ def test_every_named_step_is_tapped_with_its_shape(ops):
         "layers.1.attention.weights": (c.n_heads, n_tokens, n_tokens),
         "layers.1.attention.heads": (n_tokens, c.dim),
         "layers.1.attention.output": (n_tokens, c.dim),
+        "layers.1.residual_mid": (n_tokens, c.dim),
         "layers.1.feed_forward.norm": (n_tokens, c.dim),
         "layers.1.feed_forward.gate": (n_tokens, c.hidden_dim),
         "layers.1.feed_forward.up": (n_tokens, c.hidden_dim),
@@ -110,7 +111,7 @@ def test_every_named_step_is_tapped_with_its_shape(ops):
 
 def test_the_residual_stream_is_the_sum_of_what_was_added_to_it(ops):
     seen = {}
-    logits(ops, made(ops), [TOKENS], tap=seen.__setitem__)
+    logits(ops, made(ops), [TOKENS], taps=tiny.all_taps(seen.__setitem__))
     added = [array for name, array in seen.items() if name.endswith("output")]
     np.testing.assert_allclose(seen["layers.1.residual"], seen["embedding"] + sum(added), rtol=0, atol=SAME)
 
@@ -125,7 +126,7 @@ def test_a_cancel_flag_ends_the_pass_before_the_next_layer(ops):
 
     seen = []
     with pytest.raises(Cancelled), cancellable(flag):
-        logits(ops, made(ops), [TOKENS], tap=tap)
+        logits(ops, made(ops), [TOKENS], taps=tiny.all_taps(tap))
     assert seen[-1] == "layers.0.residual"
 
 
@@ -161,7 +162,8 @@ def test_a_family_s_biases_and_norms_of_heads_are_steps_of_the_same_pass(ops, mo
     weights = tiny.tensors(config)
     assert len(weights) == len(tiny.tensors()) + 5 * config.n_layers
     model = build(config, weights, partial(ops.prepare, copy=True))
-    forward(model, ops, TOKENS, ops.new_cache(config, len(TOKENS)), tap=seen.__setitem__)
+    taps = tiny.all_taps(seen.__setitem__)
+    forward(model, ops, TOKENS, ops.new_cache(config, len(TOKENS)), taps=taps)
     prefix = "layers.1.attention."
     numbers = {name.removeprefix(prefix): tensor.dequantize() for name, tensor in weights.items()}
     plain = seen[f"{prefix}norm"] @ numbers["wk.weight"].T + numbers["wk.bias"]

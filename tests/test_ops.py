@@ -1,5 +1,7 @@
 """Each operation against a definition written in another way: loops, complex numbers, or torch."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -125,7 +127,7 @@ def test_attention_weights_are_tapped_and_never_look_ahead():
     seen = {}
     q = normal(4, CONFIG.n_heads, CONFIG.head_dim)
     k = v = normal(4, CONFIG.n_kv_heads, CONFIG.head_dim)
-    ops.attention(q, k, v, ops.KVCache(CONFIG, 8), 0, tap=seen.__setitem__)
+    ops.attention(q, k, v, ops.KVCache(CONFIG, 8), 0, {"weights": partial(seen.__setitem__, "weights")})
     assert seen["weights"].shape == (CONFIG.n_heads, 4, 4)
     np.testing.assert_allclose(seen["weights"].sum(-1), 1, rtol=0, atol=CLOSE)
     assert not np.triu(seen["weights"], k=1).any()

@@ -1,8 +1,11 @@
 """Models with random weights, small enough to be made anew in every test."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from tinyllama.config import Config
+from tinyllama.model import tap_shapes
 from tinyllama.tensor import Tensor
 
 CONFIG = Config(dim=64, n_layers=2, n_heads=4, vocab_size=96, hidden_dim=160, n_kv_heads=2, multiple_of=32)
@@ -17,3 +20,8 @@ def tensors(config: Config = CONFIG, type: str = "f32", seed: int = 0) -> dict[s
         array = 1 + noise / 10 if len(shape) == 1 else noise * 2 / np.float32(shape[-1] ** 0.5)
         made[name] = Tensor.from_array(name, array, "f32" if len(shape) == 1 else type)
     return made
+
+
+def all_taps(tap: Callable, config: Config = CONFIG) -> dict[str, Callable]:
+    """Taps of every value, each of which calls tap(name, array)."""
+    return {name: lambda array, name=name: tap(name, array) for name in tap_shapes(config, 1)}

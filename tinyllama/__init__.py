@@ -14,6 +14,7 @@ The evening: what a learner reads, in this order.
     sampling     logits -> the next token, stage by stage
     generation   the loop
     llama        where a file, a tokenizer, a backend and the model meet
+    taps         values inside a model: their names, how to change them, what a text keeps of them
     texts        many texts at once, what one takes over from another; drafts; requests, chats; scores
     superblocks  K-quants and IQ4: scales of scales, and the searches for them
     formats      model files, and tokenizer.model: gguf is the one to read
@@ -34,24 +35,22 @@ __version__ = "0.1.0"
 
 #: Where to find what is imported when it is asked for, so that `tinyllama --help` doesn't wait for NumPy.
 _PLACES = {
-    "Chat": "texts.chat",
-    "Llama": "llama",
-    "compare_backends": "commands.compare",
-    "generate": "llama",
-    "load": "llama",
-    "playground": "lab.widgets",
-    "stepper": "lab.widgets",
-    "stream": "llama",
+    "llama": ("Llama", "generate", "load", "stream"),
+    "commands.compare": ("compare_backends",),
+    "lab.widgets": ("playground", "stepper"),
+    "taps.interventions": ("ablate", "patch", "steer"),
+    "texts.chat": ("Chat",),
 }
-__all__ = ["Cancelled", "TinyllamaError", *_PLACES]
+_PLACE_OF = {name: module for module, names in _PLACES.items() for name in names}
+__all__ = ["Cancelled", "TinyllamaError", *_PLACE_OF]
 
 
 def __getattr__(name: str):
-    if name not in _PLACES:
+    if name not in _PLACE_OF:
         raise AttributeError(f"module 'tinyllama' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+    return getattr(import_module(f".{_PLACE_OF[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

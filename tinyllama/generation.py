@@ -15,6 +15,7 @@ from .errors import Cancelled
 from .model import Step
 from .ops import FEW, KVCache
 from .sampling import Settings, Stage, sample
+from .taps.watch import Watch
 from .texts.completion import Completion, Timings, Token, token_of
 from .texts.drafts import Drafts
 from .tokenizer import TextStream, Tokenizer
@@ -54,6 +55,7 @@ class Generation:
         keep: Callable | None = None,
         drafts: Drafts | None = None,
         timings: Timings | None = None,
+        watch: Watch | None = None,
     ):
         """Args:
         run: sends a Step through a model: logits [n_logits, vocab_size].
@@ -61,6 +63,7 @@ class Generation:
         door: a context in which `finish` runs, so that a token needn't open it for itself.
         recall, keep: how caches of other texts are found, and this one's is kept: of `texts.Remembered`.
         drafts: what guesses the next tokens.
+        watch: what tokens keep of the values inside the model.
         """
         self.tokenizer, self.prompt_ids, self.n_read = tokenizer, prompt_ids, 0
         self.settings, self.origin, self.warnings = settings, origin or {}, list(doubts)
@@ -71,7 +74,7 @@ class Generation:
         self._rng, self._stream = np.random.default_rng(self.seed), TextStream(tokenizer)
         self._text: list[str] = []
         self._held, self._drafted, self.drafts = "", [], drafts or Drafts()
-        self._door, self._run, self._recall, self._keep = door, run, recall, keep
+        self._door, self._run, self._recall, self._keep, self.watch = door, run, recall, keep, watch
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -132,17 +135,18 @@ class Generation:
             self.cache = self._recall(self.prompt_ids, self.cache)
             self.n_read = self.timings.n_remembered = len(self.cache)
         self._forget_guesses()
+        taps = self.watch.taps() if self.watch else {}
         if unread := self.unread:
             size = self.settings.batch_size
             n = size if len(unread) > size + FEW * (size > FEW) else len(unread)  # no piece of a few is left
-            return Step(unread[:n], self.cache, int(n == len(unread)))
+            return Step(unread[:n], self.cache, int(n == len(unread)), taps if n == len(unread) else {})
         last, most = self.tokens[-1].id, self.cache.n_ctx - len(self.cache) - 1
         if self.settings.n_predict > 0:
             most = min(most, self.settings.n_predict - len(self.tokens) - 1)
         if self.drafts:
             with self.timings.adding_to("predict"):
                 self._drafted = self.drafts.guess([*self.cache.ids, last], most, n_texts)
-        return Step([last, *self._drafted], self.cache, 1 + len(self._drafted))
+        return Step([last, *self._drafted], self.cache, 1 + len(self._drafted), taps)
 
     def feed(self, logits: np.ndarray, seconds: float = 0.0, n_others: int = 0) -> str:
         """Choose the next token, or as many as were guessed right and the one behind them.
@@ -159,7 +163,8 @@ class Generation:
         self.n_read = min(len(self.cache), len(self.prompt_ids))
         with took.adding_to("sample"):
             for n, (row, guess) in enumerate(zip(logits, [*drafted, None], strict=False)):
-                token = self._choose(row, self.cache.ids[: n_past + n], guess)
+                taps = self.watch.row(n, len(logits)) if self.watch else {}
+                token = self._choose(row, self.cache.ids[: n_past + n], guess, taps)
                 pieces.append(self._add(token, is_full=n_past + n == self.cache.n_ctx))
                 if self.stop_reason is not None or token != guess:
                     break
@@ -186,13 +191,13 @@ class Generation:
         """Leave in the cache what is known to be the text: all but its last token."""
         self.cache.trim(self.n_read + max(0, len(self.tokens) - 1))
 
-    def _choose(self, logits: np.ndarray, ids: list[int], guess: int | None) -> int:
+    def _choose(self, logits: np.ndarray, ids: list[int], guess: int | None, taps: dict) -> int:
         """Sample the token behind these ids, and note it in `tokens`, unless it ends the text."""
         stages: list[Stage] | None = [] if self.settings.stages else None
         token = sample(logits, self.settings, ids, self._rng, stages, self.tokenizer.unused_ids)
         if token not in self.tokenizer.stop_ids:
             chosen = token_of(self.tokenizer, token, logits, stages or ())
-            self.tokens.append(replace(chosen, drafted=token == guess))
+            self.tokens.append(replace(chosen, drafted=token == guess, taps=taps))
         return token
 
     def _add(self, token: int, is_full: bool) -> str:

@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -18,17 +17,19 @@ from .errors import TinyllamaError, require
 from .formats import Checkpoint, default_model, open_checkpoint, stamp
 from .formats.cache_file import read as read_cache
 from .generation import Generation
-from .model import Model, Step, build, forward_texts, tap_shapes, unembed
-from .ops import KVCache, Tap
+from .model import Model, Step, build, forward_texts, unembed
+from .ops import KVCache
 from .settings import Settings, default_ctx_size
-from .texts.completion import Completion, Timings, Token
-from .texts.doubts import doubts
-from .texts.drafts import Pace, drafts_for
+from .taps.edits import edited, editing, is_edited
+from .taps.watch import kept_bytes, traced
+from .texts.beginning import beginning
+from .texts.completion import Completion, Token
+from .texts.drafts import Pace
 from .texts.keywords import settings_of, with_settings
 from .texts.remembered import Remembered
 from .texts.schedule import Texts, Together
 from .texts.score import score
-from .texts.templates import Template, prompt_of, template_source
+from .texts.templates import Template, template_source
 from .tokenizer import make_tokenizer
 
 KEPT = 2  # models that stay loaded
@@ -79,36 +80,20 @@ class Llama(AbstractContextManager):
         if not (isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str | list | tuple)):
             require(each is None, "each has settings of several prompts, and there is one")
             text = self.begin(prompt, settings_of(**settings), self.remembered.recall, cancel)
-            at_once = min(text.settings.batch_size, len(text.prompt_ids))
-            self.backend.require_run(self.config, text.cache.n_ctx, at_once=at_once)
+            run = {"at_once": min(text.settings.batch_size, len(text.prompt_ids)), "tapped": bool(text.watch)}
+            self.backend.require_run(self.config, text.cache.n_ctx, n_bytes=kept_bytes(text), **run)
             return text
         each = each or [{}] * len(prompt)
         require(len(each) == len(prompt), f"each names {len(each)} texts, and there are {len(prompt)}")
         wanted = [settings_of(**settings | own) for own in each]
         together = Together(self, max(some.batch_size for some in wanted), cancel)
         texts = [together.begin(one, some) for one, some in zip(prompt, wanted, strict=True)]
+        self.backend.require_run(self.config, 0, n_bytes=sum(map(kept_bytes, texts)))
         return Texts(texts, together, partial(self.backend.running, cancel))
 
     def begin(self, prompt, wanted: Settings, recall: Callable, cancel=None) -> Generation:
         """A text before its first step; `stream` and `texts.Together` say how it runs."""
-        n_ctx = wanted.ctx_size or default_ctx_size(self.config)
-        template = self.template(wanted.chat_template) if wanted.chat else None
-        ids = self.tokens(prompt_of(prompt, template) if wanted.chat else prompt, n_ctx)
-        cache = self.backend.new_cache(self.config, n_ctx, self.checkpoint)
-        origin = {"prompt": str(prompt) if isinstance(prompt, str) else ids, "model": self.name}
-        origin |= {"prompt": prompt} if wanted.chat else {}
-        origin |= {"backend": self.backend.name, "threads": self.backend.threads, **self.backend.options}
-        took = Timings(load=self.load_seconds, n_prompt=len(ids))
-
-        def run_alone(step: Step) -> np.ndarray:
-            (logits,) = self.run([step], cancel=cancel)
-            took.pack, took.n_packed, took.n_left = self.packing.state
-            return logits
-
-        known = {"recall": recall, "keep": self.remembered.keep} if wanted.remember else {}
-        about = {"origin": origin, "doubts": doubts(self, prompt, ids, wanted), "door": self.backend.running}
-        about |= {"timings": took, "drafts": drafts_for(self, wanted, n_ctx, load, cancel)}
-        return Generation(run_alone, self.tokenizer, cache, ids, wanted, **about, **known)
+        return beginning(self, prompt, wanted, recall, load, cancel)
 
     @with_settings()
     def generate(self, prompt, *, each=None, cancel=None, **settings) -> Completion | list[Completion]:
@@ -181,33 +166,27 @@ class Llama(AbstractContextManager):
         """Run a prompt and keep the intermediate values, name -> array in the order of computation.
 
         Args:
-            patterns: of names, in shell style: "layers.*.attention.weights"; none keeps all that
-                `model.forward` lists. TinyllamaError if one matches nothing.
+            patterns: of names in `model.tap_shapes`, in shell style: "layers.*.attention.weights", or of
+                names that others have (`taps.names`); none keeps all. TinyllamaError if one matches nothing.
         """
-        ids, kept = self.tokens(prompt), {}
-        shapes, names = tap_shapes(self.config, len(ids)), set()
-        for pattern in patterns or ("*",):
-            matching = {name for name in shapes if fnmatchcase(name, pattern)}
-            require(matching, f"nothing is named {pattern!r}: there are {', '.join(list(shapes)[:9])}, ...")
-            names |= matching
-        n, n_bytes = len(ids), 4 * sum(math.prod(shapes[name]) for name in names)
-        last = not names & {"norm", "logits"}
-        cache = self.new_cache(n, at_once=n, n_logits=1 if last else n, n_bytes=n_bytes, tapped=True)
+        return traced(self, self.tokens(prompt), patterns, cancel)
 
-        def tap(name, array):
-            if name in names:
-                kept[name] = array.copy()
+    def edit(self, changes: dict[str, Callable]) -> AbstractContextManager:
+        """Replace values while the model runs, inside of `with llama.edit({"norm": f}): ...`
 
-        self.forward(ids, cache, last=last, tap=tap, cancel=cancel)
-        return kept
+        Args:
+            changes: by a name, or a pattern as of `trace`: f(array), which returns another array of the same
+                shape, or changes this one and returns None. `taps.edits` says more.
+        """
+        return editing(self, changes)
 
     def forward(
-        self, tokens: list[int], cache: KVCache, *, last: bool = False, tap: Tap | None = None, cancel=None
+        self, tokens: list[int], cache: KVCache, *, last: bool = False, taps=None, cancel=None
     ) -> np.ndarray:
         """`run` for one text: [n_tokens, vocab_size], or [1, vocab_size] of the last token."""
-        return self.run([Step(tokens, cache, 1 if last else len(tokens))], tap=tap, cancel=cancel)[0]
+        return self.run([Step(tokens, cache, 1 if last else len(tokens), taps or {})], cancel=cancel)[0]
 
-    def run(self, steps: Sequence[Step], *, tap: Tap | None = None, cancel=None) -> list[np.ndarray]:
+    def run(self, steps: Sequence[Step], *, cancel=None, checked: bool = True) -> list[np.ndarray]:
         """`model.forward_texts` with this model's weights and backend: of each [n_logits, vocab_size].
 
         Args:
@@ -216,15 +195,16 @@ class Llama(AbstractContextManager):
             Cancelled: the flag is set; the caches hold what they held before.
             KeyboardInterrupt: at the next layer after Ctrl-C; after the last, the caches have these tokens.
             TinyllamaError: the model has been closed, or weights are in its file and that was changed, or
-                logits are NaN or infinite. (With a `tap` they are returned: one may look for the cause.)
+                logits are NaN or infinite (unless `checked` is False: one may look for the cause).
         """
         model = self._open()
         with self.backend.running(cancel):
-            found = forward_texts(model, self.backend, steps, tap)
+            steps = [edited(self, step) for step in steps] if is_edited(self) else steps
+            found = forward_texts(model, self.backend, steps)
         self._open()
         self.packing.start()
         for step, logits in zip(steps, found, strict=True):
-            if not tap:
+            if checked:
                 self.check(logits, step.cache.ids)
         return found
 
@@ -233,8 +213,9 @@ class Llama(AbstractContextManager):
         for row in np.flatnonzero(~np.isfinite(logits).all(axis=-1)):
             at = len(ids) - len(logits) + int(row)
             piece = f"token {at + 1} of the text, {self.tokenizer.piece(int(ids[at]))!r:.40}"
-            damage = f"its file is damaged (`tinyllama inspect --check` finds the tensors){self.backend.hint}"
-            what = f"after {piece}, the model computes NaN or infinity: {damage}"
+            cause = f"its file is damaged (`tinyllama inspect --check` finds the tensors){self.backend.hint}"
+            cause = "what is edited makes it so" if is_edited(self) else cause
+            what = f"after {piece}, the model computes NaN or infinity: {cause}"
             raise TinyllamaError(f"{self.checkpoint.path}: {what}")
 
     def unembed(self, residual: np.ndarray) -> np.ndarray:

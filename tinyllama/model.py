@@ -1,18 +1,18 @@
 """What a LLaMA computes, once, in the terms of the paper (arXiv:2302.13971, section 2.2).
 
 `forward` is the one forward pass of this project. It is handed a table of operations (`backends`), so
-the same lines run in plain NumPy and in C, and every step can be looked at through a tap.
+the same lines run in plain NumPy and in C, and every step can be looked at, and changed, through a tap.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from .config import Config
 from .errors import check_cancelled
-from .ops import KVCache, Tap, rope_factors
+from .ops import INNER, KVCache, Tap, rope_factors, tapped
 from .tensor import Tensor
 
 
@@ -63,22 +63,24 @@ class Step:
     tokens: Sequence[int]  # ids, [n_tokens]
     cache: KVCache  # of `ops.new_cache`: the tokens before them
     n_logits: int = 1  # for how many of them, the last ones, logits are computed
+    taps: dict[str, Tap] = field(default_factory=dict)  # by the names of `tap_shapes`: who sees these values
 
 
 def forward(
-    model: Model, ops, tokens: Sequence[int], cache: KVCache, *, last: bool = False, tap: Tap | None = None
+    model: Model, ops, tokens: Sequence[int], cache: KVCache, *, last: bool = False, taps=None
 ) -> np.ndarray:
     """Run tokens of one text through the model: `forward_texts` of one Step.
 
     Args:
         last: compute the logits of the last token only.
+        taps: as Step has them.
     Returns:
         logits, [n_tokens, vocab_size] or [1, vocab_size].
     """
-    return forward_texts(model, ops, [Step(tokens, cache, 1 if last else len(tokens))], tap)[0]
+    return forward_texts(model, ops, [Step(tokens, cache, 1 if last else len(tokens), taps or {})])[0]
 
 
-def forward_texts(model: Model, ops, steps: Sequence[Step], tap: Tap | None = None) -> list[np.ndarray]:
+def forward_texts(model: Model, ops, steps: Sequence[Step]) -> list[np.ndarray]:
     """Run tokens of one or several texts through the model together, and append them to their caches.
 
     Their tokens are rows of one input, so a weight is read once for all; only attention takes each text by
@@ -86,22 +88,18 @@ def forward_texts(model: Model, ops, steps: Sequence[Step], tap: Tap | None = No
 
     Args:
         ops: the table of operations, a `backends.Backend`.
-        tap: called as tap(name, array) with every step, in the order of `tap_shapes`: "embedding";
-            "layers.0.attention." + norm, q, k, v, q_rope, k_rope, scores, weights, heads, output;
-            "layers.0.feed_forward." + norm, gate, up, hidden, output; "layers.0.residual"; the other
-            layers; "norm"; "logits".
     Returns:
         logits of each text, [n_logits, vocab_size].
     Raises:
         Cancelled: before the next layer at the latest; the caches then hold what they held before.
     """
-    shown = tap and (lambda name, array: tap(name, ops.to_numpy(array)))
-    x = embed(model, ops, np.concatenate([step.tokens for step in steps]), shown)
+    x = embed(model, ops, np.concatenate([step.tokens for step in steps]), steps)
     for table, first, stop in ops.stages(model.config.n_layers):
-        x = run_layers(model, table, table.array(x), steps, first, stop, shown)
+        x = run_layers(model, table, table.array(x), steps, first, stop)
+    ends = [replace(step, tokens=step.tokens[len(step.tokens) - step.n_logits :]) for step in steps]
     last = ops.concatenate([x[rows.stop - step.n_logits : rows.stop] for step, rows in _rows(steps)])
     none = np.empty((0, model.config.vocab_size), np.float32)
-    logits = ops.to_numpy(unembed(model, ops, last, shown)) if len(last) else none
+    logits = ops.to_numpy(unembed(model, ops, last, ends)) if len(last) else none
     for step in steps:
         step.cache.extend(np.asarray(step.tokens).tolist(), len(x))
     return np.split(logits, np.cumsum([step.n_logits for step in steps])[:-1])
@@ -115,15 +113,33 @@ def _rows(steps: Sequence[Step]) -> Iterator[tuple[Step, slice]]:
         yield step, slice(start, end)
 
 
-def embed(model: Model, ops, tokens: np.ndarray, tap: Tap | None = None) -> np.ndarray:
+def seeing(ops, steps: Sequence[Step], prefix: str = "") -> Callable:
+    """see(name, array) -> array, through which every value goes: texts that tap it see their rows.
+
+    What a tap returns, [n_tokens, ...] like what it was shown, takes the place of these rows; None changes
+    nothing. The name is what follows the prefix.
+    """
+    if not any(step.taps for step in steps):
+        return lambda name, array: array
+
+    def see(name: str, array):
+        name = prefix + name
+        if not any(name in step.taps for step in steps):
+            return array
+        whole = ops.to_numpy(array)
+        return ops.array(np.concatenate([tapped(s.taps, name, whole[rows]) for s, rows in _rows(steps)]))
+
+    return see
+
+
+def embed(model: Model, ops, tokens: np.ndarray, steps: Sequence[Step] = ()) -> np.ndarray:
     """The first residual stream: ids [n_tokens] -> [n_tokens, dim]."""
-    x = ops.embedding(model.tok_embeddings, tokens)
-    _show(tap, "", embedding=x)
-    return x
+    see = seeing(ops, steps)
+    return see("embedding", ops.embedding(model.tok_embeddings, tokens))
 
 
 def run_layers(
-    model: Model, ops, x: np.ndarray, steps: Sequence[Step], first: int = 0, stop: int | None = None, tap=None
+    model: Model, ops, x: np.ndarray, steps: Sequence[Step], first: int = 0, stop: int | None = None
 ) -> np.ndarray:
     """Run a residual stream through layers first:stop, [n_tokens, dim] -> [n_tokens, dim].
 
@@ -135,29 +151,28 @@ def run_layers(
     freqs = ops.rope_freqs(config, positions, factors)  # [n_tokens, head_dim / 2]
     for number, layer in list(enumerate(model.layers))[first:stop]:
         check_cancelled()
-        prefix = f"layers.{number}."
-        x = x + _attention(layer, ops, config, x, freqs, steps, number, tap, prefix)
-        x = x + _feed_forward(layer, ops, config, x, tap, prefix)
-        _show(tap, prefix, residual=x)
+        see = seeing(ops, steps, f"layers.{number}.")
+        x = see("residual_mid", x + _attention(layer, ops, config, x, freqs, steps, number))
+        x = see("residual", x + _feed_forward(layer, ops, config, x, steps, number))
     return x
 
 
-def unembed(model: Model, ops, x: np.ndarray, tap: Tap | None = None) -> np.ndarray:
+def unembed(model: Model, ops, x: np.ndarray, steps: Sequence[Step] = ()) -> np.ndarray:
     """What a residual stream says about the next token: [n_tokens, dim] -> logits [n_tokens, vocab_size].
 
     For the last layer's it is the model's answer. For an earlier layer's it is what the model would say if it
     stopped there (the logit lens).
     """
-    norm = ops.rms_norm(ops.array(x), model.norm, model.config.norm_eps)
-    logits = ops.matmul(norm, model.output)
-    _show(tap, "", norm=norm, logits=logits)
-    return logits
+    see = seeing(ops, steps)
+    norm = see("norm", ops.rms_norm(ops.array(x), model.norm, model.config.norm_eps))
+    return see("logits", ops.matmul(norm, model.output))
 
 
-def _attention(layer, ops, config, x, freqs, steps, number, tap, prefix):
+def _attention(layer, ops, config, x, freqs, steps, number):
     """[n_tokens, dim] -> [n_tokens, dim]: what each token takes from itself and those before it."""
-    n_tokens, prefix = len(x), f"{prefix}attention."
-    norm = ops.rms_norm(x, layer["attention_norm"], config.norm_eps)
+    n_tokens, prefix = len(x), f"layers.{number}.attention."
+    see = seeing(ops, steps, prefix)
+    norm = see("norm", ops.rms_norm(x, layer["attention_norm"], config.norm_eps))
     q, k, v = ops.matmul(norm, layer["wq"], layer["wk"], layer["wv"])
     if config.biases:
         q, k, v = q + layer["wq.bias"], k + layer["wk.bias"], v + layer["wv.bias"]
@@ -166,19 +181,18 @@ def _attention(layer, ops, config, x, freqs, steps, number, tap, prefix):
     v = v.reshape(n_tokens, config.n_kv_heads, config.head_dim)
     if config.qk_norms:
         q, k = _norm_heads(ops, q, layer["q_norm"], config), _norm_heads(ops, k, layer["k_norm"], config)
-    q_rope, k_rope = ops.rope(q, freqs), ops.rope(k, freqs)
-    _show(tap, prefix, norm=norm, q=q, k=k, v=v, q_rope=q_rope, k_rope=k_rope)
-    inner_tap = tap and (lambda name, array: tap(prefix + name, array))
+    q, k, v = see("q", q), see("k", k), see("v", v)
+    q_rope, k_rope = see("q_rope", ops.rope(q, freqs)), see("k_rope", ops.rope(k, freqs))
     window, attended = config.sliding_window, []
     for step, rows in _rows(steps):
         own = q_rope[rows], k_rope[rows], v[rows]
-        attended.append(ops.attention(*own, step.cache, number, inner_tap, window))
-    heads = ops.concatenate(attended)  # [n_tokens, q_dim]
+        taps = {name: step.taps[prefix + name] for name in INNER if prefix + name in step.taps}
+        attended.append(ops.attention(*own, step.cache, number, taps, window))
+    heads = see("heads", ops.concatenate(attended))  # [n_tokens, q_dim]
     output = ops.matmul(heads, layer["wo"])
     if config.output_bias:
         output = output + layer["wo.bias"]
-    _show(tap, prefix, heads=heads, output=output)
-    return output
+    return see("output", output)
 
 
 def _norm_heads(ops, heads, weight, config):
@@ -186,20 +200,13 @@ def _norm_heads(ops, heads, weight, config):
     return ops.rms_norm(heads.reshape(-1, config.head_dim), weight, config.norm_eps).reshape(heads.shape)
 
 
-def _feed_forward(layer, ops, config, x, tap, prefix):
+def _feed_forward(layer, ops, config, x, steps, number):
     """[n_tokens, dim] -> [n_tokens, dim]: what each token makes of itself."""
-    norm = ops.rms_norm(x, layer["ffn_norm"], config.norm_eps)
+    see = seeing(ops, steps, f"layers.{number}.feed_forward.")
+    norm = see("norm", ops.rms_norm(x, layer["ffn_norm"], config.norm_eps))
     gate, up = ops.matmul(norm, layer["w1"], layer["w3"])  # [n_tokens, hidden_dim]
-    hidden = ops.swiglu(gate, up)
-    output = ops.matmul(hidden, layer["w2"])
-    _show(tap, f"{prefix}feed_forward.", norm=norm, gate=gate, up=up, hidden=hidden, output=output)
-    return output
-
-
-def _show(tap, prefix, **arrays):
-    if tap:
-        for name, array in arrays.items():
-            tap(prefix + name, array)
+    hidden = see("hidden", ops.swiglu(see("gate", gate), see("up", up)))
+    return see("output", ops.matmul(hidden, layer["w2"]))
 
 
 def tap_shapes(config: Config, n_tokens: int) -> dict[str, tuple[int, ...]]:
@@ -209,7 +216,7 @@ def tap_shapes(config: Config, n_tokens: int) -> dict[str, tuple[int, ...]]:
     square = (config.n_heads, n_tokens, n_tokens)
     steps = {"norm": row, "q": q, "k": k, "v": k, "q_rope": q, "k_rope": k}
     steps |= {"scores": square, "weights": square, "heads": (n_tokens, config.q_dim), "output": row}
-    steps = {f"attention.{name}": shape for name, shape in steps.items()}
+    steps = {f"attention.{name}": shape for name, shape in steps.items()} | {"residual_mid": row}
     feed_forward = {"norm": row, "gate": wide, "up": wide, "hidden": wide, "output": row}
     steps |= {f"feed_forward.{name}": shape for name, shape in feed_forward.items()} | {"residual": row}
     layers = {f"layers.{i}.{name}": steps[name] for i in range(config.n_layers) for name in steps}

@@ -24,7 +24,9 @@ WORTH_SHARING = 2**22
 #: several texts are no larger, and pieces of a long prompt no shorter.
 FEW = 16
 
-Tap = Callable[[str, np.ndarray], None]
+#: Sees a value, [n_tokens, ...], and may return another of the same shape, which takes its place.
+Tap = Callable[[np.ndarray], np.ndarray | None]
+INNER = ("scores", "weights")  # what only exists inside of `attention`, [n_heads, n_tokens, n_past]
 
 
 def prepare(tensor: Tensor, copy: bool) -> Tensor | np.ndarray:
@@ -143,11 +145,13 @@ class KVCache:
         keys, values: of each layer, [n_kv_heads, room, head_dim].
         dtype: the name of their type, "float16".
         in_file: they lie in a file, read-only.
+        edited: some were computed from values that `Llama.edit` replaced.
     """
 
     def __init__(self, config: Config, n_ctx: int, dtype: str = "float32", model=None):
         self.ids: list[int] = []
-        self.n_ctx, self.n_many, self.model, self.dtype, self.in_file = n_ctx, 0, model, dtype, False
+        self.n_ctx, self.n_many, self.model, self.dtype = n_ctx, 0, model, dtype
+        self.in_file = self.edited = False
         self._heads, self._width = config.n_kv_heads, config.head_dim
         self.keys, self.values = ([self.new(i, 0) for i in range(config.n_layers)] for _ in range(2))
 
@@ -225,7 +229,13 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def attention(q, k, v, cache: KVCache, layer: int, tap=None, window: int = 0, softmax=softmax) -> np.ndarray:
+def tapped(taps: dict[str, Tap] | None, name: str, array: np.ndarray) -> np.ndarray:
+    """A value, or what the tap of its name has returned in its place."""
+    new = taps[name](array) if taps and name in taps else None
+    return array if new is None else new
+
+
+def attention(q, k, v, cache: KVCache, layer: int, taps=None, window: int = 0, softmax=softmax) -> np.ndarray:
     """Append k and v to the cache, then let each token attend to itself and all before it.
 
     softmax(q @ keys.T / sqrt(head_dim)) @ values (arXiv:1706.03762). Where n_kv_heads < n_heads,
@@ -234,7 +244,7 @@ def attention(q, k, v, cache: KVCache, layer: int, tap=None, window: int = 0, so
     Args:
         q: [n_tokens, n_heads, head_dim], turned by `rope`; so is k.
         k, v: [n_tokens, n_kv_heads, head_dim]
-        tap: called with "scores" and "weights", [n_heads, n_tokens, n_past].
+        taps: of the values in INNER.
         window: how many tokens each attends to, itself and those right before it; 0 for all.
         softmax: the function, for backends that have a faster one.
     Returns:
@@ -244,15 +254,13 @@ def attention(q, k, v, cache: KVCache, layer: int, tap=None, window: int = 0, so
     keys, values = cache.append(layer, k, v)  # [n_kv_heads, n_past, head_dim]
     n_kv_heads, n_past, _ = keys.shape
     queries = q.reshape(n_tokens, n_kv_heads, n_heads // n_kv_heads, head_dim).transpose(1, 2, 0, 3)
-    scores = queries @ keys[:, None].swapaxes(-1, -2)  # [n_kv_heads, heads that share, n_tokens, n_past]
+    scores = (queries @ keys[:, None].swapaxes(-1, -2)).reshape(n_heads, n_tokens, n_past)
     scores *= np.float32(head_dim**-0.5)
     age = np.arange(len(cache), n_past)[:, None] - np.arange(n_past)  # of each past token, for each new one
-    scores[..., (age < 0) | (age >= (window or n_past))] = -np.inf
-    weights = softmax(scores)
-    if tap:
-        tap("scores", scores.reshape(n_heads, n_tokens, n_past))
-        tap("weights", weights.reshape(n_heads, n_tokens, n_past))
-    return (weights @ values[:, None]).transpose(2, 0, 1, 3).reshape(n_tokens, n_heads * head_dim)
+    scores[:, (age < 0) | (age >= (window or n_past))] = -np.inf
+    weights = tapped(taps, "weights", softmax(tapped(taps, "scores", scores)))
+    shared = weights.reshape(n_kv_heads, -1, n_tokens, n_past)  # by the heads that share keys and values
+    return (shared @ values[:, None]).transpose(2, 0, 1, 3).reshape(n_tokens, n_heads * head_dim)
 
 
 def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:

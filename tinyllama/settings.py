@@ -37,13 +37,16 @@ class Settings:
     spec_draft_n_max: int = _setting(15, "tokens that are guessed at a time, at most", 1, 15)
     chat: bool = _setting(False, "answer the prompt, as what a user says, instead of continuing it", flag="")
     chat_template: str | None = _setting(None, "of chats, in place of the model's own: a name, or Jinja")
+    taps: tuple[str, ...] = _setting((), "values inside the model that each token keeps; may be repeated")
     stages: bool = _setting(False, "record what each stage of sampling did to each token")
 
     def __post_init__(self):
-        stop = tuple(self.stop) if isinstance(self.stop, list | tuple) else (self.stop,)
-        object.__setattr__(self, "stop", stop)
-        fine = all(isinstance(text, str) and text for text in stop)
-        require(fine, f"stop must be strings that aren't empty, not {stop!r}")
+        for name in ("stop", "taps"):
+            given = getattr(self, name)
+            texts = tuple(given) if isinstance(given, list | tuple) else (given,)
+            object.__setattr__(self, name, texts)
+            fine = all(isinstance(text, str) and text for text in texts)
+            require(fine, f"{name} must be strings that aren't empty, not {texts!r}")
         object.__setattr__(self, "spec_draft_model", self.spec_draft_model and str(self.spec_draft_model))
         for setting in fields(self):
             if setting.metadata["least"] is not None:

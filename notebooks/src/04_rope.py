@@ -190,27 +190,28 @@ order[:4], order[-4:]
 # ## The wrong layout
 #
 # And if a loader mixes them up? Nothing fails: all shapes fit. We turn the model's queries and keys in the
-# wrong pairs (a tap may write into what it is shown) and look at how badly it predicts a story, position by
-# position.
+# wrong pairs (`edit` replaces values while the model runs) and look at how badly it predicts a story, one
+# position after the other.
 
 
 # %%
 def wrong_layout(freqs):
-    """A tap that turns every query and key in half-split pairs."""
+    """An edit that turns every query and key in half-split pairs."""
     seen = {}
 
-    def tap(name, array):
-        if name.endswith((".q", ".k")):
-            seen[name] = array.copy()
-        elif name.endswith("_rope"):
-            array[:] = rope_half_split(seen[name.removesuffix("_rope")], freqs)
+    def keep(array, at):
+        seen[at.name] = array
 
-    return tap
+    def turn(array, at):
+        return rope_half_split(seen[at.name.removesuffix("_rope")], freqs)
+
+    return {"layers.*.attention.[qk]": keep, "layers.*.attention.[qk]_rope": turn}
 
 
-def losses(window, tap=None):
+def losses(window, changes=()):
     """How surprised the model is by each next token, in nats: [n_tokens - 1]."""
-    logits = llama.forward(window, llama.new_cache(len(window)), tap=tap)
+    with llama.edit(dict(changes)):
+        logits = llama.forward(window, llama.new_cache(len(window)))
     return -np.log(ops.softmax(logits[:-1])[np.arange(len(window) - 1), window[1:]])
 
 

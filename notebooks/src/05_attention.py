@@ -221,18 +221,14 @@ plots.attention_heads(maps[list(kinds.values())], pieces, names=names)
 # ## Does it matter?
 #
 # A picture of weights shows where a head looks, not that anything depends on it. So we switch heads off, one
-# at a time: a tap is handed the very array that is used next, and may write into it.
+# at a time: inside of `edit`, what `ablate` names is 0 whenever the model computes it.
 
 
 # %%
-def prob_of_best(switched_off=None):
-    """How likely the likeliest continuation is when one head of LAYER takes nothing along."""
-
-    def tap(name, array):
-        if name == f"layers.{LAYER}.attention.weights" and switched_off is not None:
-            array[switched_off] = 0
-
-    logits = llama.forward(tokens, llama.new_cache(len(tokens)), last=True, tap=tap)
+def prob_of_best(*switched_off):
+    """How likely the likeliest continuation is when some heads of LAYER take nothing along."""
+    with llama.edit(tinyllama.ablate(f"layers.{LAYER}.attention.weights", heads=switched_off)):
+        logits = llama.forward(tokens, llama.new_cache(len(tokens)), last=True)
     return float(ops.softmax(logits[0])[best[0]])
 
 

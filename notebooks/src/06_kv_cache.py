@@ -109,10 +109,14 @@ print(f"{len(tokens) + 8} tokens computed to write 8, and the same text")
 
 # %%
 taps = {}
+watched = {  # a tap of a name is called with the value
+    "layers.0.attention.q_rope": lambda array: taps.update(q_rope=array.copy()),
+    "layers.0.attention.heads": lambda array: taps.update(heads=array.copy()),
+}
 cache.trim(len(cache) - 1)  # forgets the last token
-llama.forward([fast[-1]], cache, tap=lambda name, array: taps.update({name: array.copy()}))
+llama.forward([fast[-1]], cache, taps=watched)
 
-q = taps["layers.0.attention.q_rope"].swapaxes(0, 1)  # [n_heads, 1, head_dim]
+q = taps["q_rope"].swapaxes(0, 1)  # [n_heads, 1, head_dim]
 shared = config.n_heads // config.n_kv_heads
 keys, values = (
     np.repeat(array[0][:, : len(cache)].astype(np.float32), shared, axis=0)  # [n_heads, n_past, head_dim]
@@ -121,7 +125,7 @@ keys, values = (
 
 weights = ops.softmax(q @ keys.swapaxes(1, 2) / np.sqrt(config.head_dim))  # [n_heads, 1, n_past]
 heads = (weights @ values).reshape(1, config.dim)
-assert same(heads, taps["layers.0.attention.heads"], llama, n_steps=3)
+assert same(heads, taps["heads"], llama, n_steps=3)
 weights.shape
 
 # %% [markdown]

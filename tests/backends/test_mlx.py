@@ -283,7 +283,8 @@ def model_of(table, config: Config = CONFIG, type: str = "q4_0"):
 @dtypes
 def test_taps_are_numpy_s_arrays_of_float32_as_the_definition_lists_them(dtype):
     table, seen = Mlx(1, dtype), {}
-    logits = forward(model_of(table), table, [5, 6, 7], table.new_cache(CONFIG, 3), tap=seen.__setitem__)
+    taps = tiny.all_taps(seen.__setitem__, CONFIG)
+    logits = forward(model_of(table), table, [5, 6, 7], table.new_cache(CONFIG, 3), taps=taps)
     assert {name: array.shape for name, array in seen.items()} == tap_shapes(CONFIG, 3)
     assert all(type(array) is np.ndarray and array.dtype == np.float32 for array in seen.values())
     assert np.array_equal(seen["logits"], logits) and logits.dtype == np.float32

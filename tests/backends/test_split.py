@@ -80,7 +80,8 @@ def test_taps_of_both_sides_are_numpy_s_arrays_near_its_own():
     tensors, taps = tiny.tensors(type="q8_0"), ({}, {})
     for table, seen in zip((Backend(1), get_backend("mlx", 2, gpu_layers=1)), taps, strict=True):
         model = build(tiny.CONFIG, tensors, partial(table.prepare, copy=True))
-        forward(model, table, list(range(9)), table.new_cache(tiny.CONFIG, 9), tap=seen.__setitem__)
+        every = tiny.all_taps(seen.__setitem__)
+        forward(model, table, list(range(9)), table.new_cache(tiny.CONFIG, 9), taps=every)
     expected, found = taps
     assert {name: array.shape for name, array in found.items()} == tap_shapes(tiny.CONFIG, 9)
     for name, array in found.items():

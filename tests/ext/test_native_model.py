@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("tinyllama._native", reason="the C backend is not built")
 
-from tiny import CONFIG, tensors
+from tiny import CONFIG, all_taps, tensors
 
 from tinyllama import _native, ops
 from tinyllama.backends import get_backend
@@ -27,7 +27,7 @@ def run(name: str, type: str, tap=None, threads=2) -> np.ndarray:
     backend = get_backend(name, threads)
     model = build(CONFIG, tensors(type=type), lambda tensor: backend.prepare(tensor, copy=True))
     cache = backend.new_cache(CONFIG, 16)
-    prompt = forward(model, backend, TOKENS, cache, tap=tap)
+    prompt = forward(model, backend, TOKENS, cache, taps=tap and all_taps(tap))
     return np.concatenate([prompt, forward(model, backend, [7], cache)])
 
 

@@ -209,9 +209,9 @@ class Mlx(Backend):
         turned = mx.fast.rope(x[:, :, None], x.shape[-1], **how)[:, :, 0]  # each token as a text by itself
         return turned if length == 1 else turned * length
 
-    def attention(self, q, k, v, cache: Cache, layer: int, tap=None, window: int = 0) -> mx.array:
-        if tap:  # it looks at what only exists in the definition
-            return self.array(ops.attention(*map(to_numpy, (q, k, v)), cache, layer, tap, window))
+    def attention(self, q, k, v, cache: Cache, layer: int, taps=None, window: int = 0) -> mx.array:
+        if taps:  # it looks at what only exists in the definition
+            return self.array(ops.attention(*map(to_numpy, (q, k, v)), cache, layer, taps, window))
         keys, values = (x[None] for x in cache.append(layer, k, v))  # [1, n_kv_heads, n_past, head_dim]
         (n_tokens, _, head_dim), n_past, mask = q.shape, keys.shape[2], "causal" if len(q) > 1 else None
         if 0 < window < n_past:

@@ -111,11 +111,11 @@ class Native(Backend):
         """As ops.rope."""
         return self._fill(np.empty_like(x), _native.rope, x, freqs)
 
-    def attention(self, q, k, v, cache, layer, tap=None, window=0) -> np.ndarray:
+    def attention(self, q, k, v, cache, layer, taps=None, window=0) -> np.ndarray:
         """As ops.attention, which it is where the attention weights are to be looked at."""
-        if tap:
+        if taps:
             with one_blas_thread():
-                return ops.attention(q, k, v, cache, layer, tap, window)
+                return ops.attention(q, k, v, cache, layer, taps, window)
         out = np.empty((len(q), q[0].size), np.float32)
         keys, values = cache.room(layer, len(q))
         window = min(window, keys.shape[1])

@@ -33,9 +33,9 @@ class Numexpr(Backend):
         super().__init__(threads)
         numexpr.set_num_threads(min(threads, numexpr.detect_number_of_cores()))
 
-    def attention(self, q, k, v, cache, layer, tap=None, window=0) -> np.ndarray:
+    def attention(self, q, k, v, cache, layer, taps=None, window=0) -> np.ndarray:
         """As ops.attention."""
-        return ops.attention(q, k, v, cache, layer, tap, window, softmax)
+        return ops.attention(q, k, v, cache, layer, taps, window, softmax)
 
     def swiglu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
         """As ops.swiglu."""

@@ -202,7 +202,9 @@ class Backend:
         needed = cache + n_bytes + self.activation_bytes(config, at_once, n_ctx, **computed)
         if needed > (free := self.free_memory()):  # which is slow to find out: once where all is well
             require_memory(cache, f"a context of {n_ctx} tokens", free)
-            require_memory(needed, f"a context of {n_ctx} tokens, {at_once} of them computed at once,", free)
+            kept = " and what is kept of them" if n_bytes else ""
+            many = f"a context of {n_ctx} tokens, {at_once} of them computed at once,{kept}"
+            require_memory(needed, many, free)
 
 
 _lock = over_forks(threading.Lock())

@@ -2,10 +2,8 @@
 
 import json
 import math
-import re
 import threading
 from collections.abc import Iterator
-from fnmatch import translate
 from functools import partial
 
 import numpy as np
@@ -13,6 +11,7 @@ import numpy as np
 from ..errors import require
 from ..llama import SCORED, Llama
 from ..model import tap_shapes
+from ..taps.names import matching
 from ..texts.score import scoring
 
 LARGEST = 1 << 28  # bytes of one answer, and of all that are under way
@@ -27,17 +26,12 @@ def wanted_taps(llama: Llama, patterns: list[str], n_tokens: int) -> tuple[list[
     Raises TinyllamaError where a pattern matches nothing, or they are more than LARGEST.
     """
     require(len(patterns) <= PATTERNS, f"there may be {PATTERNS} patterns, not {len(patterns)}")
-    shapes, found = tap_shapes(llama.config, n_tokens), set()
-    for pattern in patterns:
-        require(len(pattern) <= LONGEST, f"a pattern may have {LONGEST} characters, not {len(pattern)}")
-        matches = re.compile(translate(pattern)).match
-        matching = {name for name in shapes if matches(name)}
-        require(matching, f"nothing is named {pattern!r:.60}: there are {', '.join([*shapes][:9])}, ...")
-        found |= matching
-    names = [name for name in shapes if name in found]
-    n_bytes = sum(4 * math.prod(shapes[name]) for name in names)
+    shapes, longest = tap_shapes(llama.config, n_tokens), max(map(len, patterns), default=0)
+    require(longest <= LONGEST, f"a pattern may have {LONGEST} characters, not {longest}")
+    names = matching(llama.config, patterns)
+    n_bytes = sum(4 * math.prod(shapes[name]) for name in names.values())
     require(n_bytes <= LARGEST, f"these taps have {n_bytes:,} bytes, and at most {LARGEST:,} are answered")
-    return names, n_bytes
+    return [*names], n_bytes
 
 
 def trace(llama: Llama, ids: list[int], names: list[str], cancel: threading.Event) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextvars import copy_context
 
 from ..errors import Cancelled
 
@@ -24,7 +25,8 @@ async def pieces_of(llama, prompt, **settings) -> AsyncIterator[str]:
         if not loop.is_closed():
             loop.call_soon_threadsafe(pieces.put_nowait, last)
 
-    thread = threading.Thread(target=compute, name="astream", daemon=True)
+    run = copy_context().run  # edits of the task hold there, too
+    thread = threading.Thread(target=run, args=(compute,), name="astream", daemon=True)
     thread.start()
     try:
         while isinstance(piece := await pieces.get(), str | tuple):

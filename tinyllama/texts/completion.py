@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -31,6 +31,8 @@ class Token:
     prob: float | None  # how likely the model thought it, before temperature and the other stages; if known
     stages: tuple[Stage, ...] = ()  # what each stage of sampling kept and removed, if that was asked for
     drafted: bool = False  # it had been guessed before the model chose it
+    #: By the names that `taps` asked for, the values that chose it: weights [n_heads, n_past], norm [dim].
+    taps: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         return (
@@ -41,7 +43,8 @@ class Token:
         """All that is known about it, as JSON takes it."""
         arrays = ("kept", "probs", "removed")
         stages = [vars(stage) | {a: getattr(stage, a).tolist() for a in arrays} for stage in self.stages]
-        return vars(self) | {"stages": stages}
+        taps = {name: np.where(np.isfinite(a), a, None).tolist() for name, a in self.taps.items()}
+        return vars(self) | {"stages": stages, "taps": taps}
 
     @property
     def surprise(self) -> float:

@@ -44,7 +44,7 @@ class Remembered:
 
     def keep(self, cache: KVCache, whole: bool = False) -> None:
         """Remember a text: once its prompt has been read, and again, `whole`, when it has been written."""
-        if not len(cache):
+        if not len(cache) or cache.edited:
             return
         kept = [one for one in self._kept if one[0].ids != cache.ids[: len(one[0])]]  # it holds those
         kept.append((cache, whole))

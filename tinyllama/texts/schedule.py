@@ -21,6 +21,7 @@ from ..generation import Generation
 from ..model import Step
 from ..ops import FEW
 from ..settings import Settings
+from ..taps.watch import kept_bytes
 from .completion import Completion
 
 AT_ONCE = 32  # texts that are written together; of more, each would be slower and all together no faster
@@ -141,9 +142,9 @@ class Together(Schedule):
             added[token] = logit
         recall = partial(llama.remembered.recall, whole=False)
         text = llama.begin(prompt, wanted, recall, self._cancel)
-        n_bytes = llama.backend.cache_bytes(llama.config, text.most)
+        n_bytes = llama.backend.cache_bytes(llama.config, text.most) + kept_bytes(text)
         if n_bytes > self._room:
-            llama.backend.require_run(llama.config, text.most)
+            llama.backend.require_run(llama.config, text.most, n_bytes=kept_bytes(text))
         self.add(text, n_bytes, added if bias else None)
         return text
 

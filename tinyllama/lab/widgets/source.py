@@ -1,8 +1,8 @@
 """Where in `model.py` or `ops.py` a tapped value is computed, read from the source itself.
 
-A tap is shown by a call such as `_show(tap, prefix, q=q, k=k)` or `tap("scores", scores)`. The lines that
-compute it are those above, in the same function, that assign to its variable. So no list of lines has to be
-kept up to date.
+A tap is shown by a call such as `see("q", q)` or `tapped(taps, "scores", scores)`. The lines that compute it
+are those above, in the same function, that assign to its variable; or the one that shows it, where it isn't a
+variable but computed there. So no list of lines has to be kept up to date.
 """
 
 import ast
@@ -61,18 +61,19 @@ def _functions(module) -> list[ast.FunctionDef]:
 def _shown(function: ast.FunctionDef, config: Config) -> Iterator[tuple[str, list[ast.stmt]]]:
     """Every tap of a function, and the statements that compute it."""
     nodes = list(_executed(function, config))
-    for node in nodes:
+    statements = [node for node in nodes if isinstance(node, ast.stmt) and not hasattr(node, "body")]
+    for statement, node in ((one, node) for one in statements for node in ast.walk(one)):
         match node:
-            case ast.Call(ast.Name("_show"), keywords=keywords):
-                values = {keyword.arg: keyword.value for keyword in keywords}
-            case ast.Call(ast.Name("tap"), [ast.Constant(name), value]):
-                values = {name: value}
+            case ast.Call(ast.Name("see"), [ast.Constant(name), value]):
+                pass
+            case ast.Call(ast.Name("tapped"), [_, ast.Constant(name), value]):
+                pass
             case _:
                 continue
-        for name, value in values.items():
-            part = f"{function.name.removeprefix('_')}.{name}"  # _attention shows "attention.q"
-            variable = ast.unparse(value).partition(".")[0]  # of scores.reshape(...)
-            yield part if part in KINDS else name, _assignments(nodes, variable, node.lineno)
+        part = f"{function.name.removeprefix('_')}.{name}"  # _attention shows "attention.q"
+        is_variable = isinstance(value, ast.Name)
+        computed = _assignments(nodes, value.id, node.lineno) if is_variable else [statement]
+        yield part if part in KINDS else name, computed
 
 
 def _executed(node: ast.AST, config: Config) -> Iterator[ast.AST]:

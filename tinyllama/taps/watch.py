@@ -1,0 +1,75 @@
+"""What is kept of the values inside a model: of a prompt all, of a text what each token was chosen by."""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import numpy as np
+
+from ..config import Config
+from ..model import Step, tap_shapes
+from ..ops import INNER, Tap
+from .names import matching
+
+
+def traced(llama, ids: list[int], patterns: Sequence[str], cancel=None) -> dict[str, np.ndarray]:
+    """What `Llama.trace` says: name -> array."""
+    names, kept, n = matching(llama.config, patterns or "*"), {}, len(ids)
+    ours, shapes = {*names.values()}, tap_shapes(llama.config, n)
+    n_logits = n if ours & {"norm", "logits"} else 1
+    n_bytes = 4 * sum(math.prod(shapes[name]) for name in ours)
+    room = {"at_once": n, "n_logits": n_logits, "n_bytes": n_bytes, "tapped": has_inner(ours)}
+    cache = llama.new_cache(n, **room)
+    taps = {name: lambda array, name=name: kept.update({name: array.copy()}) for name in ours}
+    llama.run([Step(ids, cache, n_logits, taps)], cancel=cancel, checked=False)
+    return {name: kept[own] for name, own in names.items()}
+
+
+def has_inner(names: Iterable[str]) -> bool:
+    """Whether there are values that only exist inside of attention, and so run in NumPy."""
+    return any(name.endswith(INNER) for name in names)
+
+
+class Watch:
+    """The values that patterns mean, of the step that runs.
+
+    Args:
+        patterns: as of `names.matching`.
+    """
+
+    def __init__(self, config: Config, patterns: tuple[str, ...]):
+        self._names = matching(config, patterns)  # as they were asked for -> ours
+        self._config, self._seen = config, {}
+
+    def taps(self) -> dict[str, Tap]:
+        """For a Step."""
+        return {name: partial(self._keep, name) for name in self._names.values()}
+
+    def _keep(self, name: str, array: np.ndarray) -> None:
+        self._seen[name] = array
+
+    def row(self, n: int, n_rows: int) -> dict[str, np.ndarray]:
+        """What chose the n-th of the tokens that n_rows of the step's last rows have chosen.
+
+        Without the axis of tokens: weights are [n_heads, n_past], a residual is [dim].
+        """
+        at, found = n - n_rows, {}  # from the end: of a prompt there are more rows
+        for asked, name in self._names.items():
+            array = self._seen[name]
+            if name.endswith(INNER):
+                found[asked] = array[:, at, : array.shape[2] + at + 1].copy()
+            else:
+                found[asked] = array[at].copy()
+        return found
+
+    def n_bytes(self, n_tokens: int, n_ctx: int) -> int:
+        """Bytes that n_tokens keep at most, of a text of n_ctx."""
+        shapes, a_token = tap_shapes(self._config, 1), 0
+        for name in self._names.values():
+            a_token += 4 * math.prod(shapes[name]) * (n_ctx if name.endswith(INNER) else 1)
+        return a_token * n_tokens
+
+
+def kept_bytes(text) -> int:
+    """Bytes that the tokens of a Generation keep at most."""
+    return text.watch.n_bytes(text.most - len(text.prompt_ids), text.most) if text.watch else 0
