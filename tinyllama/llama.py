@@ -180,9 +180,7 @@ class Llama(AbstractContextManager):
         """
         return editing(self, changes)
 
-    def forward(
-        self, tokens: list[int], cache: KVCache, *, last: bool = False, taps=None, cancel=None
-    ) -> np.ndarray:
+    def forward(self, tokens: list[int], cache: KVCache, *, last=False, taps=None, cancel=None) -> np.ndarray:
         """`run` for one text: [n_tokens, vocab_size], or [1, vocab_size] of the last token."""
         return self.run([Step(tokens, cache, 1 if last else len(tokens), taps or {})], cancel=cancel)[0]
 

@@ -205,7 +205,8 @@ def _feed_forward(layer, ops, config, x, steps, number):
     see = seeing(ops, steps, f"layers.{number}.feed_forward.")
     norm = see("norm", ops.rms_norm(x, layer["ffn_norm"], config.norm_eps))
     gate, up = ops.matmul(norm, layer["w1"], layer["w3"])  # [n_tokens, hidden_dim]
-    hidden = see("hidden", ops.swiglu(see("gate", gate), see("up", up)))
+    gate, up = see("gate", gate), see("up", up)
+    hidden = see("hidden", ops.swiglu(gate, up))
     return see("output", ops.matmul(hidden, layer["w2"]))
 
 

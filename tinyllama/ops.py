@@ -258,7 +258,8 @@ def attention(q, k, v, cache: KVCache, layer: int, taps=None, window: int = 0, s
     scores *= np.float32(head_dim**-0.5)
     age = np.arange(len(cache), n_past)[:, None] - np.arange(n_past)  # of each past token, for each new one
     scores[:, (age < 0) | (age >= (window or n_past))] = -np.inf
-    weights = tapped(taps, "weights", softmax(tapped(taps, "scores", scores)))
+    scores = tapped(taps, "scores", scores)
+    weights = tapped(taps, "weights", softmax(scores))
     shared = weights.reshape(n_kv_heads, -1, n_tokens, n_past)  # by the heads that share keys and values
     return (shared @ values[:, None]).transpose(2, 0, 1, 3).reshape(n_tokens, n_heads * head_dim)
 

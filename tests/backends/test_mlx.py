@@ -252,9 +252,10 @@ def test_attention_is_that_of_numpy_behind_any_past(dtype, window, tapped):
     for n_tokens in (1, 9, 1, 4, 20):
         q, k, v = (normal(n_tokens, n, CONFIG.head_dim, seed=n_tokens + n) for n in (4, 2, 2))
         seen, expected = {}, {}
-        tap = (seen.__setitem__, expected.__setitem__) if tapped else (None, None)
-        found = table.attention(*map(table.array, (q, k, v)), ours, 1, tap[0], window)
-        assert_close(table, "attention", found, ops.attention(q, k, v, theirs, 1, tap[1], window))
+        taps = [{name: partial(kept.__setitem__, name) for name in ops.INNER} for kept in (seen, expected)]
+        taps = taps if tapped else (None, None)
+        found = table.attention(*map(table.array, (q, k, v)), ours, 1, taps[0], window)
+        assert_close(table, "attention", found, ops.attention(q, k, v, theirs, 1, taps[1], window))
         for cache in (ours, theirs):
             cache.extend(range(n_tokens), n_tokens)
         assert seen.keys() == expected.keys() == ({"scores", "weights"} if tapped else set())

@@ -63,7 +63,7 @@ def editing(llama, edit: Mapping[str, Callable]) -> Iterator[None]:
     ours: dict[str, list[Callable]] = {}
     for pattern, function in edit.items():
         require(callable(function), f"edit of {pattern!r}: {function!r:.60} isn't a function")
-        for name in dict.fromkeys(matching(llama.config, pattern).values()):
+        for name in dict.fromkeys(matching(llama.config, [pattern]).values()):
             ours.setdefault(name, []).append(_with_place(function))
     token = _edits.set((*_edits.get(), (llama, ours)))
     try:

@@ -48,7 +48,7 @@ def test_sliders_and_list_go_to_a_step(tool):
 
 
 def test_sliders_follow_the_steps(tool):
-    for _ in range(20):
+    for _ in range(21):
         tool.buttons["Next"].click()
     assert tool.inputs["layer"].value == 1 and tool.inputs["kind"].value == tool.walk.kind == "attention.v"
 
