@@ -59,6 +59,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if args.each_line and args.file is None:
             args.parser.error("argument --each_line: needs --file")
         args.settings = _settings(args)
+        if args.taps and not args.json:
+            args.parser.error("argument --taps: needs --json")
         if args.prompt_cache and (args.each_line or args.json):
             args.parser.error("argument --prompt_cache: is for one prompt, not with --each_line or --json")
         alone = (args.prompt_cache_all or args.prompt_cache_ro) and not args.prompt_cache
@@ -128,7 +130,7 @@ def _add_settings(command: argparse.ArgumentParser) -> Iterator[argparse.Action]
 
     is_chat = command.prog.endswith(" chat")
     for setting in fields(Settings):
-        if is_chat and setting.name == "chat":
+        if is_chat and setting.name in ("chat", "taps"):
             continue
         flags = [flag for flag in (setting.metadata["flag"], f"--{setting.name}") if flag]
         text = setting.metadata["help"].replace("%", "%%")
@@ -281,7 +283,7 @@ COMMANDS = {
         ],
         _flag("-e --escape", r"\n in the prompt and in --stop is a newline, and so on"),
         _flag("--each_line", r"each line of the file is a prompt; each text becomes a line, with \n in it"),
-        _flag("--json", "a line of JSON for each text: prompt, text, ids, stop_reason, seed"),
+        _flag("--json", "a line of JSON for each text: prompt, text, ids, stop_reason, seed; taps"),
         _arg(
             "--prompt_cache", "go on from what this file has of the prompt, and save it there", metavar="FILE"
         ),

@@ -80,7 +80,9 @@ def _print(prompt: str, run: Generation, as_json: bool) -> None:
     text, prompt = run.completion(), prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     if as_json:
         about = {"prompt": prompt, "text": str(text), "ids": text.ids}
-        line = json.dumps(about | {"stop_reason": text.stop_reason, "seed": text.seed})
+        about |= {"stop_reason": text.stop_reason, "seed": text.seed}
+        taps = {"taps": [token.as_dict()["taps"] for token in text.tokens]} if run.watch else {}
+        line = json.dumps(about | taps)
     else:
         line = escape(prompt + text)
         line = harmless(line) if sys.stdout.isatty() else line

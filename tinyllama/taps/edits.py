@@ -61,15 +61,24 @@ def editing(llama, edit: Mapping[str, Callable]) -> Iterator[None]:
     """What `Llama.edit` says."""
     require(isinstance(edit, Mapping), f"an edit is a dict, name -> function, not {edit!r:.60}")
     ours: dict[str, list[Callable]] = {}
-    for pattern, function in edit.items():
-        require(callable(function), f"edit of {pattern!r}: {function!r:.60} isn't a function")
+    for pattern in edit:
+        functions = [_with_place(function) for function in functions_of(edit, pattern)]
         for name in dict.fromkeys(matching(llama.config, [pattern]).values()):
-            ours.setdefault(name, []).append(_with_place(function))
+            ours.setdefault(name, []).extend(functions)
     token = _edits.set((*_edits.get(), (llama, ours)))
     try:
         yield
     finally:
         _edits.reset(token)
+
+
+def functions_of(edit: Mapping, name: str) -> list[Callable]:
+    """What changes a value: one function, or several."""
+    found = edit.get(name, [])
+    found = found if isinstance(found, list | tuple) else [found]
+    wrong = [function for function in found if not callable(function)]
+    require(not wrong, f"edit of {name!r}: {wrong[:1]} isn't a function")
+    return [*found]
 
 
 def _with_place(function: Callable) -> Callable:

@@ -1,7 +1,9 @@
 """Ready-made edits, each a dict for `Llama.edit`; `|` joins them.
 
-with llama.edit(ablate("layers.3.attention.heads", heads=[2]) | steer(vector, layer=4)):
-    print(llama.generate("Once upon a time"))
+    with llama.edit(ablate("layers.3.attention.heads", heads=[2]) | steer(vector, layer=4)):
+        print(llama.generate("Once upon a time"))
+
+Layers, heads, dims and positions count from 0.
 """
 
 import operator
@@ -12,9 +14,20 @@ from functools import partial
 import numpy as np
 
 from ..errors import TinyllamaError, require
-from .edits import Place
+from .edits import Place, functions_of
 
-Edit = dict[str, Callable]  # by a name or pattern: f(array, at)
+
+class Edit(dict[str, list[Callable]]):
+    """By a name or pattern, the functions f(array, at) that change the value, one after the other."""
+
+    def __or__(self, other: Mapping) -> "Edit":
+        """Both; what they have in common is changed by this one first."""
+        return Edit(
+            {name: functions_of(self, name) + functions_of(other, name) for name in {**self, **other}}
+        )
+
+    def __ror__(self, other: Mapping) -> "Edit":
+        return Edit(other) | self
 
 
 def ablate(at: str, heads=None, dims=None, positions=None, value: float | str = 0.0) -> Edit:
@@ -38,7 +51,7 @@ def ablate(at: str, heads=None, dims=None, positions=None, value: float | str = 
         new = array.mean(axis=tokens, keepdims=True) if value == "mean" else np.float32(value)
         return np.where(wanted & np.isfinite(array), new, array)
 
-    return {at: switched_off}
+    return Edit({at: [switched_off]})
 
 
 def patch(
@@ -69,7 +82,7 @@ def patch(
                 _put_row(array, values, rows[here], here, there, place)
         return array
 
-    return {name: partial(from_other, values) for name, values in chosen.items()}
+    return Edit({name: [partial(from_other, values)] for name, values in chosen.items()})
 
 
 def _put_row(array: np.ndarray, values: np.ndarray, row: int, here: int, there: int, place: Place) -> None:
@@ -95,14 +108,12 @@ def steer(vector: np.ndarray, layer: int, strength: float = 1.0, positions=None)
     require(np.isfinite(strength), f"strength must be a number, not {strength!r:.60}")
 
     def steered(array: np.ndarray, place: Place) -> np.ndarray:
-        shape = (
-            f"edit of {place.name}: a vector of {direction.shape} can't be added to [dim] = {array.shape[1:]}"
-        )
-        require(direction.shape == array.shape[1:], shape)
+        wrong = f"a vector of {direction.shape} can't be added to [dim] = {array.shape[1:]}"
+        require(direction.shape == array.shape[1:], f"edit of {place.name}: {wrong}")
         there = _mask(array, place, None, None, positions)
         return np.where(there, array + np.float32(strength) * direction, array)
 
-    return {f"layers.{operator.index(layer)}.residual": steered}
+    return Edit({f"layers.{operator.index(layer)}.residual": [steered]})
 
 
 def _numbers(some) -> list[int] | None:
@@ -122,9 +133,8 @@ def _mask(array: np.ndarray, place: Place, heads, dims, positions) -> np.ndarray
         require(place.heads_axis, f"edit of {place.name}: it has no heads")
         axis, n_heads = place.heads_axis
         _require_in(place, "head", heads, n_heads)
-        mask &= _along(
-            np.repeat(np.isin(np.arange(n_heads), heads), array.shape[axis] // n_heads), axis, array
-        )
+        each = array.shape[axis] // n_heads  # numbers of a head; 1 where heads are an axis of their own
+        mask &= _along(np.repeat(np.isin(np.arange(n_heads), heads), each), axis, array)
     if dims is not None:
         _require_in(place, "dim", dims, array.shape[-1])
         mask &= np.isin(np.arange(array.shape[-1]), dims)
