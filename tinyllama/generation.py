@@ -73,8 +73,8 @@ class Generation:
         self.timings, self.cache = timings or Timings(n_prompt=len(prompt_ids)), cache
         self._rng, self._stream = np.random.default_rng(self.seed), TextStream(tokenizer)
         self._text: list[str] = []
-        self._held, self._drafted, self.drafts = "", [], drafts or Drafts()
-        self._door, self._run, self._recall, self._keep, self.watch = door, run, recall, keep, watch
+        self._held, self._drafted, self.drafts, self.watch = "", [], drafts or Drafts(), watch or Watch()
+        self._door, self._run, self._recall, self._keep = door, run, recall, keep
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -135,18 +135,18 @@ class Generation:
             self.cache = self._recall(self.prompt_ids, self.cache)
             self.n_read = self.timings.n_remembered = len(self.cache)
         self._forget_guesses()
-        taps = self.watch.taps() if self.watch else {}
         if unread := self.unread:
             size = self.settings.batch_size
             n = size if len(unread) > size + FEW * (size > FEW) else len(unread)  # no piece of a few is left
-            return Step(unread[:n], self.cache, int(n == len(unread)), taps if n == len(unread) else {})
+            return Step(unread[:n], self.cache, int(n == len(unread)), self.watch.taps(int(n == len(unread))))
         last, most = self.tokens[-1].id, self.cache.n_ctx - len(self.cache) - 1
         if self.settings.n_predict > 0:
             most = min(most, self.settings.n_predict - len(self.tokens) - 1)
         if self.drafts:
             with self.timings.adding_to("predict"):
                 self._drafted = self.drafts.guess([*self.cache.ids, last], most, n_texts)
-        return Step([last, *self._drafted], self.cache, 1 + len(self._drafted), taps)
+        n = 1 + len(self._drafted)
+        return Step([last, *self._drafted], self.cache, n, self.watch.taps(n))
 
     def feed(self, logits: np.ndarray, seconds: float = 0.0, n_others: int = 0) -> str:
         """Choose the next token, or as many as were guessed right and the one behind them.
@@ -163,8 +163,7 @@ class Generation:
         self.n_read = min(len(self.cache), len(self.prompt_ids))
         with took.adding_to("sample"):
             for n, (row, guess) in enumerate(zip(logits, [*drafted, None], strict=False)):
-                taps = self.watch.row(n, len(logits)) if self.watch else {}
-                token = self._choose(row, self.cache.ids[: n_past + n], guess, taps)
+                token = self._choose(row, self.cache.ids[: n_past + n], guess, self.watch.row(n))
                 pieces.append(self._add(token, is_full=n_past + n == self.cache.n_ctx))
                 if self.stop_reason is not None or token != guess:
                     break

@@ -88,7 +88,8 @@ class Llama(AbstractContextManager):
         wanted = [settings_of(**settings | own) for own in each]
         together = Together(self, max(some.batch_size for some in wanted), cancel)
         texts = [together.begin(one, some) for one, some in zip(prompt, wanted, strict=True)]
-        self.backend.require_run(self.config, 0, n_bytes=sum(map(kept_bytes, texts)))
+        longest, kept = max(text.most for text in texts), sum(map(kept_bytes, texts))
+        self.backend.require_run(self.config, longest, n_bytes=kept)
         return Texts(texts, together, partial(self.backend.running, cancel))
 
     def begin(self, prompt, wanted: Settings, recall: Callable, cancel=None) -> Generation:

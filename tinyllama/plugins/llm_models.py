@@ -28,7 +28,7 @@ LOADING = {  # arguments of `load`
     "threads": (int | None, "default: one a core"),
     "mmap": (bool | None, "leave the weights in their file: less memory, slower"),
 }
-LEFT_OUT = ("stages",)  # of the settings: too much for a log
+LEFT_OUT = ("stages", "taps")  # of the settings: too much for a log
 CONTINUED = 128  # tokens, by default, of a text that isn't an answer: it may have no end
 
 log = logging.getLogger("tinyllama")  # which nobody has to set up: warnings go to stderr

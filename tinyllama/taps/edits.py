@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from ..config import Config
-from ..errors import TinyllamaError, require
+from ..errors import Cancelled, TinyllamaError, require
 from ..model import Step
 from ..ops import INNER, Tap
 from .names import matching
@@ -122,7 +122,8 @@ def _changed(
         try:
             new = function(given, at)
         except Exception as error:
-            if isinstance(error, TinyllamaError) and str(error).startswith(f"edit of {name}"):
+            named = isinstance(error, TinyllamaError) and str(error).startswith(f"edit of {name}")
+            if named or isinstance(error, Cancelled):
                 raise
             cause = " ".join(str(error).split())
             raise TinyllamaError(f"edit of {name}: {type(error).__name__}: {cause}") from error

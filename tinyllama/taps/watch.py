@@ -37,29 +37,28 @@ class Watch:
         patterns: as of `names.matching`.
     """
 
-    def __init__(self, config: Config, patterns: tuple[str, ...]):
-        self._names = matching(config, patterns)  # as they were asked for -> ours
+    def __init__(self, config: Config | None = None, patterns: tuple[str, ...] = ()):
+        self._names = matching(config, patterns) if patterns else {}  # as they were asked for -> ours
         self._config, self._seen = config, {}
 
-    def taps(self) -> dict[str, Tap]:
-        """For a Step."""
-        return {name: partial(self._keep, name) for name in self._names.values()}
+    def __bool__(self) -> bool:
+        return bool(self._names)
 
-    def _keep(self, name: str, array: np.ndarray) -> None:
-        self._seen[name] = array
+    def taps(self, n_rows: int) -> dict[str, Tap]:
+        """For a Step whose last n_rows choose tokens: of a prompt one, of guesses several."""
+        return {name: partial(self._keep, name, n_rows) for name in self._names.values() if n_rows}
 
-    def row(self, n: int, n_rows: int) -> dict[str, np.ndarray]:
-        """What chose the n-th of the tokens that n_rows of the step's last rows have chosen.
+    def _keep(self, name: str, n_rows: int, array: np.ndarray) -> None:
+        rows = array.swapaxes(0, 1) if name.endswith(INNER) else array
+        self._seen[name] = rows[len(rows) - n_rows :].copy()  # not a view: it would keep the whole prompt's
 
-        Without the axis of tokens: weights are [n_heads, n_past], a residual is [dim].
-        """
-        at, found = n - n_rows, {}  # from the end: of a prompt there are more rows
+    def row(self, n: int) -> dict[str, np.ndarray]:
+        """What the n-th of these rows holds: weights are [n_heads, n_past], a residual is [dim]."""
+        found = {}
         for asked, name in self._names.items():
-            array = self._seen[name]
-            if name.endswith(INNER):
-                found[asked] = array[:, at, : array.shape[2] + at + 1].copy()
-            else:
-                found[asked] = array[at].copy()
+            rows = self._seen[name]
+            later = len(rows) - 1 - n  # tokens behind it, to which it can't attend
+            found[asked] = (rows[n][:, : rows.shape[2] - later] if name.endswith(INNER) else rows[n]).copy()
         return found
 
     def n_bytes(self, n_tokens: int, n_ctx: int) -> int:
