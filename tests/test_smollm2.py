@@ -9,6 +9,8 @@ import torch
 from twin import twin
 
 import tinyllama
+from tinyllama import ablate, patch, steer
+from tinyllama.backends import available
 from tinyllama.errors import TinyllamaError
 
 LOGITS = 1e-3  # largest difference that another order of float32 sums makes in 30 layers, over 200 tokens
@@ -127,3 +129,50 @@ def test_a_prompt_of_bytes_that_no_token_stands_for_is_refused(smollm2):
 
 def test_a_matrix_with_two_uses_counts_once(smollm2):
     assert smollm2.n_params == 134_515_008 and "134,515,008 weights" in repr(smollm2)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "c"])
+@pytest.mark.parametrize("kind", ["head", "key of three heads", "layer", "patch", "steer"])
+def test_edits_are_what_transformers_hooks_make(smollm2_file, smollm2, reference, backend, kind):
+    if available()[backend]:
+        pytest.skip(available()[backend])
+    ids, other = smollm2.tokens(TEXT)[:40], smollm2.tokens(TEXT)[60:100]
+    taps = smollm2.trace(other, "layers.12.residual")
+    patched, direction = torch.tensor(taps["layers.12.residual"]), np.sin(np.arange(576, dtype=np.float32))
+
+    def zeros(start, stop):
+        def change(x):
+            x[..., start:stop] = 0
+            return x
+
+        return change
+
+    def put(x):
+        x[:, [7, 39]] = patched[[7, 39]]
+        return x
+
+    head, key = zeros(4 * 64, 5 * 64), zeros(64, 2 * 64)
+    edits = {  # what we say, the module whose input or output a hook changes, and how
+        "head": (ablate("layers.5.attention.heads", heads=4), "layers.5.self_attn.o_proj", "in", head),
+        "key of three heads": (ablate("Kcur-9", heads=1), "layers.9.self_attn.k_proj", "out", key),
+        "layer": (ablate("layers.3.feed_forward.output"), "layers.3.mlp", "out", zeros(0, 576)),
+        "patch": (patch(taps, positions=[7, -1]), "layers.12", "out", put),
+        "steer": (steer(direction, 20, 2.0), "layers.20", "out", lambda x: x + 2 * torch.tensor(direction)),
+    }
+    edit, name, side, change = edits[kind]
+    module = reference.model.get_submodule(name)
+    if side == "in":
+        hook = module.register_forward_pre_hook(lambda _, inputs: (change(inputs[0].clone()), *inputs[1:]))
+    else:
+        hook = module.register_forward_hook(lambda _, inputs, output: change(output.clone()))
+    try:
+        with torch.no_grad():
+            expected = reference(torch.tensor([ids])).logits[0].numpy()
+    finally:
+        hook.remove()
+    llama = tinyllama.load(smollm2_file, backend=backend)
+    plain = llama.logits(ids)
+    with llama.edit(edit):
+        found = llama.logits(ids)
+    error, effect = (np.mean((x - expected) ** 2) / np.mean(expected**2) for x in (found, plain))
+    assert error < (1e-8 if backend == "numpy" else 2e-3) and effect > 5 * error
