@@ -139,7 +139,10 @@ def test_edits_are_joined_also_those_of_one_value(llama):
         expected = llama.logits(PROMPT)
     with llama.edit(one | two | mine | steer(np.ones(256), 2)):
         np.testing.assert_array_equal(expected, llama.logits(PROMPT))
-    with llama.edit(mine | steer(np.ones(256), 2) | one | two):
+    all_of_them = mine | steer(np.ones(256), 2)
+    all_of_them |= one
+    all_of_them |= two
+    with llama.edit(all_of_them):
         np.testing.assert_array_equal(expected, llama.logits(PROMPT))
 
 

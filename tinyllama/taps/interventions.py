@@ -26,6 +26,8 @@ class Edit(dict[str, list[Callable]]):
             {name: functions_of(self, name) + functions_of(other, name) for name in {**self, **other}}
         )
 
+    __ior__ = __or__
+
     def __ror__(self, other: Mapping) -> "Edit":
         return Edit(other) | self
 
