@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import tinyllama
@@ -110,6 +111,23 @@ def test_tokens_that_were_guessed_can_be_tinted(monkeypatch):
     assert tool.outputs["text"].tint_drafted and not tool.outputs["text"].tint
 
 
+def test_what_a_clicked_token_attended_to_is_tinted_by_layer(tool):
+    tool.inputs["attend"].value = True
+    assert "Click a token" in tool.outputs["attention"].value
+    tool.buttons["Generate"].click()
+    finished(tool).outputs["text"].act("select", 9)
+    found = finished(tool).session.attention
+    assert found.shape == (4, 9) and len(tool.inputs["layers"].options) == 5
+    np.testing.assert_allclose(tool.outputs["text"].attention["shares"], found.mean(axis=0), atol=1e-4)
+    tool.inputs["layers"].value = 2
+    np.testing.assert_allclose(tool.outputs["text"].attention["shares"], found[2], atol=1e-4)
+    assert tool.outputs["text"].attention["levels"][0] == 0 and "sink" in tool.outputs["attention"].value
+    tool.inputs["sinks"].value = True
+    assert tool.outputs["text"].attention["levels"][0] > 0
+    tool.inputs["attend"].value = False
+    assert tool.outputs["text"].attention == {}
+
+
 def test_the_four_prompts_are_a_click_away(tool):
     examples = tool.examples[0].children
     assert len(examples) == 4
@@ -159,11 +177,14 @@ def test_clear_takes_the_text_away(tool):
 
 
 def test_all_that_is_sent_to_the_page_is_json(tool):
+    tool.inputs["attend"].value = True
     tool.buttons["Generate"].click()
     finished(tool)
     tool.outputs["text"].act("select", 7)
+    finished(tool)
     for state in (
         tool.outputs["text"].text,
+        tool.outputs["text"].attention,
         tool.outputs["alternatives"].report,
         tool.outputs["keys"].copies,
     ):

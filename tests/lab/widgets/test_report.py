@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import tinyllama
@@ -157,3 +158,30 @@ def test_a_run_s_title_tells_it_from_others(session):
 )
 def test_shares_are_written_with_two_digits(share, text):
     assert report.percent(share) == text
+
+
+ATTENDED = np.array([[0.8, 0.05, 0.15], [0.4, 0.5, 0.1]])  # [n_layers, n_past]
+
+
+@pytest.mark.parametrize(
+    "layer, sinks, levels",
+    [(0, True, [1, 0.0625, 0.1875]), (0, False, [0, 0.333, 1]), (None, False, [0, 1, 0.455])],
+)
+def test_attention_is_tinted_by_its_strongest_token_with_the_first_or_without_it(layer, sinks, levels):
+    shown = report.attention(ATTENDED, layer, sinks)
+    assert shown["levels"] == pytest.approx(levels, abs=1e-3)
+    assert shown["shares"] == pytest.approx(ATTENDED.mean(axis=0) if layer is None else ATTENDED[layer])
+    assert report.attention(ATTENDED, layer, sinks, first=1)["levels"] == shown["levels"][1:]
+    assert report.attention(None, layer, sinks) == {}
+
+
+def test_what_is_tinted_is_told_and_why_the_first_token_is_not():
+    said = report.attention_note(ATTENDED, 0, sinks=False)
+    assert "all heads of layer 0" in said and "strongest tint is 15 %" in said
+    assert "gets 80 %" in said and "attention sink" in said
+    said = report.attention_note(ATTENDED, None, sinks=True)
+    assert "of all 2 layers" in said and "strongest tint is 60 %" in said and "sink" not in said
+
+
+def test_where_only_the_first_token_is_before_it_that_one_is_tinted():
+    assert report.attention(ATTENDED[:, :1], None, sinks=False)["levels"] == [1]

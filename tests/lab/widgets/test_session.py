@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 import tinyllama
@@ -170,6 +171,42 @@ def test_a_prompt_s_probabilities_come_when_one_of_its_tokens_is_selected(sessio
     found = [token.prob for token in session.run.prompt_tokens[1:]]
     assert found == pytest.approx(expected[1:], rel=1e-4)
     assert session.selected == 2
+
+
+def test_what_a_token_s_pass_attended_to_is_the_last_row_of_the_weights(session):
+    session.generate(STORY, **HOW, n_predict=12, seed=1)
+    finished(session).attend(True)
+    llama = tinyllama.load("small", **HOW)
+    for index in (1, 3, 12):
+        session.select(index)
+        found = finished(session).attention
+        weights = llama.trace([token.id for token in session.run.tokens[:index]], "*.attention.weights")
+        by_hand = np.stack([layer.mean(axis=0)[-1] for layer in weights.values()])
+        np.testing.assert_allclose(found, by_hand, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_attention_is_of_the_selected_token_and_only_while_it_is_asked_for(session):
+    session.generate(STORY, **HOW, n_predict=6, seed=1)
+    finished(session).select(7)
+    assert finished(session).attention is None
+    session.attend(True)
+    assert finished(session).attention.shape == (4, 7)
+    session.attend(False)
+    assert session.attention is None
+    session.attend(True)
+    session.select(0)  # nothing is before it
+    assert finished(session).attention is None
+    session.clear()
+    assert session.attention is None
+
+
+def test_two_tokens_selected_one_right_after_the_other_are_both_explained(session):
+    session.generate(STORY, **HOW, n_predict=6, seed=1)
+    finished(session).attend(True)
+    for index in (2, 8):
+        session.select(index)
+    assert finished(session).attention.shape == (4, 8) and session.run.tokens[2].prob is not None
 
 
 def test_selecting_what_is_not_there_selects_nothing(session):

@@ -24,6 +24,7 @@ TEXTS = [
     ("text", "tint1"),
     ("text", "tint2"),
     ("text", "drafted"),
+    ("text", "attended"),
     ("text", "mark"),
     ("muted", "mark"),
     ("muted", "ground"),

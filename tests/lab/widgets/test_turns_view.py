@@ -165,3 +165,15 @@ def test_an_empty_text_says_so_and_offers_a_chat(smollm2_file):
     assert question in said and answer.text and tool.offer.layout.display == "none"
     tool.inputs["raw"].value = True
     assert "<|im_start|>" in tool.outputs["text"].text["pieces"]
+
+
+def test_what_a_token_of_an_answer_attended_to_is_tinted_in_it_and_in_what_the_model_saw(tool):
+    say(tool, "Once upon a time")
+    ((_, (answer,)),) = turns(tool)
+    tool.inputs["attend"].value = tool.inputs["raw"].value = True
+    answer.tokens.act("select", 5)
+    whole = finished(tool).outputs["text"].attention["shares"]
+    n_prompt = len(tool.session.run.prompt_tokens)
+    assert len(whole) == n_prompt + 5 and answer.tokens.attention["shares"] == whole[n_prompt:]
+    say(tool, "And then?")
+    assert answer.tokens.attention == {}

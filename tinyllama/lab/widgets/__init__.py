@@ -3,6 +3,7 @@
     models           the models that can be chosen
     worker           one job at a time, in a thread that can be told to stop
     session          what the playground knows and does: runs, history, alternatives
+    attention        what the pass that chose a token attended to
     report           what it says about a token, a run, or two runs
     kinds            what each step of the forward pass is called, what happens in it and why
     source           the line of model.py or ops.py that computes it

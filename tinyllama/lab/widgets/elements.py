@@ -48,6 +48,7 @@ class Tokens(Element):
     selected = traitlets.Int(-1).tag(sync=True)  # a token's index, or -1
     tint = traitlets.Bool(False).tag(sync=True)  # colour tokens by their probability
     tint_drafted = traitlets.Bool(False).tag(sync=True)  # colour tokens that were guessed
+    attention = traitlets.Dict().tag(sync=True)  # of `report.attention`: colour tokens by it; empty for not
     label = traitlets.Unicode("Text").tag(sync=True)  # for screen readers
 
 

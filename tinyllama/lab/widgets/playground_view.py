@@ -5,6 +5,7 @@ from functools import partial
 from html import escape
 
 import ipywidgets as w
+import numpy as np
 
 from ...errors import require
 from ...machine.limits import default_threads
@@ -32,6 +33,9 @@ class Playground(Tool):
         self._make_buttons()
         self._make_outputs()
         self._about = columns(*(self.inputs[name] for name in ("history", "other", "name")))
+        self._attention = w.VBox(
+            [row(self.inputs["layers"], self.inputs["sinks"]), self.outputs["attention"]]
+        )
         self.show(
             row(*(self.inputs[name] for name in ("mode", "model", "system"))),
             self.outputs["turns"],
@@ -39,8 +43,9 @@ class Playground(Tool):
             *self.examples,
             row(
                 *self.buttons.values(),
-                *(self.inputs[name] for name in ("more", "tint", "tint_drafted", "raw")),
+                *(self.inputs[name] for name in ("more", "tint", "tint_drafted", "attend", "raw")),
             ),
+            self._attention,
             self._more,
             *(self.outputs[name] for name in ("error", "notes")),
             row(self.offer),
@@ -86,6 +91,9 @@ class Playground(Tool):
             ),
             "tint": w.Checkbox(False, description="Tint tokens by probability", indent=False),
             "tint_drafted": w.Checkbox(False, description="Tint tokens that were guessed", indent=False),
+            "attend": w.Checkbox(False, description="Tint what a token attended to", indent=False),
+            "layers": w.SelectionSlider(options=[ALL_LAYERS], description="Layers"),
+            "sinks": w.Checkbox(False, description="Tint the first token, too", indent=False),
             "raw": w.Checkbox(False, description="Show what the model saw", indent=False),
             "history": w.Dropdown(description="Run"),
             "other": w.Dropdown(description="Beside it"),
@@ -96,7 +104,8 @@ class Playground(Tool):
         self.on_change(self.inputs["mode"], self._on_mode)
         self.on_change(self.inputs["history"], self.session.show)
         self.on_change(self.inputs["name"], lambda name: setattr(self.session.run, "name", name))
-        for name in ("other", "more", "raw"):
+        self.on_change(self.inputs["attend"], self.session.attend)
+        for name in ("other", "more", "raw", "layers", "sinks"):
             self.on_change(self.inputs[name], lambda _: None)
 
     def _make_buttons(self) -> None:
@@ -117,6 +126,7 @@ class Playground(Tool):
         self.outputs["keys"].on["save"] = self._on_save
         self.outputs |= {
             "notes": w.HTML(),
+            "attention": w.HTML(),
             "turns": Turns(self.session, self._tokens, self._on_edit, self._on_again),
             "text": self._tokens(self.session.select, "Prompt and completion"),
             "other": self._tokens(lambda _: None, "The other run"),
@@ -216,16 +226,35 @@ class Playground(Tool):
         self.buttons["Continue"].disabled = busy or run is None
         self.outputs["status"].value = escape(report.status(self.session))
         self._update_mode(self.session.chatting, run)
+        self._update_attention(self.session.attention)
         if self.session.chatting:
-            self.outputs["turns"].update()
+            self.outputs["turns"].update(self._attention_from)
         if not self.session.chatting or self.inputs["raw"].value:
             self.outputs["text"].text = report.text(run)
             self.outputs["text"].selected = -1 if index is None else index
+            self.outputs["text"].attention = self._attention_from(0)
         token = {} if index is None else report.token_report(run, index, not busy)
         self.outputs["alternatives"].report = token
         self.outputs["keys"].says = "The model is writing" if busy else self._heard()
         if not busy:  # what follows can wait for the end
             self._update_history(run)
+
+    def _update_attention(self, found: np.ndarray | None) -> None:
+        """Offer the layers, and say what is tinted."""
+        layers = self.inputs["layers"]
+        visible(self._attention, self.inputs["attend"].value)
+        if found is not None and len(layers.options) != len(found) + 1:
+            layers.options = [ALL_LAYERS, *((f"layer {n}", n) for n in range(len(found)))]
+        self.outputs["attention"].value = escape(report.attention_note(found, *self._attention_shown()))
+
+    def _attention_shown(self) -> tuple[int | None, bool]:
+        """Which layer's attention is tinted, and whether that to the first token is."""
+        layer = self.inputs["layers"].value
+        return None if layer < 0 else layer, self.inputs["sinks"].value
+
+    def _attention_from(self, first: int) -> dict:
+        """What the selected token attended to, as `Tokens` shows it from a token on."""
+        return report.attention(self.session.attention, *self._attention_shown(), first)
 
     def _heard(self) -> str:
         return f"It wrote: {self.session.runs[-1].answer or 'nothing'}" if self.session.runs else ""
@@ -274,6 +303,8 @@ class Playground(Tool):
             self.inputs["prompt"].value = self._sent  # it wasn't sent: the model is missing, say
         self._sent = ""
 
+
+ALL_LAYERS = ("all layers", -1)
 
 #: Settings that controls show in another form.
 SHOWN = {

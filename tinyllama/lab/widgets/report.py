@@ -1,5 +1,7 @@
 """What the playground says about a token, a run, or two runs: plain values, ready to be drawn."""
 
+import numpy as np
+
 from ...machine.limits import human
 from ...sampling import Stage
 from ...texts.completion import STOP_REASONS
@@ -7,6 +9,9 @@ from .session import Run, Session
 
 ALTERNATIVES = 10  # the likeliest tokens that are shown at a place
 REMOVED = 5  # tokens that are named of those which a stage ruled out
+
+#: Why the first token is left out where attention is tinted.
+SINK = "Heads that find nothing of use look there, whatever it is: an attention sink."
 
 #: Settings that a run is compared by, and what they are called.
 NAMES = {
@@ -116,6 +121,45 @@ def _cell(stage: Stage, prob: float | None) -> dict | str | None:
     if prob is not None:
         return {"share": prob, "text": percent(prob)}
     return "removed" if len(stage.kept) == stage.n_kept else None
+
+
+def attention(found: np.ndarray | None, layer: int | None, sinks: bool, first: int = 0) -> dict:
+    """What a token attended to as `Tokens` shows it, from a token on.
+
+    Args:
+        found: [n_layers, n_past], as `attention.attention` gives it, or None.
+        layer: which one; None: the mean over all.
+        sinks: tint the text's first token, too.
+    Returns:
+        {"shares": of each token, "levels": how strongly it is tinted, 0 to 1}
+    """
+    if found is None:
+        return {}
+    shares, levels = _attention(found, layer, sinks)
+    strongest = levels.max() or 1
+    return {
+        "shares": shares[first:].round(4).tolist(),
+        "levels": (levels[first:] / strongest).round(3).tolist(),
+    }
+
+
+def attention_note(found: np.ndarray | None, layer: int | None, sinks: bool) -> str:
+    """A line about what is tinted."""
+    if found is None:
+        return "Click a token: what the pass that chose it attended to is tinted."
+    shares, tinted = _attention(found, layer, sinks)
+    which = f"all {len(found)} layers" if layer is None else f"layer {layer}"
+    said = f"What the pass that chose this token attended to, the mean over all heads of {which}. "
+    said += f"The strongest tint is {percent(float(tinted.max()))}. "
+    if sinks or len(shares) == 1:
+        return said
+    return f"{said}The first token, which isn't tinted, gets {percent(float(shares[0]))}. {SINK}"
+
+
+def _attention(found: np.ndarray, layer: int | None, sinks: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The shares of all tokens, and those that are tinted, the others 0."""
+    shares = found.mean(axis=0) if layer is None else found[layer]
+    return shares, np.where((np.arange(len(shares)) > 0) | sinks | (len(shares) == 1), shares, 0)
 
 
 def status(session: Session) -> str:

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from ...config import Config
 from ...generation import Generation
 from ...llama import Llama
@@ -15,6 +17,7 @@ from ...texts import templates
 from ...texts.chat import Chat
 from ...texts.completion import Completion, Token
 from ...tokenizer import TextStream, Tokenizer
+from .attention import attention
 from .worker import Worker
 
 #: Of Simon Willison's "Running LLaMA 7B and 13B on a 64GB M2 MacBook Pro with llama.cpp" (March 2023).
@@ -125,6 +128,7 @@ class Session:
         runs: the last HISTORY ones, oldest first.
         run: the one that is shown, or None.
         selected: the index of the token that is looked at, or None.
+        attends: whether it is asked for what this token's pass attended to.
         chatting: whether it shows chats, not texts.
         chat: of the chat that is shown, the last answer; None: nothing has been said yet.
     """
@@ -134,8 +138,10 @@ class Session:
         self.runs: list[Run] = []
         self.run: Run | None = None
         self.selected: int | None = None
+        self.attends = False
         self.chatting, self.chat = False, None
         self._changed, self._number = changed, 0
+        self._attended: tuple = (None, None, None)  # run, index, and what `attention` found
 
     def generate(self, prompt: str, model="small", backend=None, threads=None, **settings) -> bool:
         """Start a run; says whether it was started, which it isn't while another one goes on."""
@@ -229,12 +235,32 @@ class Session:
         return next((run for run in self.runs if run.number == number), None)
 
     def select(self, index: int, run: Run | None = None) -> None:
-        """Look at a token, of another run if wanted. Where its probability isn't known, it is computed."""
+        """Look at a token, of another run if wanted. What isn't known about it is computed."""
         self.run = run = run or self.run
         self.selected = index if run and index < len(run.tokens) else None
-        if self.selected and not run.tokens[index].stages:  # the first has nothing before it
-            self.worker.start(lambda: self._score(run))
+        self._look()
+
+    def attend(self, wanted: bool) -> None:
+        """Whether it is asked for what the pass that chose the selected token attended to."""
+        self.attends = wanted
+        self._look()
+
+    @property
+    def attention(self) -> np.ndarray | None:
+        """Of the selected token, [n_layers, n_past], as `attention` gives it; None where it isn't known."""
+        run, index, found = self._attended
+        return found if self.attends and (run, index) == (self.run, self.selected) else None
+
+    def _look(self) -> None:
+        if self.selected and self._lacking(self.run, self.selected):
+            self.worker.start(self._explain)
         self._changed()
+
+    def _lacking(self, run: Run, index: int) -> str:
+        """What isn't known about a token; the first has nothing before it."""
+        if not run.tokens[index].stages:
+            return "probability"
+        return "attention" if self.attends and self._attended[:2] != (run, index) else ""
 
     def _start(self, run: Run, settings: dict) -> bool:
         started = self.worker.start(lambda: self._generate(run, settings))
@@ -261,8 +287,18 @@ class Session:
         finally:
             run.end(llama)
 
-    def _score(self, run: Run) -> None:
-        llama = self.worker.load(*run.origin)
+    def _explain(self) -> None:
+        """Find out what isn't known about the selected token, and about one that is selected meanwhile."""
+        while (index := self.selected) and (lacking := self._lacking(run := self.run, index)):
+            llama = self.worker.load(*run.origin)
+            if lacking == "probability":
+                self._score(run, llama)
+            else:
+                self.worker.doing = "Reading the text once more, for what this token's pass attended to"
+                ids = [token.id for token in run.tokens[:index]]
+                self._attended = run, index, attention(llama, ids, batch_size(llama.config))
+
+    def _score(self, run: Run, llama: Llama) -> None:
         self.worker.doing = "Reading the prompt once more, for the probabilities of its tokens"
         n, known = len(run.prompt_tokens), [*run.prompt_tokens, *run.taken]
         scored = llama.score([token.id for token in known], batch_size=batch_size(llama.config))

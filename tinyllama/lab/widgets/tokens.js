@@ -46,13 +46,18 @@ function render({ model, el }) {
     const selected = model.get("selected");
     const tint = model.get("tint");
     const tintDrafted = model.get("tint_drafted");
+    const { shares, levels } = model.get("attention");
     box.setAttribute("aria-label", model.get("label"));
     box.removeAttribute("aria-activedescendant");
     [...box.children].forEach((span, i) => {
-      const level = probs[i] == null ? -1 : TINTS.findIndex((limit) => probs[i] < limit);
+      const level = probs[i] == null || shares ? -1 : TINTS.findIndex((limit) => probs[i] < limit);
       TINTS.forEach((_, n) => span.classList.toggle(`tinyllama-tint${n}`, tint && n === level));
-      span.classList.toggle("tinyllama-drafted", Boolean(tintDrafted && drafted[i]));
-      span.title = probs[i] == null ? "" : `probability ${(100 * probs[i]).toPrecision(2)} %`;
+      span.classList.toggle("tinyllama-drafted", Boolean(tintDrafted && drafted[i] && !shares));
+      span.classList.toggle("tinyllama-attended", levels?.[i] > 0);
+      span.style.setProperty("--tl-level", `${100 * (levels?.[i] ?? 0)}%`);
+      const said = { probability: probs[i], attention: shares?.[i] };
+      const known = Object.entries(said).filter(([, share]) => share != null);
+      span.title = known.map(([name, share]) => `${name} ${(100 * share).toPrecision(2)} %`).join(", ");
       span.setAttribute("aria-selected", String(i === selected));
       if (i === selected) box.setAttribute("aria-activedescendant", span.id);
     });
@@ -82,7 +87,7 @@ function render({ model, el }) {
   });
   model.on("change:text", draw);
   model.on("change:selected", decorate);
-  model.on("change:tint change:tint_drafted", decorate);
+  model.on("change:tint change:tint_drafted change:attention", decorate);
   draw();
   const waiting = requestAnimationFrame(() => {
     const chat = box.closest(".tinyllama-out-turns");

@@ -29,8 +29,12 @@ class Turns(w.VBox):
         ] = {}  # a turn's taken answer and all its answers -> its block
         self._tokens: dict[Run, Tokens] = {}
 
-    def update(self) -> None:
-        """Show what has been said so far."""
+    def update(self, attention: Callable[[int], dict]) -> None:
+        """Show what has been said so far.
+
+        Args:
+            attention: of the selected token, to the tokens from one on.
+        """
         chat = self._session.chat
         shape = [
             (run, *turn) for run, turn in zip(chat.path if chat else (), self._session.turns(), strict=True)
@@ -44,7 +48,9 @@ class Turns(w.VBox):
             n_prompt, shown = len(run.prompt_tokens), tokens.text.get("texts")
             if shown is None or len(shown) != len(run.tokens) - n_prompt or run is self._session.run:
                 tokens.text = report.text(run, first=n_prompt)
-            index = self._session.selected if run is self._session.run else None
+            is_looked_at = run is self._session.run
+            index = self._session.selected if is_looked_at else None
+            tokens.attention = attention(n_prompt) if is_looked_at else {}
             tokens.selected = -1 if index is None else max(-1, index - n_prompt)
         self._tokens = {run: self._tokens[run] for _, *turn in shape for run in turn}
         for widget in _inside(self):
