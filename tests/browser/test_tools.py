@@ -91,6 +91,7 @@ def test_the_playground(opened, lab):
     shows_alternatives_and_goes_on_from_one(page)
     compares_and_copies(page)
     tints_what_was_guessed(page)
+    tints_what_a_token_attended_to(page)
     says_what_is_wrong_and_goes_on(page, lab)
     stops_a_long_run(page)
     every_control_has_a_name(page)
@@ -150,6 +151,24 @@ def tints_what_was_guessed(page):
     page.locator(".tinyllama-in-tint_drafted input").check()
     page.locator(f"{TEXT} .tinyllama-drafted").first.wait_for()
     page.locator(".tinyllama-in-draft_lookup input").uncheck()
+
+
+def tints_what_a_token_attended_to(page):
+    generate(page, STORY, n_predict=20)
+    wait_for_status(page, "text 20 tokens")
+    page.get_by_label("Tint what a token attended to").check()
+    page.locator(f"{TEXT} [data-index='9']").click()
+    page.locator(f"{TEXT} .tinyllama-attended").nth(3).wait_for()
+    tinted = page.locator(f"{TEXT} .tinyllama-attended")
+    indices = tinted.evaluate_all("spans => spans.map((span) => Number(span.dataset.index))")
+    assert 0 not in indices and max(indices) == 8
+    page.get_by_label("Tint the first token, too").check()
+    page.locator(f"{TEXT} .tinyllama-attended[data-index='0']").wait_for()
+    assert "attention" in page.locator(f"{TEXT} [data-index='8']").get_attribute("title")
+    page.get_by_role("slider", name="Layers").press("ArrowRight")
+    page.locator(".tinyllama-out-attention", has_text="all heads of layer 0").wait_for()
+    page.get_by_label("Tint what a token attended to").uncheck()
+    tinted.first.wait_for(state="detached")
 
 
 def says_what_is_wrong_and_goes_on(page, lab):

@@ -11,7 +11,7 @@ ALTERNATIVES = 10  # the likeliest tokens that are shown at a place
 REMOVED = 5  # tokens that are named of those which a stage ruled out
 
 #: Why the first token is left out where attention is tinted.
-SINK = "Heads that find nothing of use look there, whatever it is: an attention sink."
+SINK = "It often gets most, since heads that find nothing of use look there (an attention sink)."
 
 #: Settings that a run is compared by, and what they are called.
 NAMES = {
@@ -153,7 +153,7 @@ def attention_note(found: np.ndarray | None, layer: int | None, sinks: bool) -> 
     said += f"The strongest tint is {percent(float(tinted.max()))}. "
     if sinks or len(shares) == 1:
         return said
-    return f"{said}The first token, which isn't tinted, gets {percent(float(shares[0]))}. {SINK}"
+    return f"{said}The first token isn't tinted; it gets {percent(float(shares[0]))}. {SINK}"
 
 
 def _attention(found: np.ndarray, layer: int | None, sinks: bool) -> tuple[np.ndarray, np.ndarray]:
