@@ -36,11 +36,15 @@ matplotlib.rc(("figure", "savefig"), dpi=DPI)
 
 
 class Picture(Figure):
-    """A figure that shows itself in a notebook, with the same bytes every time."""
+    """A figure that shows itself in a notebook, with the same bytes every time.
+
+    Attributes:
+        numbers: what is drawn, name -> array, where a function of `sheets` computed it.
+    """
 
     def __init__(self, height: float, title: str = "", width: float = WIDTH):
         super().__init__(figsize=(width, height), layout="constrained")
-        self.title = title
+        self.title, self.numbers = title, {}
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
