@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
 
+import tinyllama
 from tinyllama.config import PRESETS
+from tinyllama.errors import TinyllamaError
 from tinyllama.lab import plots
+from tinyllama.model import Step, run_layers, unembed
+from tinyllama.ops import softmax
 
 PIECES = ["<s>", " Once", "\n", "$5"]
 WEIGHTS = np.tril(np.full((2, 4, 4), 0.25))
@@ -48,3 +52,128 @@ def test_the_future_is_no_number_but_grey():
 def test_tokens_are_tick_labels():
     (axes, _) = PICTURES["attention"]().axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["<s>", "▁Once", "\\n", r"\$5"]
+
+
+# --- of a model, with the numbers behind them -------------------------------------------------------
+
+GIRL = "Once upon a time there was a girl named Lily. One day,"
+BOY = "Once upon a time there was a boy named Tim. One day,"
+LAYER, HEAD = 2, 3
+SHEETS = {
+    "all_heads": lambda llama: plots.all_heads(llama, GIRL, "all heads"),
+    "lens": lambda llama: plots.lens(llama, GIRL),
+    "top_tokens": lambda llama: plots.top_tokens(llama, GIRL, tinyllama.ablate("layers.1.attention.output")),
+    "patching_map": lambda llama: plots.patching_map(llama, GIRL, BOY, " Lily", " Tim"),
+    "ablation_map": lambda llama: plots.ablation_map(llama, GIRL, " she"),
+}
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tinyllama.load("small", "numpy")
+
+
+def finished(llama, stream: np.ndarray, layer: int) -> np.ndarray:
+    """The logits of a prompt's last token, of its residual stream after a layer, [n_tokens, dim]."""
+    model, ops = llama._model, llama.backend
+    step = Step(range(len(stream)), ops.new_cache(llama.config, len(stream)))
+    return unembed(model, ops, run_layers(model, ops, stream, [step], layer + 1))[-1]
+
+
+def token(llama, piece: str) -> int:
+    return [llama.tokenizer.piece(n) for n in range(llama.config.vocab_size)].index(piece)
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_a_sheet_is_a_png_and_its_numbers_are_finite(name, llama):
+    picture = SHEETS[name](llama)
+    assert picture._repr_png_().startswith(b"\x89PNG")
+    assert picture.numbers and all(np.isfinite(array).all() for array in picture.numbers.values())
+
+
+def test_the_sheet_of_all_heads_has_a_map_for_each_and_grey_for_the_future(llama):
+    picture = SHEETS["all_heads"](llama)
+    weights, n_tokens = picture.numbers["weights"], len(llama.tokens(GIRL))
+    assert weights.shape == (4, 8, n_tokens, n_tokens)
+    np.testing.assert_array_equal(weights[LAYER], llama.trace(GIRL)[f"layers.{LAYER}.attention.weights"])
+    drawn = picture.axes[0].images[0].get_array()
+    step = (drawn.shape[1] + n_tokens // 8) // 8
+    tile = drawn[LAYER * step :, HEAD * step :][:n_tokens, :n_tokens]
+    np.testing.assert_array_equal(tile.mask, np.triu(np.ones((n_tokens, n_tokens), bool), 1))
+    np.testing.assert_array_equal(tile.filled(0), weights[LAYER, HEAD])
+
+
+def test_the_last_row_of_the_lens_is_what_the_model_says(llama):
+    numbers = SHEETS["lens"](llama).numbers
+    probs = softmax(llama.logits(GIRL))
+    assert numbers["ids"].shape == numbers["probs"].shape == (5, len(probs))
+    np.testing.assert_array_equal(numbers["ids"][-1], probs.argmax(axis=-1))
+    np.testing.assert_allclose(numbers["probs"][-1], probs.max(axis=-1), rtol=1e-3)
+    early = softmax(llama.unembed(llama.trace(GIRL)["layers.1.residual"]))
+    np.testing.assert_allclose(numbers["probs"][2], early.max(axis=-1), rtol=1e-3)
+
+
+def test_the_likeliest_tokens_are_those_of_both_runs_and_the_model_is_as_before(llama):
+    numbers, edit = SHEETS["top_tokens"](llama).numbers, tinyllama.ablate("layers.1.attention.output")
+    before = llama.logits(GIRL)[-1]
+    with llama.edit(edit):
+        after = llama.logits(GIRL)[-1]
+    probs, ids = (softmax(before), softmax(after)), numbers["ids"]
+    assert set(ids) == set(np.argsort(-np.maximum(*probs))[:10])
+    np.testing.assert_allclose(numbers["before"], probs[0][ids], rtol=1e-3)
+    np.testing.assert_allclose(numbers["after"], probs[1][ids], rtol=1e-3)
+    np.testing.assert_allclose(numbers["change"], (after - before)[ids], atol=1e-4)
+    assert (np.diff(numbers["before"]) <= 0).all() and not np.allclose(*probs)
+
+
+def test_patching_is_what_the_layers_above_make_of_a_stream_with_one_row_of_the_other(llama):
+    numbers = SHEETS["patching_map"](llama).numbers
+    right, wrong = token(llama, " Lily"), token(llama, " Tim")
+    streams = [llama.trace(prompt, f"layers.{LAYER}.residual").popitem()[1] for prompt in (GIRL, BOY)]
+
+    def difference(stream):
+        logits = finished(llama, stream, LAYER)
+        return logits[right] - logits[wrong]
+
+    best, worst = map(difference, streams)
+    for position in (1, 8, 10, 14):
+        patched = streams[1].copy()
+        patched[position] = streams[0][position]
+        by_hand = (difference(patched) - worst) / (best - worst)
+        np.testing.assert_allclose(numbers["restored"][LAYER, position], by_hand, atol=1e-4)
+    assert numbers["ids"].tolist() == [right, wrong]
+    np.testing.assert_allclose(numbers["restored"][-1], [*[0] * 14, 1], atol=1e-4)  # only the last is read
+
+
+def test_ablation_is_what_the_layers_above_make_of_a_layer_without_that_head(llama):
+    numbers, taps = SHEETS["ablation_map"](llama).numbers, llama.trace(GIRL)
+    width, she = llama.config.head_dim, token(llama, " she")
+    columns = slice(HEAD * width, (HEAD + 1) * width)
+    for layer in (1, llama.config.n_layers - 1):
+        found = taps[f"layers.{layer}.attention.heads"][:, columns]
+        mid = (
+            taps[f"layers.{layer}.residual_mid"]
+            - found @ llama.weight(f"layers.{layer}.attention.wo")[:, columns].T
+        )
+        norm = mid / np.sqrt((mid**2).mean(axis=-1, keepdims=True) + llama.config.norm_eps)
+        norm = norm * llama.weight(f"layers.{layer}.ffn_norm")
+        w1, w2, w3 = (llama.weight(f"layers.{layer}.feed_forward.w{n}") for n in (1, 2, 3))
+        gate = norm @ w1.T
+        stream = mid + (gate / (1 + np.exp(-gate)) * (norm @ w3.T)) @ w2.T
+        by_hand = finished(llama, stream, layer)[she] - taps["logits"][-1, she]
+        np.testing.assert_allclose(numbers["change"][layer, HEAD], by_hand, atol=2e-3)
+    assert numbers["change"].shape == (4, 8) and numbers["id"] == she
+
+
+@pytest.mark.parametrize(
+    "arguments, why",
+    [
+        ((GIRL, "Once upon a time"), "as many tokens, and they have 15 and 5"),
+        ((GIRL, GIRL), "name two answers"),
+        ((GIRL, BOY, "Lily "), "no token is 'Lily '"),
+        ((GIRL, BOY, 10**6), "token id"),
+    ],
+)
+def test_prompts_and_answers_that_cannot_be_compared_are_refused(arguments, why, llama):
+    with pytest.raises(TinyllamaError, match=why):
+        plots.patching_map(llama, *arguments)

@@ -14,7 +14,7 @@ from ...llama import Llama
 from ...model import Step
 from ...ops import softmax
 from .charts import logit_lens
-from .style import AMOUNT, BLUE, MASKED, ORANGE, SIGNED, Picture, chart, tick
+from .style import AMOUNT, BLUE, MASKED, ORANGE, SIGNED, Picture, chart, labels, tick
 
 AT_ONCE = 512  # tokens that are computed together
 
@@ -39,7 +39,7 @@ def all_heads(llama: Llama, prompt: str | list[int], title: str = "") -> Picture
         axis.set_ticks(np.arange(n) * step + (n_tokens - 1) / 2, range(n), fontsize=7)
         axis.set_tick_params(length=0)
     axes.spines[:].set_visible(False)
-    picture.colorbar(image, label="weight", shrink=min(1, 4 / (size * n_layers)))
+    picture.colorbar(image, label="weight", shrink=min(0.7, 4 / (size * n_layers)))
     picture.numbers = {"weights": weights}
     return picture
 
@@ -111,22 +111,18 @@ def patching_map(
     require(len(ids) == len(others), lengths)
     runs = [_logits(llama, some, [{}])[0] for some in (ids, others)]
     right, wrong = (_token(llama, *one) for one in zip((answer, other_answer), runs, strict=True))
-    require(right != wrong, f"the answer is {_piece(llama, right)} after both: name two answers")
+    require(right != wrong, f"after both comes {llama.tokenizer.piece(right)!r}: name two answers")
     best, worst = (run[right] - run[wrong] for run in runs)
     require(abs(best - worst) > 1e-6, "both prompts have the same difference of logits: nothing to restore")
-    n_layers = llama.config.n_layers
     streams = llama.trace(ids, "layers.*.residual")
     edits = [{name: partial(_with_row, n, x[n])} for name, x in streams.items() for n in range(len(ids))]
     found = _logits(llama, others, edits)
-    restored = (found[:, right] - found[:, wrong] - worst) / (best - worst)
-    restored = restored.reshape(n_layers, len(ids))
-    pieces = [llama.tokenizer.piece(token) for token in others]
-    pieces = [
-        p if a == b else f"{p} ← {_piece(llama, a)}" for p, a, b in zip(pieces, ids, others, strict=True)
-    ]
+    restored = ((found[:, right] - found[:, wrong] - worst) / (best - worst)).reshape(-1, len(ids))
+    pieces = [[*map(llama.tokenizer.piece, some)] for some in (others, ids)]
+    names = [a if a == b else f"{a} ← {labels([b])[0]}" for a, b in zip(*pieces, strict=True)]
     label = f"restored: {_piece(llama, right)} over {_piece(llama, wrong)}"
     picture, axes = _map(restored, label, title, limit=1.0)
-    tick(axes.xaxis, pieces, rotation=90)
+    tick(axes.xaxis, names, rotation=90)
     picture.numbers = {"restored": restored, "ids": np.array([right, wrong])}
     return picture
 
@@ -160,7 +156,7 @@ def ablation_map(
 def _map(values: np.ndarray, label: str, title: str, limit: float | None = None) -> tuple:
     """A picture of [n_layers, n_columns], the last layer on top, and its axes."""
     limit = limit or float(np.abs(values).max()) or 1.0
-    picture, axes = chart(min(1.6 + 0.22 * len(values), 12), title, ylabel="layer")
+    picture, axes = chart(min(2 + 0.22 * len(values), 12), title, ylabel="layer")
     cells = {"aspect": "auto", "interpolation": "nearest", "origin": "lower"}
     image = axes.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit, **cells)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -192,11 +188,12 @@ def _token(llama: Llama, wanted: str | int | None, logits: np.ndarray) -> int:
     """A token's id: as it is named, or the likeliest one."""
     if wanted is None:
         return int(logits.argmax())
-    ids = llama.tokenizer.encode(wanted, bos=False) if isinstance(wanted, str) else llama.tokens([wanted])
-    pieces = ", ".join(_piece(llama, token) for token in ids)
-    require(len(ids) == 1, f"{wanted!r} is {len(ids)} tokens, {pieces}: name one")
+    if not isinstance(wanted, str):
+        return llama.tokens([wanted])[0]
+    ids = [token for token in range(len(logits)) if llama.tokenizer.piece(token) == wanted]
+    require(ids, f"no token is {wanted!r}; most words begin with a space")
     return ids[0]
 
 
 def _piece(llama: Llama, token: int) -> str:
-    return repr(llama.tokenizer.piece(token))
+    return labels([llama.tokenizer.piece(token)])[0]
