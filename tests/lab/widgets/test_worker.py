@@ -101,3 +101,26 @@ print("writing", flush=True)
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (process.returncode, process.stdout, process.stderr) == (0, "writing\n", "")
+
+
+def test_who_waits_for_a_job_waits_for_the_one_that_its_end_has_started():
+    def changed():
+        if not worker.busy and not done:
+            done.append(1)
+            worker.start(lambda: (time.sleep(0.01), done.append(2)))
+
+    done, worker = [], Worker(changed)
+    worker.start(lambda: None)
+    assert worker.wait(5) and done == [1, 2]
+
+
+def test_a_job_takes_the_place_of_all_that_the_end_of_the_first_starts():
+    def changed():
+        if not worker.busy and len(started) < 2:
+            started.append(1)
+            worker.start(go_on)
+
+    started, done, worker = [], [], Worker(changed)
+    worker.start(go_on)
+    assert worker.start(lambda: done.append(1), instead=True)
+    assert worker.wait(5) and done == [1]

@@ -8,11 +8,13 @@
     kinds            what each step of the forward pass is called, what happens in it and why
     source           the line of model.py or ops.py that computes it
     steps            what the stepper knows: a prompt's way through a model
+    experiment       what if? A model with changes inside, another prompt or model, beside the one as it is
     elements         the parts that ipywidgets lacks, through anywidget
     controls         what both tools have: their frame, and controls in one style
     turns_view       a chat as blocks
     playground_view  the widgets on top of a session
     stepper_view     the widgets on top of a walk
+    experiment_view  the widgets on top of two sides of an experiment
 
 State is plain Python that runs and is tested without a browser. What comes from `elements` on puts widgets on
 top of it, and needs the packages of the extra `notebooks`.

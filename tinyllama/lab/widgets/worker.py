@@ -23,19 +23,21 @@ class Worker:
     def __init__(self, changed: Callable[[], None]):
         self.busy, self.doing, self.error = False, "", ""
         self._changed, self._next = changed, 0.0
-        self._stop, self._thread = threading.Event(), None
+        self._stop, self._thread, self._starting = threading.Event(), None, threading.Lock()
 
     def start(self, job: Callable[[], None], instead: bool = False) -> bool:
         """Start a job unless one is running, or `instead` of that one; says whether it was started."""
-        if instead:
+        while instead and self.busy:
+            thread = self._current()
             self.stop()
-            self.wait()
-        if self.busy:
-            return False
-        self.busy, self.error = True, ""
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, args=(job,), daemon=True)
-        self._thread.start()
+            thread.join()
+        with self._starting:
+            if self.busy:
+                return False
+            self.busy, self.error = True, ""
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._run, args=(job,), daemon=True)
+            self._thread.start()
         return True
 
     def stop(self) -> None:
@@ -43,10 +45,17 @@ class Worker:
         self._stop.set()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the job's end; says whether it has ended."""
-        if self._thread:
-            self._thread.join(seconds)
+        """Wait for the end of the job, and of one that `changed` has started then; says whether all ended."""
+        ended = None
+        while (thread := self._current()) is not ended:
+            thread.join(seconds)
+            ended = thread
         return not self.busy
+
+    def _current(self) -> threading.Thread | None:
+        """The last thread, once it runs."""
+        with self._starting:
+            return self._thread
 
     def is_set(self) -> bool:
         """Whether the job has been told to stop. It asks often, so its progress is shown here."""

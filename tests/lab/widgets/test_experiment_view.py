@@ -1,0 +1,173 @@
+"""The panel of experiments in a tool, without a browser."""
+
+import pytest
+
+import tinyllama
+from tinyllama.errors import TinyllamaError
+
+pytest.importorskip("anywidget")
+w = pytest.importorskip("ipywidgets")
+
+from tinyllama.lab.widgets.controls import Tool  # noqa: E402
+from tinyllama.lab.widgets.experiment import Change, Here, Side, run  # noqa: E402
+from tinyllama.lab.widgets.experiment_view import ExperimentPanel  # noqa: E402
+from tinyllama.lab.widgets.worker import Worker  # noqa: E402
+
+GIRL = "Once upon a time there was a girl named Lily. One day,"
+BOY = "Once upon a time there was a boy named Tim. One day,"
+
+
+class Stand(Tool):
+    """A tool that stands in a model and shows nothing but the panel."""
+
+    def __init__(self, **state):
+        super().__init__("stand", Worker(self.refresh), "Run", "")
+        config = tinyllama.load("small", "numpy").config
+        self.here = Here(GIRL, "small", "numpy", config, "layers.2.residual", 2, 3, 10)
+        self.inputs["prompt"] = w.Text(GIRL)
+        self.panel = ExperimentPanel(self, lambda: self.here, **state)
+        self.show(self.inputs["prompt"], self.panel, *self.outputs.values())
+
+    def start(self):
+        """Nothing is to be run."""
+
+    def update(self):
+        self.panel.update()
+
+
+@pytest.fixture
+def tool():
+    return Stand()
+
+
+def finished(tool):
+    assert tool.worker.wait(30)
+    return tool.panel
+
+
+def is_shown(widget):
+    return widget.layout.display is None
+
+
+def test_nothing_is_run_before_something_is_changed(tool):
+    assert tool.panel.sides is None and not tool.worker.busy and is_shown(tool.panel.outputs["hint"])
+    assert not is_shown(tool.panel._results) and tool.panel.state() == {}
+
+
+def test_a_head_is_switched_off_and_its_answer_stands_beside_the_one_as_it_is(tool):
+    button = tool.panel.buttons["head_off"]
+    assert button.description == "Switch off head 3 of layer 2"
+    button.click()
+    panel, llama = finished(tool), tinyllama.load("small", "numpy")
+    left = llama.generate(GIRL, n_predict=16, temp=0)
+    with llama.edit(tinyllama.ablate("layers.2.attention.heads", heads=[3])):
+        right = llama.generate(GIRL, n_predict=16, temp=0)
+    assert left in panel.outputs["left"].value and "As it is" in panel.outputs["left"].value
+    assert right in panel.outputs["right"].value and "With 1 change<" in panel.outputs["right"].value
+    assert panel.outputs["likeliest"].value.count("<tr>") == 11
+    assert panel.outputs["differences"].frame["n_rows"] == 4
+    assert panel.state() == {"changes": [{"at": "layers.2.attention.heads", "heads": [3]}]}
+
+
+def test_a_layer_s_parts_are_switched_off_and_a_change_is_removed(tool):
+    for name in ("attention_off", "feed_forward_off"):
+        tool.panel.buttons[name].click()
+    panel = finished(tool)
+    assert panel.changes == [Change(f"layers.2.{part}.output") for part in ("attention", "feed_forward")]
+    assert "With 2 changes" in panel.outputs["right"].value
+    first, second = panel.outputs["changes"].children
+    assert "layers.2.attention.output = 0" in first.children[1].value
+    first.children[0].click()
+    assert finished(tool).changes == [Change("layers.2.feed_forward.output")]
+    assert panel.outputs["changes"].children == (second,)
+    second.children[0].click()
+    assert finished(tool).sides is None and not is_shown(panel._results)
+
+
+def test_a_value_is_set_scaled_and_patched_where_one_stands(tool):
+    panel = tool.panel
+    assert panel.buttons["patch"].disabled
+    panel.inputs["second"].value = BOY
+    panel.inputs["where"].value, panel.inputs["dim"].value, panel.inputs["number"].value = False, 7, 2.5
+    assert panel.buttons["set"].description == "Set layers.2.residual to 2.5"
+    for name in ("set", "scale", "patch"):
+        panel.buttons[name].click()
+    place = {"at": "layers.2.residual", "positions": [10]}
+    assert [one.keywords() for one in finished(tool).changes] == [
+        place | {"dims": [7], "value": 2.5},
+        place | {"dims": [7], "times": 2.5},
+        place | {"prompt": BOY},
+    ]
+    expected = run(Side(GIRL, "small", "numpy", tuple(panel.changes)))
+    assert panel.outcomes[1].text == expected.text and panel.outcomes[1].code == expected.code
+    assert "tinyllama.patch(" in panel.outputs["code"].value
+
+
+def test_a_second_prompt_stands_on_the_right(tool):
+    tool.panel.inputs["second"].value = BOY
+    assert tool.panel.sides is None
+    tool.panel.inputs["beside"].value = "second"
+    panel = finished(tool)
+    assert "With the second prompt" in panel.outputs["right"].value
+    assert panel.outcomes[1].text == tinyllama.generate(BOY, backend="numpy", n_predict=16, temp=0)
+    columns = panel.outputs["differences"].frame["columns"]
+    assert columns[10] == "␣Lily / ␣Tim" and columns[-1] == ","
+
+
+def test_a_second_model_stands_on_the_right(smollm2_file):
+    panel = finished(Stand(other=str(smollm2_file), n_predict=3))
+    assert f"With {smollm2_file.name}" in panel.outputs["right"].value
+    assert not is_shown(panel.outputs["differences"]) and "<td>–</td>" in panel.outputs["likeliest"].value
+
+
+def test_it_opens_in_the_state_that_it_says(tool):
+    tool.panel.buttons["head_off"].click()
+    tool.panel.inputs["second"].value, tool.panel.inputs["beside"].value = BOY, "second"
+    tool.panel.inputs["n_predict"].value = 5
+    first, again = finished(tool), finished(Stand(**tool.panel.state()))
+    assert again.sides == first.sides and again.state() == first.state()
+    assert again.outcomes[1].text == first.outcomes[1].text and len(again.outcomes[1].text.tokens) == 5
+
+
+def test_what_is_refused_is_an_error_in_the_tool_and_can_be_taken_back(tool):
+    tool.panel.inputs["dim"].value = 9999
+    tool.panel.buttons["set"].click()
+    panel = finished(tool)
+    assert "is not in 0..255" in tool.outputs["error"].value and is_shown(panel.buttons["compare"])
+    assert not is_shown(panel._results)
+    panel.outputs["changes"].children[0].children[0].click()
+    assert finished(tool).changes == [] and not is_shown(panel.buttons["compare"])
+
+
+def test_a_run_that_was_stopped_can_be_started_again(tool):
+    tool.panel.inputs["n_predict"].value = 2000
+    tool.panel.buttons["head_off"].click()
+    tool.worker.stop()
+    panel = finished(tool)
+    assert not panel.outcomes and is_shown(panel.buttons["compare"])
+    panel.inputs["n_predict"].value = 4
+    assert len(finished(tool).outcomes) == 2
+    panel._again()
+    assert len(finished(tool).outcomes[1].text.tokens) == 4
+
+
+def test_where_one_stands_somewhere_else_or_nowhere_yet_the_buttons_say_so(tool):
+    tool.here = Here(GIRL, "small", "numpy", tool.here.config, "embedding", None, 0, 0)
+    tool.refresh()
+    assert tool.panel.buttons["head_off"].disabled and not tool.panel.buttons["set"].disabled
+    tool.here = None
+    tool.refresh()
+    assert all(tool.panel.buttons[name].disabled for name in ("head_off", "set", "patch"))
+
+
+def test_another_prompt_is_compared_as_soon_as_it_is_there(tool):
+    tool.panel.buttons["head_off"].click()
+    finished(tool)
+    tool.here = Here(BOY, "small", "numpy", tool.here.config, "layers.2.residual", 2, 3, 10)
+    tool.refresh()
+    assert "Tim" in finished(tool).outputs["left"].value
+
+
+def test_a_change_of_unknown_words_is_refused():
+    with pytest.raises(TinyllamaError, match="a change has at"):
+        Stand(changes=[{"at": "layers.0.residual", "head": 3}])

@@ -1,0 +1,290 @@
+"""The stepper's experiments: what is changed, and the answer as it is beside the one with the changes."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+import ipywidgets as w
+import numpy as np
+
+from .controls import Tool, button, columns, row, visible
+from .elements import HeatMap
+from .experiment import Change, Here, Outcome, Row, Side, change, differences, likeliest, run
+from .models import choices
+from .report import percent
+from .report import visible as word
+
+SAME = ("the same model", "")
+SHOWN = 40  # tokens of a prompt before its answer
+
+
+class ExperimentPanel(w.VBox):
+    """What if? Heads, layers and values that are changed, a second prompt, a second model: two answers.
+
+    A tool shows it below what it shows of a model, and calls `update` whenever it shows what there is now.
+    What is chosen is run in the tool's thread, as soon as nothing else runs there.
+
+    Attributes:
+        changes: what is changed on the right side.
+        sides: as it is, and with the changes, the other prompt or model; None: there is nothing to compare.
+        outcomes: what came of two sides, the last that were run.
+    """
+
+    def __init__(
+        self,
+        tool: Tool,
+        here: Callable[[], Here | None],
+        changes: Sequence[dict] = (),
+        second: str = "",
+        beside: str = "changes",
+        other: str = "",
+        n_predict: int = 16,
+    ):
+        """Args:
+        tool: whose worker runs it.
+        here: where the tool stands in a model now; None before there is one.
+        changes, second, beside, other, n_predict: what is chosen at first, as `state` says it.
+        """
+        super().__init__()
+        self.changes = [change(**one) for one in changes]
+        self.outcomes: list[Outcome] = []
+        self._tool, self._here = tool, here
+        self._tried, self._drawn = None, None  # sides that were started; outcomes that are shown
+        self._rows: dict[int, w.HBox] = {}  # of changes, by id
+        self._make_inputs(second, beside, other, n_predict)
+        self._make_buttons()
+        self.outputs = {name: w.HTML() for name in ("hint", "left", "right", "likeliest", "code")}
+        self.outputs |= {"changes": w.VBox(), "differences": HeatMap()}
+        self.outputs["hint"].value = f"<p>{HINT}</p>"
+        for kind, named in {"in": self.inputs | self.buttons, "out": self.outputs}.items():
+            for name, widget in named.items():
+                widget.add_class(f"tinyllama-{kind}-{name}")
+        self._results = w.VBox(
+            [
+                columns(self.outputs["left"], self.outputs["right"]),
+                *(self.outputs[name] for name in ("likeliest", "differences", "code")),
+            ]
+        )
+        self.children = [
+            w.HTML("<h3>What if?</h3>"),
+            row(*(self.buttons[name] for name in ("head_off", "attention_off", "feed_forward_off"))),
+            columns(*(self.inputs[name] for name in ("second", "where", "dim", "number"))),
+            row(*(self.buttons[name] for name in ("set", "scale", "patch"))),
+            columns(*(self.inputs[name] for name in ("beside", "other", "n_predict"))),
+            self.outputs["changes"],
+            row(self.buttons["compare"], self.outputs["hint"]),
+            self._results,
+        ]
+        self.add_class("tinyllama-experiment")
+
+    def _make_inputs(self, second: str, beside: str, other: str, n_predict: int) -> None:
+        models = [SAME, *choices()]
+        models += [] if other in [value for _, value in models] else [(other, other)]
+        self.inputs = {
+            "second": w.Text(second, description="Second prompt", continuous_update=False),
+            "where": w.Dropdown(options=WHERE, description="At"),
+            "dim": w.BoundedIntText(-1, min=-1, max=10**7, description="Number (−1: all)"),
+            "number": w.FloatText(0.0, description="Value"),
+            "beside": w.Dropdown(options=BESIDE, value=beside, description="On the right"),
+            "other": w.Dropdown(options=models, value=other, description="Its model"),
+            "n_predict": w.BoundedIntText(n_predict, min=0, max=10**4, description="Tokens"),
+        }
+        for control in self.inputs.values():
+            self._tool.on_change(control, lambda _: None)
+
+    def _make_buttons(self) -> None:
+        self.buttons = {
+            "head_off": button("", "What it has found is 0", lambda: self._add("head_off")),
+            "attention_off": button("", "Attention adds nothing", lambda: self._add("part_off", "attention")),
+            "feed_forward_off": button(
+                "", "The network adds nothing", lambda: self._add("part_off", "feed_forward")
+            ),
+            "set": button("", "Put this number in its place", lambda: self._change(value=self._number)),
+            "scale": button("", "Multiply it by this number", lambda: self._change(times=self._number)),
+            "patch": button("", "Take it from the second prompt", self._patch),
+            "compare": button("Compare", "Run both once more", self._again),
+        }
+
+    # --- what a click does ------------------------------------------------------------------------
+
+    @property
+    def _number(self) -> float:
+        return self.inputs["number"].value
+
+    def _add(self, what: str, *arguments) -> None:
+        self.changes.append(getattr(self._here(), what)(*arguments))
+        self._tool.refresh()
+
+    def _change(self, **how) -> None:
+        dim = self.inputs["dim"].value
+        self._add_change(None if dim < 0 else dim, **how)
+
+    def _patch(self) -> None:
+        self._add_change(None, prompt=self.inputs["second"].value)
+
+    def _add_change(self, dim: int | None, **how) -> None:
+        self.changes.append(self._here().change(self.inputs["where"].value, dim, **how))
+        self._tool.refresh()
+
+    def _again(self) -> None:
+        self._tried = None
+        self._tool.refresh()
+
+    def _remove(self, one: Change) -> None:
+        self.changes = [other for other in self.changes if other is not one]
+        self._tool.refresh()
+
+    # --- what is run ------------------------------------------------------------------------------
+
+    @property
+    def sides(self) -> tuple[Side, Side] | None:
+        here, n_predict = self._here(), self.inputs["n_predict"].value
+        if here is None:
+            return None
+        left = Side(here.prompt, here.model, here.backend, n_predict=n_predict)
+        second = self.inputs["beside"].value == "second" and self.inputs["second"].value
+        model = self.inputs["other"].value or here.model
+        right = Side(second or here.prompt, model, here.backend, tuple(self.changes), n_predict)
+        return None if left == right else (left, right)
+
+    def _start(self, sides: tuple[Side, Side]) -> None:
+        """Run them, unless that was tried already, as soon as nothing else runs."""
+        if sides != self._tried and not self._tool.worker.busy:
+            self._tried = sides
+            self._tool.worker.start(lambda: self._run(*sides))
+
+    def _run(self, left: Side, right: Side) -> None:
+        outcomes = []
+        for side, doing in ((left, "Running the prompt as it is"), (right, "Running what is on the right")):
+            self._tool.worker.doing = doing
+            known = [one for one in self.outcomes if one.side == side]
+            outcomes += known[:1] or [run(side, self._tool.worker.load)]
+        self.outcomes = outcomes
+
+    # --- what is shown ----------------------------------------------------------------------------
+
+    def state(self) -> dict:
+        """What of `changes`, `second`, ... opens it like this; only what isn't as at first."""
+        usual = {"second": "", "beside": "changes", "other": "", "n_predict": 16}
+        chosen = {name: self.inputs[name].value for name in usual}
+        changes = {"changes": [one.keywords() for one in self.changes]} if self.changes else {}
+        return changes | {name: value for name, value in chosen.items() if value != usual[name]}
+
+    def update(self) -> None:
+        """Show what is changed and what came of it, and run what hasn't been run yet."""
+        here, sides = self._here(), self.sides
+        self._update_buttons(here)
+        self._update_changes()
+        if sides:
+            self._start(sides)
+        busy, is_done = self._tool.worker.busy, sides == tuple(one.side for one in self.outcomes)
+        visible(self._results, self.outcomes and sides and (busy or is_done))
+        visible(self.outputs["hint"], not sides)
+        visible(self.buttons["compare"], sides and not busy and not is_done)
+        if is_done and self._drawn is not self.outcomes:
+            self._drawn = self.outcomes
+            self._update_results(*self.outcomes)
+
+    def _update_buttons(self, here: Here | None) -> None:
+        layer, name = (here.layer, here.name) if here else (None, "the value")
+        labels = {
+            "head_off": f"Switch off head {here.head if here else 0} of layer {layer}",
+            "attention_off": f"Switch off attention of layer {layer}",
+            "feed_forward_off": f"Switch off feed-forward of layer {layer}",
+            "set": f"Set {name} to {self._number:g}",
+            "scale": f"Multiply {name} by {self._number:g}",
+            "patch": f"Patch {name} from the second prompt",
+        }
+        for key, label in labels.items():
+            self.buttons[key].description = label
+            self.buttons[key].disabled = here is None or (key.endswith("_off") and layer is None)
+        if not self.inputs["second"].value:
+            self.buttons["patch"].disabled = True
+
+    def _update_changes(self) -> None:
+        old, self._rows = (
+            self._rows,
+            {id(one): self._rows.get(id(one)) or self._row(one) for one in self.changes},
+        )
+        self.outputs["changes"].children = list(self._rows.values())
+        for key in old.keys() - self._rows.keys():
+            old[key].close()
+
+    def _row(self, one: Change) -> w.HBox:
+        remove = button("Remove", "Leave this as it is", lambda: self._remove(one))
+        return row(remove, w.HTML(f"<code>{escape(str(one))}</code>"))
+
+    def _update_results(self, left: Outcome, right: Outcome) -> None:
+        names = "As it is", name_of(right.side, left.side)
+        for key, name, outcome in zip(("left", "right"), names, (left, right), strict=True):
+            self.outputs[key].value = answer(name, outcome)
+        self.outputs["likeliest"].value = table(names, likeliest(left, right))
+        self.outputs["code"].value = f"<pre tabindex='0'>{escape(right.code)}</pre>"
+        apart = differences(left, right)
+        visible(self.outputs["differences"], apart is not None)
+        if apart is not None:
+            self.outputs["differences"].show(apart[::-1], **_frame(apart, left, right))
+
+
+HINT = "Switch something off, set a value, or put a second prompt or model on the right."
+WHERE = [("every token", True), ("the token that is looked at", False)]
+BESIDE = [("the same prompt", "changes"), ("the second prompt", "second")]
+
+
+def name_of(right: Side, left: Side) -> str:
+    """In what one side is not as the other."""
+    n = len(right.changes)
+    found = {
+        "the second prompt": right.prompt != left.prompt,
+        str(right.model).rpartition("/")[2]: right.model != left.model,
+        f"{n} change{'s' * (n > 1)}": n,
+    }
+    return f"With {' and '.join(what for what, differs in found.items() if differs)}"
+
+
+def answer(name: str, outcome: Outcome) -> str:
+    """A prompt and what the model goes on with, as HTML."""
+    prompt = escape("".join(outcome.pieces[-SHOWN:]))
+    more = "… " * (len(outcome.pieces) > SHOWN)
+    return (
+        f"<h4>{escape(name)}</h4><div class='tinyllama-message'>"
+        f"<span class='tinyllama-prompt'>{more}{prompt}</span>{escape(outcome.text)}</div>"
+    )
+
+
+def table(names: Sequence[str], rows: Sequence[Row]) -> str:
+    """The likeliest next tokens of both sides with bars, and what became of their logits, as HTML."""
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in ("next token", *names, "logit"))
+    lines = [f"<tr>{head}</tr>"]
+    for one in rows:
+        change = "–" if one.change is None else f"{one.change:+.2f}"
+        cells = "".join(f"<td>{_bar(prob)}</td>" for prob in one.probs)
+        piece = f"<code class='tinyllama-piece'>{escape(word(one.piece))}</code>"
+        lines.append(f"<tr><th scope='row'>{piece}</th>{cells}<td>{change}</td></tr>")
+    return f"<table class='tinyllama-bars'>{''.join(lines)}</table>"
+
+
+def _bar(prob: float | None) -> str:
+    if prob is None:
+        return "<span class='tinyllama-unlisted'>not in its vocabulary</span>"
+    bar = f"<span class='tinyllama-bar' style='width: {100 * prob:.3g}%'></span>"
+    share = f"<span class='tinyllama-share'>{percent(prob)}</span>"
+    return f"<span class='tinyllama-track'>{bar}</span>{share}"
+
+
+def _frame(apart: np.ndarray, left: Outcome, right: Outcome) -> dict:
+    """What `HeatMap` is told beside the differences [n_layers, n_aligned], the last layer on top."""
+    n_layers, n = apart.shape
+    pairs = zip(map(word, left.pieces[-n:]), map(word, right.pieces[-n:]), strict=True)
+    limit = float(apart.max()) or 1.0
+    said = (
+        f"How far apart the residual streams are, |right − left| / |left|; the strongest blue is {limit:.3g}."
+    )
+    return {
+        "rows": [f"layer {layer}" for layer in reversed(range(n_layers))],
+        "columns": [one if one == other else f"{one} / {other}" for one, other in pairs],
+        "title": said,
+        "per_cell": 1,
+        "limit": limit,
+        "row": -1,
+        "column": -1,
+    }
