@@ -45,7 +45,7 @@ def plain():
 def test_the_lines_of_python_write_the_same_text(name, plain):
     outcome = run(side(GIRL, *CHANGES[name]))
     names = {}
-    exec(outcome.code, names)
+    exec(outcome.code, names)  # lines that one can paste
     assert names["text"] == outcome.text and len(outcome.text.tokens) == 16
     assert not np.allclose(outcome.logits, plain.logits, atol=1e-2)
 

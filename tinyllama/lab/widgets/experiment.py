@@ -4,9 +4,10 @@ A `Side` is all that it takes to get an answer: prompt, model, and changes. `run
 `differences` hold two of them against each other; `code` says it in Python.
 """
 
+import operator
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
+from functools import reduce
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from ...config import Config
 from ...errors import require
 from ...llama import Llama, load
 from ...ops import softmax
-from ...taps.interventions import ablate, patch
+from ...taps.interventions import Edit, ablate, patch
 from ...texts.completion import Completion
 from ...tokenizer import Tokenizer
 
@@ -42,7 +43,7 @@ class Change:
         usual = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != usual[name]}
 
-    def edit(self, llama: Llama, n_tokens: int) -> dict[str, Callable]:
+    def edit(self, llama: Llama, n_tokens: int) -> Edit:
         """As `Llama.edit` takes it, for a prompt of n_tokens."""
         if self.prompt is not None:
             taps = llama.trace(self.prompt, self.at)
@@ -94,15 +95,15 @@ def change(**keywords) -> Change:
     return Change(**keywords)
 
 
-def scale(at: str, times: float, heads=None, dims=None, positions=None) -> dict[str, Callable]:
+def scale(at: str, times: float, heads=None, dims=None, positions=None) -> Edit:
     """Multiply a value, or a part of it; arguments as of `ablate`."""
-    (off,) = ablate(at, heads, dims, positions).values()
+    ((off,),) = ablate(at, heads, dims, positions).values()
 
     def scaled(array: np.ndarray, place) -> np.ndarray:
         is_meant = off(np.ones_like(array), place) == 0
         return np.where(is_meant, array * np.float32(times), array)
 
-    return {at: scaled}
+    return Edit({at: [scaled]})
 
 
 def _call(function: str, *arguments: str, **keywords) -> str:
@@ -177,15 +178,17 @@ def run(side: Side, load: Callable[[str, str], Llama] = load) -> Outcome:
     """
     llama = load(side.model, side.backend)
     ids = llama.tokens(side.prompt)
-    edits = [one.edit(llama, len(ids)) for one in side.changes]  # before any of them holds
-    with ExitStack() as held:
-        for edit in edits:
-            held.enter_context(llama.edit(edit))
+    with llama.edit(edit(side.changes, llama, len(ids))):
         *residuals, logits = llama.trace(ids, "layers.*.residual", "logits").values()
         llama.check(logits, ids)
         text = llama.generate(side.prompt, n_predict=side.n_predict, temp=0)
     pieces = [llama.tokenizer.piece(token) for token in ids]
     return Outcome(side, llama.tokenizer, pieces, text, logits[-1], np.stack(residuals), code(side, llama))
+
+
+def edit(changes: Sequence[Change], llama: Llama, n_tokens: int) -> Edit:
+    """All changes to a prompt of n_tokens, in their order, as `Llama.edit` takes them."""
+    return reduce(operator.or_, (one.edit(llama, n_tokens) for one in changes), Edit())
 
 
 def code(side: Side, llama: Llama) -> str:
@@ -196,11 +199,12 @@ def code(side: Side, llama: Llama) -> str:
     if any(one.times is not None and one.prompt is None for one in side.changes):
         lines.append("from tinyllama.lab.widgets.experiment import scale")
     lines.append(f"llama = tinyllama.load({side.model!r}, {side.backend!r})")
-    names = [f"change{n}" for n in range(1, len(calls) + 1)]
-    lines += [f"{name} = {call}" for name, call in zip(names, calls, strict=True)]
     text = f"text = llama.generate({side.prompt!r}, n_predict={side.n_predict}, temp=0)"
-    held = ", ".join(f"llama.edit({name})" for name in names)
-    return "\n".join([*lines, *([f"with {held}:", f"    {text}"] if held else [text])])
+    if not calls:
+        return "\n".join([*lines, text])
+    joined = "\n    | ".join(calls)
+    made = joined if len(calls) == 1 else f"(\n    {joined}\n)"
+    return "\n".join([*lines, f"edit = {made}", "with llama.edit(edit):", f"    {text}"])
 
 
 # --- two of them ----------------------------------------------------------------------------------
