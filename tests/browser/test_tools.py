@@ -267,6 +267,40 @@ def runs_are_saved(page):
     assert [run["messages"][-2]["content"] for run in runs] == [STORY, STORY, f"{STORY} there was"]
 
 
+EXPERIMENT = """tinyllama.stepper(
+    "Once upon a time", changes=[{"at": "layers.2.attention.output"}], layer=1, kind="attention.weights"
+)"""
+
+
+def test_an_experiment(opened, lab):
+    page, llama = (
+        opened(notebook_of(lab, "experiment.ipynb", f"import tinyllama\n{EXPERIMENT}")),
+        tinyllama.load("small"),
+    )
+    answers = [llama.generate(STORY, n_predict=16, temp=0)]
+    edit = tinyllama.ablate("layers.2.attention.output")
+    with llama.edit(edit):
+        answers.append(llama.generate(STORY, n_predict=16, temp=0))
+    with llama.edit(edit | tinyllama.ablate("layers.1.attention.heads", heads=[0])):
+        answers.append(llama.generate(STORY, n_predict=16, temp=0))
+    left, right = (page.locator(f".tinyllama-out-{side} .tinyllama-message") for side in ("left", "right"))
+    right.filter(has_text=answers[1]).wait_for()
+    assert left.text_content() == f"<s> {STORY}{answers[0]}"
+    page.get_by_role("button", name="Switch off head 0 of layer 1").click()
+    page.locator(".tinyllama-out-changes", has_text="layers.1.attention.heads, head 0 = 0").wait_for()
+    right.filter(has_text=answers[2]).wait_for()
+    assert page.locator(".tinyllama-out-likeliest tr").count() == 11
+    page.locator(".tinyllama-out-differences canvas").wait_for()
+    page.get_by_role("button", name="Remove").first.click()
+    page.get_by_role("button", name="Remove").last.click()
+    right.wait_for(state="hidden")
+    page.locator(".tinyllama-in-second input").fill("The old king")
+    page.locator(".tinyllama-in-second input").press("Enter")
+    page.locator(".tinyllama-in-beside select").select_option(label="the second prompt")
+    right.filter(has_text="The old king").wait_for()
+    every_control_has_a_name(page)
+
+
 def notebook_of(lab, name: str, code: str) -> str:
     """The playground's notebook with other code."""
     notebook = json.loads((lab.folder / "notebooks" / "playground.ipynb").read_text())

@@ -17,6 +17,7 @@ CHANGES = {
     "two heads of one layer off": [Change("layers.2.attention.heads", heads=[n]) for n in (0, 5)],
     "a layer's attention off": [Change("layers.1.attention.output")],
     "a number at a token": [Change("layers.1.residual", dims=[7], positions=[10], value=25.0)],
+    "a layer's network as on average": [Change("layers.1.feed_forward.output", value="mean")],
     "a head twice as strong": [Change("layers.0.attention.v", heads=[1], times=2.0)],
     "one token of another prompt": [Change("layers.0.residual", positions=[10], prompt=BOY)],
     "all tokens of a shorter prompt": [Change("layers.1.residual", prompt=SHORT)],
@@ -118,9 +119,9 @@ def test_two_models_have_what_both_of_them_know(plain, smollm2_file):
 
 def test_a_change_is_written_down_and_read_again():
     for one in [one for some in CHANGES.values() for one in some]:
-        assert change(**eval(repr(one.keywords()))) == one
+        assert change(eval(repr(one.keywords()))) == one
     assert Change("layers.0.residual").keywords() == {"at": "layers.0.residual"}
-    assert str(CHANGES["a number at a token"][0]) == "layers.1.residual, number 7, token 10 = 25"
+    assert str(CHANGES["a number at a token"][0]) == "layers.1.residual, dim 7, token 10 = 25"
     assert str(CHANGES["a head twice as strong"][0]) == "layers.0.attention.v, head 1 × 2"
     assert "as after “Once upon a time there was a boy" in str(CHANGES["one token of another prompt"][0])
 
@@ -164,6 +165,9 @@ def test_what_is_not_there_is_refused_in_a_line_and_the_model_is_as_before(one, 
     assert llama.generate(GIRL, n_predict=16, temp=0) == plain.text
 
 
-def test_a_change_of_unknown_words_is_refused():
-    with pytest.raises(TinyllamaError, match="a change has at, heads, dims, positions, value, times, prompt"):
-        change(at="layers.1.residual", head=3)
+@pytest.mark.parametrize(
+    "wrong", [{"at": "layers.1.residual", "head": 3}, {"heads": [3]}, "layers.1.residual"]
+)
+def test_what_is_no_change_is_refused(wrong):
+    with pytest.raises(TinyllamaError, match="a change is a dict with at, and some of heads, dims"):
+        change(wrong)

@@ -65,7 +65,8 @@ def test_a_head_is_switched_off_and_its_answer_stands_beside_the_one_as_it_is(to
     assert left in panel.outputs["left"].value and "As it is" in panel.outputs["left"].value
     assert right in panel.outputs["right"].value and "With 1 change<" in panel.outputs["right"].value
     assert panel.outputs["likeliest"].value.count("<tr>") == 11
-    assert panel.outputs["differences"].frame["n_rows"] == 4
+    frame = panel.outputs["differences"].frame
+    assert (frame["n_rows"], frame["n_columns"]) == (15, 4)
     assert panel.state() == {"changes": [{"at": "layers.2.attention.heads", "heads": [3]}]}
 
 
@@ -86,10 +87,12 @@ def test_a_layer_s_parts_are_switched_off_and_a_change_is_removed(tool):
 
 def test_a_value_is_set_scaled_and_patched_where_one_stands(tool):
     panel = tool.panel
-    assert panel.buttons["patch"].disabled
+    panel.buttons["patch"].click()
+    assert panel.changes == [] and "the second prompt is empty" in tool.outputs["error"].value
     panel.inputs["second"].value = BOY
     panel.inputs["where"].value, panel.inputs["dim"].value, panel.inputs["number"].value = False, 7, 2.5
-    assert panel.buttons["set"].description == "Set layers.2.residual to 2.5"
+    assert panel.buttons["set"].description == "Set it to 2.5"
+    assert "<code>layers.2.residual, dim 7, token 10</code>" in panel.outputs["value"].value
     for name in ("set", "scale", "patch"):
         panel.buttons[name].click()
     place = {"at": "layers.2.residual", "positions": [10]}
@@ -110,8 +113,8 @@ def test_a_second_prompt_stands_on_the_right(tool):
     panel = finished(tool)
     assert "With the second prompt" in panel.outputs["right"].value
     assert panel.outcomes[1].text == tinyllama.generate(BOY, backend="numpy", n_predict=16, temp=0)
-    columns = panel.outputs["differences"].frame["columns"]
-    assert columns[10] == "␣Lily / ␣Tim" and columns[-1] == ","
+    rows = panel.outputs["differences"].frame["rows"]
+    assert rows[10] == "␣Lily / ␣Tim" and rows[-1] == ","
 
 
 def test_a_second_model_stands_on_the_right(smollm2_file):
@@ -152,9 +155,10 @@ def test_a_run_that_was_stopped_can_be_started_again(tool):
 
 
 def test_where_one_stands_somewhere_else_or_nowhere_yet_the_buttons_say_so(tool):
-    tool.here = Here(GIRL, "small", "numpy", tool.here.config, "embedding", None, 0, 0)
+    tool.here = Here(GIRL, "small", "numpy", tool.here.config, "embedding", 1, 5, 0)
     tool.refresh()
-    assert tool.panel.buttons["head_off"].disabled and not tool.panel.buttons["set"].disabled
+    assert tool.panel.buttons["head_off"].description == "Switch off head 5 of layer 1"
+    assert "<code>embedding</code>" in tool.panel.outputs["value"].value
     tool.here = None
     tool.refresh()
     assert all(tool.panel.buttons[name].disabled for name in ("head_off", "set", "patch"))
@@ -168,6 +172,8 @@ def test_another_prompt_is_compared_as_soon_as_it_is_there(tool):
     assert "Tim" in finished(tool).outputs["left"].value
 
 
-def test_a_change_of_unknown_words_is_refused():
-    with pytest.raises(TinyllamaError, match="a change has at"):
+def test_a_state_that_makes_no_sense_is_refused():
+    with pytest.raises(TinyllamaError, match="a change is a dict"):
         Stand(changes=[{"at": "layers.0.residual", "head": 3}])
+    with pytest.raises(TinyllamaError, match="beside is 'left', but must be one of changes, second"):
+        Stand(beside="left")

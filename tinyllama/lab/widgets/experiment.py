@@ -27,14 +27,14 @@ WITH_HEADS = ("q", "k", "v", "q_rope", "k_rope", "scores", "weights", "heads")
 class Change:
     """A value inside a model, or a part of it, that is replaced while the model runs.
 
-    By a number, unless `times` or `prompt` is given.
+    By `value`, unless `times` or `prompt` is given.
     """
 
     at: str  # a name or pattern, as `Llama.edit` takes it
     heads: Sequence[int] | None = None
     dims: Sequence[int] | None = None  # numbers along the last axis
     positions: Sequence[int] | None = None  # of tokens in their text; None: of all
-    value: float = 0.0  # what takes its place
+    value: float | str = 0.0  # what takes its place: a number, or "mean"
     times: float | None = None  # or what it is multiplied by
     prompt: str | None = None  # or the prompt whose value takes its place; tokens are counted from the end
 
@@ -48,22 +48,20 @@ class Change:
         if self.prompt is not None:
             taps = llama.trace(self.prompt, self.at)
             return patch(taps, positions=self._pairs(n_tokens, len(llama.tokens(self.prompt))))
+        part = {"heads": self.heads, "dims": self.dims, "positions": self.positions}
         if self.times is not None:
-            return scale(self.at, self.times, **self._part)
-        return ablate(self.at, **self._part, value=self.value)
+            return scale(self.at, self.times, **part)
+        return ablate(self.at, **part, value=self.value)
 
     def code(self, llama: Llama, n_tokens: int) -> str:
         """The call that makes this edit."""
         if self.prompt is not None:
             pairs = self._pairs(n_tokens, len(llama.tokens(self.prompt)))
             return _call("tinyllama.patch", f"llama.trace({self.prompt!r}, {self.at!r})", positions=pairs)
+        part = {"heads": self.heads, "dims": self.dims, "positions": self.positions}
         if self.times is not None:
-            return _call("scale", repr(self.at), repr(self.times), **self._part)
-        return _call("tinyllama.ablate", repr(self.at), **self._part, value=self.value or None)
-
-    @property
-    def _part(self) -> dict:
-        return {"heads": self.heads, "dims": self.dims, "positions": self.positions}
+            return _call("scale", repr(self.at), repr(self.times), **part)
+        return _call("tinyllama.ablate", repr(self.at), **part, value=self.value or None)
 
     def _pairs(self, n_here: int, n_there: int) -> Sequence[int] | dict[int, int] | None:
         """Which token takes its value from which of the other prompt: the one as far from the end."""
@@ -77,21 +75,26 @@ class Change:
         require(min(pairs.values()) >= 0, short)
         return pairs
 
-    def __str__(self) -> str:
-        """In words."""
-        parts = {"head": self.heads, "number": self.dims, "token": self.positions}
+    @property
+    def part(self) -> str:
+        """What is replaced, in words."""
+        parts = {"head": self.heads, "dim": self.dims, "token": self.positions}
         named = [f"{name} {', '.join(map(str, numbers))}" for name, numbers in parts.items() if numbers]
-        what = ", ".join([self.at, *named])
+        return ", ".join([self.at, *named])
+
+    def __str__(self) -> str:
         if self.prompt is not None:
-            return f"{what} as after “{self.prompt}”"
-        return f"{what} = {self.value:g}" if self.times is None else f"{what} × {self.times:g}"
+            return f"{self.part} as after “{self.prompt}”"
+        if self.times is not None:
+            return f"{self.part} × {self.times:g}"
+        return f"{self.part} = {self.value if isinstance(self.value, str) else f'{self.value:g}'}"
 
 
-def change(**keywords) -> Change:
-    """A `Change`, of a dict that somebody wrote."""
+def change(keywords: dict) -> Change:
+    """A `Change` that somebody has written down."""
     names = [field.name for field in fields(Change)]
-    wrong = [name for name in keywords if name not in names]
-    require(not wrong and "at" in keywords, f"a change has {', '.join(names)}, not {', '.join(keywords)}")
+    fits = isinstance(keywords, dict) and "at" in keywords and set(keywords) <= set(names)
+    require(fits, f"a change is a dict with at, and some of {', '.join(names[1:])}, not {keywords!r:.80}")
     return Change(**keywords)
 
 
@@ -120,7 +123,7 @@ class Here:
     backend: str
     config: Config
     name: str  # of the value that is looked at
-    layer: int | None  # None before the first and after the last
+    layer: int  # that is looked at, or was the last time
     head: int
     position: int
 

@@ -6,6 +6,7 @@ from html import escape
 import ipywidgets as w
 import numpy as np
 
+from ...errors import require
 from .controls import Tool, button, columns, row, visible
 from .elements import HeatMap
 from .experiment import Change, Here, Outcome, Row, Side, change, differences, likeliest, run
@@ -13,6 +14,14 @@ from .models import choices
 from .report import percent
 from .report import visible as word
 
+STATE = ("changes", "second", "beside", "other", "n_predict")  # what `ExperimentPanel.state` may name
+#: Controls that stand side by side.
+LINES = (
+    ("head_off", "attention_off", "feed_forward_off"),
+    ("where", "dim", "number", "set", "scale"),
+    ("second", "patch"),
+    ("beside", "other", "n_predict"),
+)
 SAME = ("the same model", "")
 SHOWN = 40  # tokens of a prompt before its answer
 
@@ -45,35 +54,29 @@ class ExperimentPanel(w.VBox):
         changes, second, beside, other, n_predict: what is chosen at first, as `state` says it.
         """
         super().__init__()
-        self.changes = [change(**one) for one in changes]
+        self.changes = [change(one) for one in changes]
+        known = [value for _, value in BESIDE]
+        require(beside in known, f"beside is {beside!r}, but must be one of {', '.join(known)}")
         self.outcomes: list[Outcome] = []
         self._tool, self._here = tool, here
         self._tried, self._drawn = None, None  # sides that were started; outcomes that are shown
         self._rows: dict[int, w.HBox] = {}  # of changes, by id
         self._make_inputs(second, beside, other, n_predict)
         self._make_buttons()
-        self.outputs = {name: w.HTML() for name in ("hint", "left", "right", "likeliest", "code")}
+        self.outputs = {name: w.HTML() for name in ("value", "hint", "left", "right", "likeliest", "code")}
         self.outputs |= {"changes": w.VBox(), "differences": HeatMap()}
         self.outputs["hint"].value = f"<p>{HINT}</p>"
         for kind, named in {"in": self.inputs | self.buttons, "out": self.outputs}.items():
             for name, widget in named.items():
                 widget.add_class(f"tinyllama-{kind}-{name}")
-        self._results = w.VBox(
-            [
-                columns(self.outputs["left"], self.outputs["right"]),
-                *(self.outputs[name] for name in ("likeliest", "differences", "code")),
-            ]
-        )
-        self.children = [
-            w.HTML("<h3>What if?</h3>"),
-            row(*(self.buttons[name] for name in ("head_off", "attention_off", "feed_forward_off"))),
-            columns(*(self.inputs[name] for name in ("second", "where", "dim", "number"))),
-            row(*(self.buttons[name] for name in ("set", "scale", "patch"))),
-            columns(*(self.inputs[name] for name in ("beside", "other", "n_predict"))),
-            self.outputs["changes"],
-            row(self.buttons["compare"], self.outputs["hint"]),
-            self._results,
-        ]
+        answers = columns(self.outputs["left"], self.outputs["right"])
+        numbers = w.HBox([self.outputs["likeliest"], self.outputs["differences"]])
+        self._results = w.VBox([answers, numbers.add_class("tinyllama-both"), self.outputs["code"]])
+        controls = self.buttons | self.inputs
+        off, *lines = [row(*(controls[name] for name in line)) for line in LINES]
+        hint = row(self.buttons["compare"], self.outputs["hint"])
+        below = self.outputs["changes"], hint, self._results
+        self.children = [w.HTML("<h3>What if?</h3>"), off, self.outputs["value"], *lines, *below]
         self.add_class("tinyllama-experiment")
 
     def _make_inputs(self, second: str, beside: str, other: str, n_predict: int) -> None:
@@ -82,7 +85,7 @@ class ExperimentPanel(w.VBox):
         self.inputs = {
             "second": w.Text(second, description="Second prompt", continuous_update=False),
             "where": w.Dropdown(options=WHERE, description="At"),
-            "dim": w.BoundedIntText(-1, min=-1, max=10**7, description="Number (−1: all)"),
+            "dim": w.BoundedIntText(-1, min=-1, max=10**7, description="Dim (−1: all)"),
             "number": w.FloatText(0.0, description="Value"),
             "beside": w.Dropdown(options=BESIDE, value=beside, description="On the right"),
             "other": w.Dropdown(options=models, value=other, description="Its model"),
@@ -98,8 +101,12 @@ class ExperimentPanel(w.VBox):
             "feed_forward_off": button(
                 "", "The network adds nothing", lambda: self._add("part_off", "feed_forward")
             ),
-            "set": button("", "Put this number in its place", lambda: self._change(value=self._number)),
-            "scale": button("", "Multiply it by this number", lambda: self._change(times=self._number)),
+            "set": button(
+                "", "Put this number in its place", lambda: self._change(self._dim, value=self._number)
+            ),
+            "scale": button(
+                "", "Multiply it by this number", lambda: self._change(self._dim, times=self._number)
+            ),
             "patch": button("", "Take it from the second prompt", self._patch),
             "compare": button("Compare", "Run both once more", self._again),
         }
@@ -114,16 +121,20 @@ class ExperimentPanel(w.VBox):
         self.changes.append(getattr(self._here(), what)(*arguments))
         self._tool.refresh()
 
-    def _change(self, **how) -> None:
-        dim = self.inputs["dim"].value
-        self._add_change(None if dim < 0 else dim, **how)
+    @property
+    def _dim(self) -> int | None:
+        return None if self.inputs["dim"].value < 0 else self.inputs["dim"].value
 
-    def _patch(self) -> None:
-        self._add_change(None, prompt=self.inputs["second"].value)
-
-    def _add_change(self, dim: int | None, **how) -> None:
+    def _change(self, dim: int | None = None, **how) -> None:
         self.changes.append(self._here().change(self.inputs["where"].value, dim, **how))
         self._tool.refresh()
+
+    def _patch(self) -> None:
+        if self.inputs["second"].value:
+            self._change(prompt=self.inputs["second"].value)
+        else:
+            self._tool.worker.error = "the second prompt is empty: there is nothing to patch from"
+            self._tool.refresh()
 
     def _again(self) -> None:
         self._tried = None
@@ -185,20 +196,20 @@ class ExperimentPanel(w.VBox):
             self._update_results(*self.outcomes)
 
     def _update_buttons(self, here: Here | None) -> None:
-        layer, name = (here.layer, here.name) if here else (None, "the value")
+        head, layer = (here.head, here.layer) if here else (0, 0)
         labels = {
-            "head_off": f"Switch off head {here.head if here else 0} of layer {layer}",
+            "head_off": f"Switch off head {head} of layer {layer}",
             "attention_off": f"Switch off attention of layer {layer}",
             "feed_forward_off": f"Switch off feed-forward of layer {layer}",
-            "set": f"Set {name} to {self._number:g}",
-            "scale": f"Multiply {name} by {self._number:g}",
-            "patch": f"Patch {name} from the second prompt",
+            "set": f"Set it to {self._number:g}",
+            "scale": f"Multiply it by {self._number:g}",
+            "patch": "Patch it from the second prompt",
         }
         for key, label in labels.items():
             self.buttons[key].description = label
-            self.buttons[key].disabled = here is None or (key.endswith("_off") and layer is None)
-        if not self.inputs["second"].value:
-            self.buttons["patch"].disabled = True
+            self.buttons[key].disabled = here is None
+        value = here.change(self.inputs["where"].value, self._dim).part if here else ""
+        self.outputs["value"].value = f"The value that is looked at: <code>{escape(value)}</code>"
 
     def _update_changes(self) -> None:
         old, self._rows = (
@@ -218,11 +229,12 @@ class ExperimentPanel(w.VBox):
         for key, name, outcome in zip(("left", "right"), names, (left, right), strict=True):
             self.outputs[key].value = answer(name, outcome)
         self.outputs["likeliest"].value = table(names, likeliest(left, right))
-        self.outputs["code"].value = f"<pre tabindex='0'>{escape(right.code)}</pre>"
+        code = f"<pre tabindex='0'>{escape(right.code)}</pre>"
+        self.outputs["code"].value = f"<h4>{escape(names[1])}, in Python</h4>{code}"
         apart = differences(left, right)
         visible(self.outputs["differences"], apart is not None)
         if apart is not None:
-            self.outputs["differences"].show(apart[::-1], **_frame(apart, left, right))
+            self.outputs["differences"].show(apart.T, **_frame(apart, left, right))
 
 
 HINT = "Switch something off, set a value, or put a second prompt or model on the right."
@@ -253,8 +265,8 @@ def answer(name: str, outcome: Outcome) -> str:
 
 def table(names: Sequence[str], rows: Sequence[Row]) -> str:
     """The likeliest next tokens of both sides with bars, and what became of their logits, as HTML."""
-    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in ("next token", *names, "logit"))
-    lines = [f"<tr>{head}</tr>"]
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in ("next token", *names))
+    lines = [f"<tr>{head}<th scope='col'>its logit<small>from left to right</small></th></tr>"]
     for one in rows:
         change = "–" if one.change is None else f"{one.change:+.2f}"
         cells = "".join(f"<td>{_bar(prob)}</td>" for prob in one.probs)
@@ -272,17 +284,15 @@ def _bar(prob: float | None) -> str:
 
 
 def _frame(apart: np.ndarray, left: Outcome, right: Outcome) -> dict:
-    """What `HeatMap` is told beside the differences [n_layers, n_aligned], the last layer on top."""
-    n_layers, n = apart.shape
+    """What `HeatMap` is told beside the differences [n_layers, n_aligned]: a row for each token."""
+    n = apart.shape[1]
     pairs = zip(map(word, left.pieces[-n:]), map(word, right.pieces[-n:]), strict=True)
     limit = float(apart.max()) or 1.0
-    said = (
-        f"How far apart the residual streams are, |right − left| / |left|; the strongest blue is {limit:.3g}."
-    )
+    said = "How far apart the residual streams are: |right − left| / |left|."
     return {
-        "rows": [f"layer {layer}" for layer in reversed(range(n_layers))],
-        "columns": [one if one == other else f"{one} / {other}" for one, other in pairs],
-        "title": said,
+        "rows": [one if one == other else f"{one} / {other}" for one, other in pairs],
+        "columns": [f"layer {layer}" for layer in range(len(apart))],
+        "title": f"{said} The strongest blue is {limit:.3g}.",
         "per_cell": 1,
         "limit": limit,
         "row": -1,
