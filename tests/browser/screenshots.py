@@ -68,6 +68,19 @@ def chat(page) -> None:
     page.locator(".tinyllama-bars").wait_for()
 
 
+def attention(page) -> None:
+    """What the pass that chose a token attended to, all layers together."""
+    page.get_by_label("Model", exact=True).select_option(index=1)  # smollm2
+    page.locator(".tinyllama-in-prompt textarea").fill("Paris is in France. Rome is in Italy. Tokyo is in")
+    settings(page, seed="1", n_predict="24")
+    page.locator(".tinyllama-in-prompt textarea").press("Control+Enter")
+    ended(page, 1)
+    page.locator(".tinyllama-in-attend input").check()
+    page.locator(".tinyllama-text .tinyllama-completion").first.click()
+    page.locator(".tinyllama-attended").nth(3).wait_for()
+    page.locator(".tinyllama-bars").wait_for()
+
+
 def settings(page, **values: str) -> None:
     page.locator(".tinyllama-in-more").click()
     for name, value in values.items():
@@ -106,7 +119,7 @@ def serve(page) -> None:
     page.locator(".tokens").last.locator("[class^=tint]").nth(3).click()
 
 
-PICTURES = {"playground": playground, "chat": chat, "stepper": stepper}
+PICTURES = {"playground": playground, "chat": chat, "attention": attention, "stepper": stepper}
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ def test_without_changes_it_is_what_generate_writes(plain, llama):
     np.testing.assert_allclose(plain.logits, llama.logits(GIRL)[-1], rtol=1e-3, atol=1e-3)
 
 
+def test_a_prompt_of_ids_is_as_good_as_its_text(plain, llama):
+    found = run(side(llama.tokens(GIRL)))
+    assert found.text == plain.text and found.pieces == plain.pieces
+
+
 def test_a_number_is_set_and_scaled_where_it_is_named_and_nowhere_else(plain):
     for how, expected in {"value": 25.0, "times": plain.residuals[1, 10, 7] * 25}.items():
         one = Change("layers.1.residual", dims=[7], positions=[10], **{how: 25.0})

@@ -66,7 +66,9 @@ def test_a_head_is_switched_off_and_its_answer_stands_beside_the_one_as_it_is(to
     assert right in panel.outputs["right"].value and "With 1 change<" in panel.outputs["right"].value
     assert panel.outputs["likeliest"].value.count("<tr>") == 11
     frame = panel.outputs["differences"].frame
-    assert (frame["n_rows"], frame["n_columns"]) == (15, 4)
+    assert (frame["n_rows"], frame["n_columns"]) == (15, 4) and "most in layer" in frame["title"]
+    (code,) = panel.copies.values()
+    assert code == panel.outcomes[1].code
     assert panel.state() == {"changes": [{"at": "layers.2.attention.heads", "heads": [3]}]}
 
 

@@ -107,7 +107,7 @@ class ExperimentPanel(w.VBox):
             "scale": button(
                 "", "Multiply it by this number", lambda: self._change(self._dim, times=self._number)
             ),
-            "patch": button("", "Take it from the second prompt", self._patch),
+            "patch": button("", "All of it, from the token as far from the end", self._patch),
             "compare": button("Compare", "Run both once more", self._again),
         }
 
@@ -179,6 +179,11 @@ class ExperimentPanel(w.VBox):
         chosen = {name: self.inputs[name].value for name in usual}
         changes = {"changes": [one.keywords() for one in self.changes]} if self.changes else {}
         return changes | {name: value for name, value in chosen.items() if value != usual[name]}
+
+    @property
+    def copies(self) -> dict[str, str]:
+        """What can be copied, as `Keys` takes it."""
+        return {"Copy the right side as Python": self.outcomes[1].code} if self.outcomes else {}
 
     def update(self) -> None:
         """Show what is changed and what came of it, and run what hasn't been run yet."""
@@ -287,14 +292,14 @@ def _frame(apart: np.ndarray, left: Outcome, right: Outcome) -> dict:
     """What `HeatMap` is told beside the differences [n_layers, n_aligned]: a row for each token."""
     n = apart.shape[1]
     pairs = zip(map(word, left.pieces[-n:]), map(word, right.pieces[-n:]), strict=True)
-    limit = float(apart.max()) or 1.0
-    said = "How far apart the residual streams are: |right − left| / |left|."
+    layer, token = np.unravel_index(apart.argmax(), apart.shape)
+    most = f"most in layer {layer} at {word(left.pieces[token - n])}: {apart.max():.3g}"
     return {
         "rows": [one if one == other else f"{one} / {other}" for one, other in pairs],
         "columns": [f"layer {layer}" for layer in range(len(apart))],
-        "title": f"{said} The strongest blue is {limit:.3g}.",
+        "title": f"How far apart the residual streams are, |right − left| / |left|; {most}.",
         "per_cell": 1,
-        "limit": limit,
+        "limit": float(apart.max()) or 1.0,
         "row": -1,
         "column": -1,
     }
