@@ -81,6 +81,7 @@ def generate(page, prompt: str, n_predict: int, seed: int = 1) -> None:
     page.locator(PROMPT).fill(prompt)
     set_number(page, "n_predict", n_predict)
     set_number(page, "seed", seed)
+    page.locator(".tinyllama-in-generate:enabled").wait_for()
     page.locator(PROMPT).press("Control+Enter")
 
 
