@@ -38,7 +38,7 @@ _PLACES = {
     "llama": ("Llama", "generate", "load", "stream"),
     "commands.compare": ("compare_backends",),
     "lab.widgets": ("playground", "stepper"),
-    "taps.interventions": ("ablate", "patch", "steer"),
+    "taps.interventions": ("ablate", "patch", "scale", "steer"),
     "texts.chat": ("Chat",),
 }
 _PLACE_OF = {name: module for module, names in _PLACES.items() for name in names}

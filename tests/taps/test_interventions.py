@@ -6,7 +6,7 @@ import torch
 from twin import twin
 
 import tinyllama
-from tinyllama import ablate, patch, steer
+from tinyllama import ablate, patch, scale, steer
 from tinyllama.backends import available
 from tinyllama.errors import TinyllamaError
 
@@ -72,6 +72,17 @@ def test_neurons_of_some_tokens_are_set_to_a_number_as_by_a_hook(llama):
     with llama.edit(ablate("layers.0.feed_forward.hidden", dims=[7, 9], positions=[3, 4], value=2.5)):
         found = llama.logits(ids)
     assert_same(llama, found, hooked(llama, ids, "layers.0.mlp.down_proj", change, before=True))
+
+
+def test_a_value_is_multiplied_as_by_a_hook(llama):
+    def change(heads):
+        heads[:, 1:3, 32:64] *= -1.5
+        return heads
+
+    ids = llama.tokens(PROMPT)
+    with llama.edit(scale("layers.1.attention.heads", -1.5, heads=1, positions=[1, 2])):
+        found = llama.logits(ids)
+    assert_same(llama, found, hooked(llama, ids, "layers.1.self_attn.o_proj", change, before=True))
 
 
 def test_a_residual_of_another_prompt_is_patched_in_as_by_a_hook(llama):
@@ -161,6 +172,7 @@ REFUSED = {
         lambda: ablate("norm", heads="two"),
         "heads, dims and positions are whole numbers",
     ),
+    "a factor that is none": (lambda: scale("norm", np.nan), "times must be a number, not nan"),
     "another width": (lambda: steer(np.ones(3), 0), r"a vector of \(3,\) can't be added to \[dim\]"),
     "a strength that is none": (lambda: steer(np.ones(256), 0, np.inf), "strength must be a number"),
     "taps without it": (

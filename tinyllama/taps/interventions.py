@@ -56,6 +56,17 @@ def ablate(at: str, heads=None, dims=None, positions=None, value: float | str = 
     return Edit({at: [switched_off]})
 
 
+def scale(at: str, times: float, heads=None, dims=None, positions=None) -> Edit:
+    """Multiply a value, or a part of it; arguments as of `ablate`."""
+    require(np.isfinite(times), f"times must be a number, not {times!r:.60}")
+    heads, dims, positions = (_numbers(some) for some in (heads, dims, positions))
+
+    def scaled(array: np.ndarray, place: Place) -> np.ndarray:
+        return np.where(_mask(array, place, heads, dims, positions), np.float32(times) * array, array)
+
+    return Edit({at: [scaled]})
+
+
 def patch(
     taps: Mapping[str, np.ndarray], at: str = "*", positions: Sequence[int] | dict | None = None
 ) -> Edit:

@@ -15,7 +15,7 @@ from ...config import Config
 from ...errors import require
 from ...llama import Llama, load
 from ...ops import softmax
-from ...taps.interventions import Edit, ablate, patch
+from ...taps.interventions import Edit, ablate, patch, scale
 from ...texts.completion import Completion
 from ...tokenizer import Tokenizer
 
@@ -60,7 +60,7 @@ class Change:
             return _call("tinyllama.patch", f"llama.trace({self.prompt!r}, {self.at!r})", positions=pairs)
         part = {"heads": self.heads, "dims": self.dims, "positions": self.positions}
         if self.times is not None:
-            return _call("scale", repr(self.at), repr(self.times), **part)
+            return _call("tinyllama.scale", repr(self.at), repr(self.times), **part)
         return _call("tinyllama.ablate", repr(self.at), **part, value=self.value or None)
 
     def _pairs(self, n_here: int, n_there: int) -> Sequence[int] | dict[int, int] | None:
@@ -96,17 +96,6 @@ def change(keywords: dict) -> Change:
     fits = isinstance(keywords, dict) and "at" in keywords and set(keywords) <= set(names)
     require(fits, f"a change is a dict with at, and some of {', '.join(names[1:])}, not {keywords!r:.80}")
     return Change(**keywords)
-
-
-def scale(at: str, times: float, heads=None, dims=None, positions=None) -> Edit:
-    """Multiply a value, or a part of it; arguments as of `ablate`."""
-    ((off,),) = ablate(at, heads, dims, positions).values()
-
-    def scaled(array: np.ndarray, place) -> np.ndarray:
-        is_meant = off(np.ones_like(array), place) == 0
-        return np.where(is_meant, array * np.float32(times), array)
-
-    return Edit({at: [scaled]})
 
 
 def _call(function: str, *arguments: str, **keywords) -> str:
@@ -198,10 +187,7 @@ def code(side: Side, llama: Llama) -> str:
     """The lines of Python that give a side's text, as `text`."""
     n_tokens = len(llama.tokens(side.prompt))
     calls = [one.code(llama, n_tokens) for one in side.changes]
-    lines = ["import tinyllama"]
-    if any(one.times is not None and one.prompt is None for one in side.changes):
-        lines.append("from tinyllama.lab.widgets.experiment import scale")
-    lines.append(f"llama = tinyllama.load({side.model!r}, {side.backend!r})")
+    lines = ["import tinyllama", f"llama = tinyllama.load({side.model!r}, {side.backend!r})"]
     text = f"text = llama.generate({side.prompt!r}, n_predict={side.n_predict}, temp=0)"
     if not calls:
         return "\n".join([*lines, text])
