@@ -7,7 +7,10 @@
     report           what it says about a token, a run, or two runs
     kinds            what each step of the forward pass is called, what happens in it and why
     source           the line of model.py or ops.py that computes it
+    heads            the attention of all heads together
+    lens             what the model would say after any layer
     steps            what the stepper knows: a prompt's way through a model
+    step_report      what it says about that
     experiment       what if? A model with changes inside, another prompt or model, beside the one as it is
     elements         the parts that ipywidgets lacks, through anywidget
     controls         what both tools have: their frame, and controls in one style
@@ -44,18 +47,33 @@ def playground(model: str | None = None, prompt: str = "", chat: bool = False, s
     return Playground(model or default_model(), prompt, chat, system, **settings)
 
 
-def stepper(prompt: str = "Once upon a time", model: str | None = None, backend: str = "auto"):
+def stepper(
+    prompt: str | list[int] = "Once upon a time",
+    model: str | None = None,
+    backend: str = "auto",
+    *,
+    view: str = "step",
+    changes: dict | None = None,
+    **place,
+):
     """Follow a token through a model, step by step: the line that is executed, its numbers, its reason.
 
     Args:
-        prompt, model, backend: what is chosen at first.
+        prompt, model, backend: what is chosen at first. A prompt may be token ids.
+        view: "step", "heads" (the attention of all), "lens" (what the model would say after every layer).
+        changes: what is changed on the way through the model, as `Llama.edit` takes it.
+        place: where one stands at first: layer=3, kind="attention.weights", head=2, position=5, looks_at=1,
+            as the stepper's own line of Python has it.
     Raises:
-        TinyllamaError: ipywidgets or anywidget isn't installed.
+        TinyllamaError: ipywidgets or anywidget isn't installed, or there is no such view or place.
     """
     _require_widgets()
-    from .stepper_view import Stepper
+    from .stepper_view import PLACE, VIEWS, Stepper
 
-    return Stepper(prompt, model or default_model(), backend)
+    require(view in VIEWS, f"there is no view {view!r}: there are {', '.join(VIEWS)}")
+    unknown = ", ".join(sorted(place.keys() - PLACE))
+    require(not unknown, f"the stepper has no {unknown}: there are {', '.join(PLACE)}")
+    return Stepper(prompt, model or default_model(), backend, view, changes, **place)
 
 
 def _require_widgets() -> None:

@@ -15,24 +15,28 @@ from .worker import Worker
 class Tool(w.VBox):
     """A tool's frame: controls, keys, a line that says what is going on, an error, one job at a time.
 
-    A subclass makes its widgets and calls `show`. Its `start` does what its first button and Ctrl-Enter are
-    for, its `update` gives all widgets the values that they are to show.
+    A subclass makes its widgets and calls `show`. Its `start` does what its first button and Ctrl-Enter (if
+    `enter`, in the prompt Enter, too) are for, its `update` gives all widgets the values that they are to show.
 
     Attributes:
         worker: runs what takes long; it can be told to stop.
         inputs, buttons, outputs: the widgets, by their names.
     """
 
-    def __init__(self, name: str, worker: Worker, start: str, does: str):
+    def __init__(self, name: str, worker: Worker, start: str, does: str, enter: bool = False):
         super().__init__()
         replace_earlier(self)
         self.worker, self.inputs = worker, {}
         self.buttons = {
-            start: button(start, f"{does} (Ctrl-Enter)", self.start, "primary"),
+            start: button(start, f"{does} ({'' if enter else 'Ctrl-'}Enter)", self.start, "primary"),
             "Stop": button("Stop", "Stop (Escape)", worker.stop),
         }
         on = {"generate": self.start_with, "stop": lambda _: worker.stop()}
-        self.outputs = {"status": w.HTML(), "error": w.HTML(), "keys": Keys(on, label=f"tinyllama {name}")}
+        self.outputs = {
+            "status": w.HTML(),
+            "error": w.HTML(),
+            "keys": Keys(on, label=f"tinyllama {name}", enter=enter),
+        }
         self._lock, self._updating = threading.RLock(), False
         self._awaited: str | None = None  # a prompt
         self.add_class("tinyllama").add_class(f"tinyllama-{name}")

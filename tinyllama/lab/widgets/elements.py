@@ -53,30 +53,41 @@ class Tokens(Element):
 
 
 class Alternatives(Element):
-    """What was expected at a token's place, as bars; sends "pick" with a token's id."""
+    """What was expected at a token's place, as bars; sends "pick" with a row's id.
+
+    `report` is empty for nothing, or of `report.token_report`. With "words" it may be about other things than
+    tokens: {"row", "pick": heads of columns, "button": its label, "does": [before, after] a row's name}.
+    """
 
     _esm = HERE / "alternatives.js"
-    report = traitlets.Dict().tag(sync=True)  # of `report.token_report`; empty for nothing
+    report = traitlets.Dict().tag(sync=True)
 
 
 class Keys(Element):
     """Keyboard, and buttons that copy a text or save a file; says to screen readers what has happened.
 
-    Sends "generate" (Ctrl-Enter), "stop" (Escape, while something runs wherever the focus is) and "save".
+    Sends "generate" (Ctrl-Enter; in the prompt Enter, if `enter`), "stop" (Escape, while something runs
+    wherever the focus is) and "save".
     """
 
     _esm = HERE / "keys.js"
     label = traitlets.Unicode().tag(sync=True)  # the tool's name for screen readers
     copies = traitlets.Dict().tag(sync=True)  # {label of a button: the text that it copies}
     save = traitlets.Unicode().tag(sync=True)  # the label of the button that saves; "" for none
+    enter = traitlets.Bool(False).tag(sync=True)  # Enter is enough; Shift-Enter is a new line
     busy = traitlets.Bool(False).tag(sync=True)  # something runs that Escape stops
     says = traitlets.Unicode().tag(sync=True)  # what screen readers say when it changes
 
 
-class HeatMap(Element):
-    """Numbers as colours; sends "select" with the index of a clicked row."""
+def on_board(name: str) -> str:
+    """The module of a map, behind what all maps share."""
+    return "\n".join((HERE / file).read_text(encoding="utf-8") for file in ("board.js", name))
 
-    _esm = HERE / "heatmap.js"
+
+class HeatMap(Element):
+    """Numbers as colours; sends "cell" with row and column of a chosen one."""
+
+    _esm = on_board("heatmap.js")
     values = traitlets.Bytes(b"").tag(sync=True)
     frame = traitlets.Dict().tag(sync=True)
 
@@ -85,8 +96,45 @@ class HeatMap(Element):
 
         Args:
             frame: "rows" and "columns", the labels or the name of the axis; "per_cell", how many numbers a
-                cell stands for; "limit", the number of the darkest colour; "title"; "row", the marked one.
+                cell stands for; "limit", the number of the darkest colour; "title"; "row" and "column", what
+                is marked, or -1; "between", what a row does to a column, in words, if it does anything.
         """
         with self.hold_sync():
             self.values = values.astype("<f4").tobytes()
             self.frame = {"n_rows": values.shape[0], "n_columns": values.shape[1], **frame}
+
+
+class Sheet(Element):
+    """The attention of all layers and heads as small maps; sends "head" with layer and head of a chosen one."""
+
+    _esm = on_board("sheet.js")
+    values = traitlets.Bytes(b"").tag(sync=True)
+    frame = traitlets.Dict().tag(sync=True)
+
+    def show(self, maps: np.ndarray, **frame) -> None:
+        """Draw uint8 [n_layers, n_heads, side, side], both traits in one message.
+
+        Args:
+            frame: "title"; "at", the (layer, head) one stands at, and "marked", others.
+        """
+        sizes = dict(zip(("n_layers", "n_heads", "side"), maps.shape[:3], strict=True))
+        with self.hold_sync():
+            self.values, self.frame = maps.tobytes(), sizes | frame
+
+
+class LensTable(Element):
+    """What the model would say after every layer and token; sends "go" with layer and position.
+
+    `table` is empty for nothing, or {"columns": the tokens, "rows": [{"layer", and for every token "pieces",
+    "probs", "settled": whether it is what the last layer says}], "at": (layer, position), the marked one}.
+    """
+
+    _esm = HERE / "lens.js"
+    table = traitlets.Dict().tag(sync=True)
+    label = traitlets.Unicode().tag(sync=True)  # stands above it
+
+
+class FullScreen(Element):
+    """A button that gives the tool that it stands in the whole screen."""
+
+    _esm = HERE / "fullscreen.js"

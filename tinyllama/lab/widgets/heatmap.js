@@ -1,116 +1,75 @@
 // Numbers as colours: above zero one hue, below it another, no number grey.
 
-const CELL = 16; // pixels of a row, and of a column where there is room
-const WIDEST = 760;
-const TALLEST = 480;
-
 function render({ model, el }) {
-  const figure = document.createElement("figure");
-  figure.className = "tinyllama-map";
-  const canvas = document.createElement("canvas");
-  canvas.setAttribute("role", "img");
-  const caption = document.createElement("figcaption");
-  figure.append(canvas, caption);
-  el.append(figure);
-  let place = null; // of the numbers on the canvas
+  const { figure, canvas, draw, close } = board(el, { layout, paint, say, choose });
+  const isPairs = () => Array.isArray(model.get("frame").columns); // every column has a name
 
-  function draw() {
-    const frame = model.get("frame");
-    const { n_rows, n_columns, rows, columns, title, row } = frame;
-    figure.hidden = !n_rows;
-    if (!n_rows) return;
-    const labelled = Array.isArray(columns);
-    const left = 8 + 7 * Math.min(12, Math.max(...rows.map((label) => label.length)));
-    const top = labelled ? 8 + 6 * Math.min(12, Math.max(...columns.map((label) => label.length))) : 4;
-    const width = labelled ? Math.min(n_columns * CELL, WIDEST - left) : WIDEST - left;
-    const height = Math.min(n_rows * CELL, TALLEST);
-    place = { left, top, width, height };
-    const scale = window.devicePixelRatio || 1;
-    canvas.width = (left + width + 2) * scale;
-    canvas.height = (top + height + 2) * scale;
-    canvas.style.aspectRatio = `${canvas.width} / ${canvas.height}`;
-    canvas.style.width = `${canvas.width / scale}px`;
-    canvas.setAttribute("aria-label", title);
-    const paint = canvas.getContext("2d");
-    paint.scale(scale, scale);
-    cells(paint, frame);
-    labels(paint, frame, labelled);
-    outline(paint, row, n_rows);
-    say(null);
+  function layout(pen, width, height) {
+    const { n_rows, n_columns, rows, columns } = model.get("frame");
+    const left = Math.ceil(12 + Math.min(widest(pen, rows), width / 3));
+    const room = (width - left - 3) / n_columns;
+    if (!isPairs()) {
+      const row = Math.min(2.2 * pen.size, (height - 4) / n_rows);
+      return { left, top: 4, n_rows, n_columns, cell: [room, Math.max(3, row)] };
+    }
+    const column = Math.min(room, width / 6);
+    const label = widest(pen, columns);
+    const top = Math.ceil(label > column - 4 ? 10 + Math.min(label, height / 3) : 1.6 * pen.size);
+    const row = Math.min(column, 3 * pen.size, Math.max(3, (height - top) / n_rows));
+    return { left, top, n_rows, n_columns, cell: [column, row] };
   }
 
-  function cells(paint, { n_rows, n_columns, limit }) {
-    const style = getComputedStyle(figure);
-    const color = (name) => rgb(style.getPropertyValue(`--tl-${name}`));
-    const [zero, above, below, none] = ["map-zero", "map-above", "map-below", "map-none"].map(color);
+  function paint(pen, place) {
+    const { n_rows, n_columns, limit, rows, columns, row, column, title } = model.get("frame");
     const values = numbers();
-    const image = new ImageData(n_columns, n_rows);
+    const colors = Array.from(values, (value) => colorOf(pen.colors, value, limit));
+    const { left, top, cell } = place;
+    canvas.setAttribute("aria-label", title);
+    pen.imageSmoothingEnabled = false;
+    const image = picture(n_columns, n_rows, (i) => colors[i]);
+    pen.drawImage(image, left, top, n_columns * cell[0], n_rows * cell[1]);
+    labelled(pen, place, rows, isPairs() ? columns : []);
+    if (isPairs() && cell[0] > 3.2 * pen.size && cell[1] > 1.4 * pen.size) written(pen, place, values, colors);
+    if (row >= 0) frame(pen, place, { row, column: 0, n_columns }, "text", 1.5);
+    if (column >= 0) frame(pen, place, { row, column }, "accent", 3);
+  }
+
+  function colorOf(colors, value, limit) {
+    if (Number.isNaN(value)) return colors["map-none"];
+    return mix(colors["map-zero"], colors[value < 0 ? "map-below" : "map-above"], Math.min(1, Math.abs(value) / limit));
+  }
+
+  // The numbers themselves, where there is room for them.
+  function written(pen, { left, top, cell }, values, colors) {
+    const { n_columns } = model.get("frame");
+    pen.textAlign = "center";
     values.forEach((value, i) => {
-      const share = Math.min(1, Math.abs(value) / limit);
-      const end = value < 0 ? below : above;
-      const mixed = Number.isNaN(value) ? none : zero.map((from, c) => from + (end[c] - from) * share);
-      image.data.set([...mixed, 255], 4 * i);
-    });
-    const small = new OffscreenCanvas(n_columns, n_rows);
-    small.getContext("2d").putImageData(image, 0, 0);
-    paint.imageSmoothingEnabled = false;
-    paint.drawImage(small, place.left, place.top, place.width, place.height);
-  }
-
-  function labels(paint, { rows, columns, n_rows, n_columns }, labelled) {
-    const style = getComputedStyle(figure);
-    paint.fillStyle = style.getPropertyValue("--tl-text");
-    paint.font = `11px ${style.fontFamily}`;
-    paint.textBaseline = "middle";
-    paint.textAlign = "right";
-    const height = place.height / n_rows;
-    const everyRow = Math.ceil(11 / height);
-    rows.forEach((label, i) => {
-      if (i % everyRow === 0) paint.fillText(short(label), place.left - 4, place.top + (i + 0.5) * height);
-    });
-    if (!labelled) return;
-    const width = place.width / n_columns;
-    const everyColumn = Math.ceil(11 / width);
-    paint.textAlign = "left";
-    columns.forEach((label, i) => {
-      if (i % everyColumn) return;
-      paint.save();
-      paint.translate(place.left + (i + 0.5) * width, place.top - 4);
-      paint.rotate(-Math.PI / 2);
-      paint.fillText(short(label), 0, 0);
-      paint.restore();
+      if (Number.isNaN(value)) return;
+      const [x, y] = [i % n_columns, Math.floor(i / n_columns)];
+      const [dark, light] = [pen.colors.text, pen.colors.ground].sort((a, b) => brightness(a) - brightness(b));
+      pen.fillStyle = css(brightness(colors[i]) > 0.45 ? dark : light);
+      pen.fillText(value.toFixed(2).replace(/^0/, ""), left + (x + 0.5) * cell[0], top + (y + 0.5) * cell[1]);
     });
   }
 
-  function outline(paint, row, n_rows) {
-    const height = place.height / n_rows;
-    paint.strokeStyle = getComputedStyle(figure).getPropertyValue("--tl-text");
-    paint.lineWidth = 1.5;
-    paint.strokeRect(place.left - 0.5, place.top + row * height, place.width + 1, height);
-  }
+  const brightness = ([red, green, blue]) => (0.3 * red + 0.6 * green + 0.1 * blue) / 255;
 
-  // What the caption says: of the cell under the pointer, or of the whole.
+  // What the caption says: of a cell, or of the whole.
   function say(cell) {
-    const { rows, columns, per_cell, title } = model.get("frame");
-    if (!cell) return void (caption.textContent = title);
-    const value = numbers()[cell.row * model.get("frame").n_columns + cell.column];
-    const at = Array.isArray(columns)
-      ? `${rows[cell.row]} looks at ${columns[cell.column]}`
+    const { rows, columns, per_cell, title, n_columns, between = "," } = model.get("frame");
+    if (!cell) return title;
+    const value = numbers()[cell.row * n_columns + cell.column];
+    const at = isPairs()
+      ? `${rows[cell.row]}${between} ${columns[cell.column]}`
       : `${rows[cell.row]}, ${columns} ${range(cell.column, per_cell)}`;
-    caption.textContent = `${at}: ${Number.isNaN(value) ? "none" : value.toPrecision(4)}`;
+    return `${at}: ${Number.isNaN(value) ? "none" : value.toPrecision(4)}`;
   }
 
   const range = (column, per_cell) =>
     per_cell > 1 ? `${column * per_cell} to ${(column + 1) * per_cell - 1}` : `${column}`;
 
-  function cellAt(event) {
-    const box = canvas.getBoundingClientRect();
-    const scale = canvas.width / (window.devicePixelRatio || 1) / box.width;
-    const x = ((event.clientX - box.left) * scale - place.left) / place.width;
-    const y = ((event.clientY - box.top) * scale - place.top) / place.height;
-    const { n_rows, n_columns } = model.get("frame");
-    const inside = x >= 0 && x < 1 && y >= 0 && y < 1;
-    return inside ? { row: Math.floor(y * n_rows), column: Math.floor(x * n_columns) } : null;
+  function choose({ row, column }) {
+    model.send({ action: "cell", value: [row, column] });
   }
 
   function numbers() {
@@ -118,27 +77,13 @@ function render({ model, el }) {
     return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
   }
 
-  canvas.addEventListener("pointermove", (event) => say(cellAt(event)));
-  canvas.addEventListener("pointerleave", () => say(null));
-  canvas.addEventListener("click", (event) => {
-    const cell = cellAt(event);
-    if (cell) model.send({ action: "select", value: cell.row });
-  });
-  const theme = new MutationObserver(draw);
-  theme.observe(document.body, { attributes: true });
-  model.on("change:frame", draw);
-  const waiting = requestAnimationFrame(draw); // colours are known once it is on the page
-  return () => {
-    cancelAnimationFrame(waiting);
-    theme.disconnect();
+  const show = () => {
+    figure.hidden = !model.get("frame").n_rows;
+    if (!figure.hidden) draw();
   };
-}
-
-const short = (label) => (label.length > 12 ? `${label.slice(0, 11)}…` : label);
-
-function rgb(color) {
-  const digits = color.trim().slice(1);
-  return [0, 2, 4].map((i) => parseInt(digits.slice(i, i + 2), 16));
+  model.on("change:frame", show);
+  show();
+  return close;
 }
 
 export default { render };

@@ -2,6 +2,7 @@
 
 const GROUPS = [
   [".tinyllama-in-mode", "radiogroup", "What the model does"],
+  [".tinyllama-in-view", "radiogroup", "What is shown"],
   [".tinyllama-out-turns", "region", "Chat"],
 ];
 
@@ -47,7 +48,9 @@ function render({ model, el }) {
 
   function onKey(event) {
     const isInside = el.closest(".tinyllama")?.contains(event.target);
-    const isGenerate = isInside && event.key === "Enter" && (event.ctrlKey || event.metaKey);
+    const isEnter = isInside && event.key === "Enter" && !event.isComposing;
+    const isPlain = model.get("enter") && !event.shiftKey && event.target.closest(".tinyllama-in-prompt");
+    const isGenerate = isEnter && (event.ctrlKey || event.metaKey || isPlain);
     const isStop = event.key === "Escape" && (isInside || model.get("busy"));
     if (!isGenerate && !isStop) return;
     if (!isInside) return void model.send({ action: "stop" }); // whoever has the focus gets the key, too

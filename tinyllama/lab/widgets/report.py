@@ -35,8 +35,9 @@ def percent(share: float | None) -> str:
 
 
 def visible(text: str) -> str:
-    """A token as one word on one line: a space is "␣", the end of a line "↵"."""
-    return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+    """A token as one word on one line: a space is "␣", the end of a line "↵", what can't be seen "\\xa0"."""
+    text = text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def text(run: Run | None, first: int = 0) -> dict:

@@ -3,83 +3,203 @@
 from html import escape
 
 import ipywidgets as w
-import numpy as np
 
-from .controls import Tool, backend_choice, button, columns, model_choice, row
-from .elements import HeatMap, Tokens
+from . import step_report as report
+from .controls import Tool, backend_choice, button, columns, model_choice, row, visible
+from .elements import Alternatives, FullScreen, HeatMap, LensTable, Sheet, Tokens
 from .kinds import KINDS
-from .report import percent, visible
-from .source import Excerpt, excerpts
-from .steps import Map, Walk
+from .report import visible as word
+from .source import excerpts
+from .steps import Walk
 from .worker import Worker
 
 SLIDERS = ("layer", "head", "position")
+PLACE = ("layer", "kind", "head", "position", "looks_at")
+VIEWS = {"step": "This step", "heads": "All heads", "lens": "All layers"}
 
 
 class Stepper(Tool):
-    """A prompt's way through a model, step by step."""
+    """A prompt's way through a model, step by step.
 
-    def __init__(self, prompt: str, model: str = "small", backend: str = "auto"):
-        self.walk: Walk | None = None  # where one stands, and all values, once the first prompt has been read
-        super().__init__("stepper", Worker(self.refresh), "Run", "Send the prompt through the model")
-        self._make_widgets(prompt, model, backend)
+    Attributes:
+        walk: where one stands, and all values, once the first prompt has been read.
+        changes: what the next run changes on the way, as `Llama.edit` takes it; None: nothing.
+        room: an empty box below, for more that is about the walk.
+    """
+
+    def __init__(
+        self,
+        prompt: str | list[int],
+        model: str = "small",
+        backend: str = "auto",
+        view: str = "step",
+        changes: dict | None = None,
+        **place,
+    ):
+        self.walk: Walk | None = None
+        self.changes, self.room = changes, w.VBox()
+        self._place: dict | None = place  # where the first walk is to be opened, as `Walk.open` takes it
+        self._ran: tuple | None = None  # what the walk is of: prompt, model, backend
+        is_text = isinstance(prompt, str)
+        self._exact = None if is_text else ("", model, list(prompt))  # a text that stands for these ids
+        does = "Send the prompt through the model"
+        super().__init__("stepper", Worker(self.refresh), "Run", does, enter=True)
+        self._make_inputs(prompt if is_text else "", model, backend, view)
+        self._make_outputs()
         self.show(
             self.inputs["prompt"],
             columns(self.inputs["model"], self.inputs["backend"]),
-            row(*self.buttons.values(), self.outputs["status"]),
-            self.outputs["error"],
-            self.inputs["kind"],
-            columns(*(self.inputs[name] for name in SLIDERS)),
-            *(self.outputs[name] for name in ("tokens", "what", "map", "says", "code", "keys")),
+            row(*self.buttons.values(), self.outputs["full"], self.outputs["status"]),
+            *(self.outputs[name] for name in ("error", "old")),
+            self.inputs["view"],
+            columns(*(self.inputs[name] for name in ("kind", *SLIDERS))),
+            *(self.outputs[name] for name in ("tokens", "looked", "what")),
+            w.HBox([self.outputs[name] for name in STAGE]).add_class("tinyllama-stage"),
+            *(self.outputs[name] for name in ("lens", "says", "code")),
+            self.room,
+            *(self.outputs[name] for name in ("line", "keys")),
         )
         self.start()
 
+    def _make_inputs(self, prompt: str, model: str, backend: str, view: str) -> None:
+        steps = [(kind.title, name) for name, kind in KINDS.items()]
+        views = [(title, name) for name, title in VIEWS.items()]
+        self.inputs = {
+            "prompt": w.Textarea(prompt, description="Prompt", rows=2),
+            "model": model_choice(model),
+            "backend": backend_choice(backend),
+            "view": w.RadioButtons(options=views, value=view, orientation="horizontal"),
+            "kind": w.Dropdown(options=steps, description="Step"),
+            **{name: w.IntSlider(0, max=0, description=name.title()) for name in SLIDERS},
+        }
+        for name in ("prompt", "model", "backend"):
+            self.inputs[name].observe(lambda _: self._mark_old(), "value")
+        for name in ("kind", *SLIDERS):
+            self.on_change(self.inputs[name], lambda value, name=name: self._go(**{name: value}))
+        self.on_change(self.inputs["view"], lambda _: self.worker.start(self._read_lens))
+        self.buttons["Previous"] = button("Previous", "One step back", lambda: self._go(steps=-1))
+        self.buttons["Next"] = button("Next", "One step on", lambda: self._go(steps=1))
+
+    def _make_outputs(self) -> None:
+        self.outputs |= {name: w.HTML() for name in ("old", "what", "code", "says", "line")}
+        self.outputs |= {
+            "tokens": Tokens({"select": lambda at: self._go(position=at)}, label="The token that looks"),
+            "looked": Tokens({"select": self._on_looked}, label="The token that is looked at"),
+            "map": HeatMap({"cell": self._on_cell}),
+            "next": Alternatives({"pick": self._on_take}),
+            "sheet": Sheet({"head": lambda at: self._show_head(*at)}),
+            "looks": Alternatives({"pick": self._on_looker}),
+            "lens": LensTable({"go": self._on_lens}, label=report.LENS),
+            "full": FullScreen(),
+        }
+
+    # --- what a click does ------------------------------------------------------------------------
+
     def start(self) -> None:
         """Send the prompt through the model, in the background, instead of one that is still on its way."""
-        prompt, model, backend = (self.inputs[name].value for name in ("prompt", "model", "backend"))
-        self.worker.start(lambda: self._read(prompt, model, backend), instead=True)
+        asked = self._asked()
+        self.worker.start(lambda: self._read(*asked), instead=True)
         self.refresh()
 
-    def _read(self, prompt: str, model: str, backend: str) -> None:
+    def _asked(self) -> tuple[str | list[int], str, str]:
+        """Prompt, model and backend as they are chosen; ids where the prompt's text may stand for others."""
+        prompt, model, backend = (self.inputs[name].value for name in ("prompt", "model", "backend"))
+        if self._exact and self._exact[:2] == (prompt, model):
+            prompt = self._exact[2]
+        return prompt, model, backend
+
+    def _read(self, prompt: str | list[int], model: str, backend: str) -> None:
+        place, self._place = self._place, None
         llama = self.worker.load(model, backend)
         self.worker.doing = "The prompt is on its way through the model"
-        walk = Walk(llama, prompt)
-        if old := self.walk:  # stand where one stood
-            walk.go(min(old.layer or 0, walk.config.n_layers - 1), old.kind, old.head % walk.config.n_heads)
-        self.walk = walk
+        walk = Walk(llama, prompt, self.changes)
+        if place:
+            walk.open(**place)
+        if self.walk:
+            walk.follow(self.walk)
+        is_asked = self._asked() == (prompt, model, backend)
+        self.walk, self._ran = walk, (prompt, model, backend)
+        if is_asked and prompt == walk.tokens:
+            self._write(walk.text, model, prompt)
+        self._read_lens()
+
+    def _read_lens(self) -> None:
+        """The part of a job that a view needs: what the model would say after all layers and tokens."""
+        if self.walk is None or self.inputs["view"].value != "lens":
+            return
+        for layer in self.walk.lens.read():
+            self.worker.doing = f"What the model would say after layer {layer}"
+            self.worker.tell()
+
+    def _write(self, text: str, model: str, ids: list[int]) -> None:
+        """Show the text of a prompt that is ids."""
+        self._exact = text, model, ids
+        self.inputs["prompt"].value = text
 
     def _go(self, **where: object) -> None:
         if self.walk is not None:
             self.walk.go(**where)
             self.refresh()
 
-    def _make_widgets(self, prompt: str, model: str, backend: str) -> None:
-        steps = [(kind.title, name) for name, kind in KINDS.items()]
-        self.inputs = {
-            "prompt": w.Text(prompt, description="Prompt"),
-            "model": model_choice(model),
-            "backend": backend_choice(backend),
-            "kind": w.Dropdown(options=steps, description="Step"),
-            **{name: w.IntSlider(0, max=0, description=name.title()) for name in SLIDERS},
-        }
-        for name in ("kind", *SLIDERS):
-            self.on_change(self.inputs[name], lambda value, name=name: self._go(**{name: value}))
-        self.buttons["Previous"] = button("Previous", "One step back", lambda: self._go(steps=-1))
-        self.buttons["Next"] = button("Next", "One step on", lambda: self._go(steps=1))
-        self.outputs |= {name: w.HTML() for name in ("what", "code", "says")}
-        on = {"select": lambda position: self._go(position=position)}
-        self.outputs |= {"tokens": Tokens(on, label="The prompt's tokens"), "map": HeatMap(on)}
+    def _on_looked(self, at: int) -> None:
+        self.walk.looks_at = None if at == self.walk.looks_at else at
+        self.refresh()
+
+    def _on_cell(self, at: list[int]) -> None:
+        position, column = at
+        if not self.walk.map().axis:  # a token, too
+            self.walk.looks_at = min(column, position)
+        self._go(position=position)
+
+    def _show_head(self, layer: int, head: int) -> None:
+        self.inputs["view"].value = "step"
+        self._go(layer=layer, kind="attention.weights", head=head)
+
+    def _on_looker(self, number: int) -> None:
+        look = self.walk.looks()[number]
+        self._show_head(look.layer, look.head)
+
+    def _on_lens(self, at: list[int]) -> None:
+        self.inputs["view"].value = "step"
+        self._go(layer=at[0], kind="residual", position=at[1])
+
+    def _on_take(self, token: int) -> None:
+        """Go on with a token that could follow, of the model that is shown."""
+        _, self.inputs["model"].value, self.inputs["backend"].value = self._ran
+        ids = self.walk.followed_by(token)
+        self._write(self.walk.text_of(ids), self._ran[1], ids)
+        self.start()
+
+    # --- what is shown ----------------------------------------------------------------------------
 
     def update(self) -> None:
         """Show where one stands."""
         walk, status = self.walk, self.worker.doing
         self.buttons["Previous"].disabled = walk is None or walk.at == 0
         self.buttons["Next"].disabled = walk is None or walk.at == len(walk.names) - 1
+        shown = shown_of(walk, self.inputs["view"].value)
+        for name in DEPENDING:
+            visible(self.outputs[name], name in shown)
         if walk is not None:
             status = status or f"Step {walk.at + 1} of {len(walk.names)}: {walk.name}"
             self._update_inputs(walk)
-            self._update_outputs(walk)
+            self._update_tokens(walk)
+            for name in DEPENDING & shown:
+                getattr(self, f"_update_{name}", lambda walk: None)(walk)
+            self._update_line(walk)
         self.outputs["status"].value = escape(status)
+        self._mark_old()
+
+    def _mark_old(self) -> None:
+        """Say whether what is shown is of another prompt, model or backend than those that are chosen."""
+        names = ("prompt", "model", "backend")
+        asked = zip(names, self._asked(), self._ran or self._asked(), strict=True)
+        changed = [name for name, now, then in asked if now != then]
+        said = f"What is shown is of the earlier {' and '.join(changed)}: Run or Enter shows the new one."
+        box = f'<div role="status" class="tinyllama-stale">{said}</div>'
+        self.outputs["old"].value = box if changed else ""
+        visible(self.outputs["old"], changed)
+        (self.add_class if changed else self.remove_class)("tinyllama-old")
 
     def _update_inputs(self, walk: Walk) -> None:
         ends = walk.config.n_layers, walk.config.n_heads, len(walk.pieces)
@@ -90,54 +210,59 @@ class Stepper(Tool):
         self.inputs["head"].disabled = not walk.has_heads()
         self.inputs["kind"].value = walk.kind
 
-    def _update_outputs(self, walk: Walk) -> None:
-        pieces, shown = list(map(visible, walk.pieces)), walk.map()
-        self.outputs["tokens"].text = {"run": id(walk), "texts": [f" {p} " for p in pieces], "pieces": pieces}
+    def _update_tokens(self, walk: Walk) -> None:
+        pieces = list(map(word, walk.pieces))
+        for name, seen in {"tokens": pieces, "looked": pieces[: walk.position + 1]}.items():
+            texts = [f" {piece} " for piece in seen]
+            self.outputs[name].text = {"run": id(walk), "texts": texts, "pieces": seen}
         self.outputs["tokens"].selected = walk.position
-        self.outputs["what"].value = what(walk)
-        self.outputs["code"].value = "".join(map(code, excerpts(walk.kind, walk.config)))
-        self.outputs["says"].value = says(walk)
-        finite = np.abs(shown.values[np.isfinite(shown.values)])
-        limit = 1.0 if shown.is_share else float(np.quantile(finite, 0.995)) or 1.0
-        head = f", head {walk.head}" if walk.has_heads() else ""
-        title = f"{walk.name}{head}. {_legend(shown, limit)}"
-        labels = {"rows": pieces, "columns": shown.axis or pieces, "title": title, "row": walk.position}
-        self.outputs["map"].show(shown.values, per_cell=shown.per_cell, limit=limit, **labels)
+        self.outputs["looked"].selected = -1 if walk.looks_at is None else walk.looks_at
+
+    def _update_what(self, walk: Walk) -> None:
+        self.outputs["what"].value = report.what(walk)
+
+    def _update_says(self, walk: Walk) -> None:
+        self.outputs["says"].value = report.says(walk)
+
+    def _update_code(self, walk: Walk) -> None:
+        self.outputs["code"].value = "".join(map(report.code, excerpts(walk.kind, walk.config)))
+
+    def _update_map(self, walk: Walk) -> None:
+        shown = walk.map()
+        self.outputs["map"].show(shown.values, **report.map_frame(walk, shown))
+
+    def _update_next(self, walk: Walk) -> None:
+        self.outputs["next"].report = report.followers(walk, not self.worker.busy)
+
+    def _update_looks(self, walk: Walk) -> None:
+        self.outputs["looks"].report = report.lookers(walk)
+
+    def _update_sheet(self, walk: Walk) -> None:
+        self.outputs["sheet"].show(walk.sheet, **report.sheet_frame(walk))
+
+    def _update_lens(self, walk: Walk) -> None:
+        self.outputs["lens"].table = report.lens_table(walk)
+
+    def _update_line(self, walk: Walk) -> None:
+        _, model, backend = self._ran
+        view = self.inputs["view"].value
+        line = walk.call(model, backend, **({} if view == "step" else {"view": view}))
+        self.outputs["line"].value = f"<code>{escape(line)}</code>"
+        self.outputs["keys"].copies = {"Copy this line of Python": line}
 
 
-def _legend(shown: Map, limit: float) -> str:
-    if shown.is_share:
-        return "The strongest blue is 1."
-    many = f" A cell shows the number farthest from 0 of {shown.per_cell}." if shown.per_cell > 1 else ""
-    return f"Blue is above 0, orange below; the strongest is ±{limit:.3g} and beyond.{many}"
+#: Outputs that stand side by side where there is room.
+STAGE = ("map", "next", "sheet", "looks")
+#: Outputs that one sees or not, depending on what is looked at.
+DEPENDING = {"looked", "what", "lens", "says", "code", *STAGE}
 
 
-def what(walk: Walk) -> str:
-    """The step's title, what happens and why, and its shape, as HTML."""
-    kind, layer = KINDS[walk.kind], "" if walk.layer is None else f"Layer {walk.layer}: "
-    return (
-        f"<h3>{layer}{escape(kind.title)}</h3><p>{escape(kind.sentence)}</p>"
-        f"<p><code>{escape(walk.name)}</code>: <code>{escape(walk.shape())}</code></p>"
-    )
-
-
-def code(excerpt: Excerpt) -> str:
-    """Lines of source as HTML, the executed ones marked."""
-    lines = []
-    for number, text in excerpt.lines.items():
-        tag = "mark" if number in excerpt.marked else "span"
-        lines.append(f"<{tag}><span class='tinyllama-line'>{number:4}</span> {escape(text)}</{tag}>")
-    head = f"<b>{excerpt.file}</b>, {excerpt.function}()"
-    return f"<div>{head}</div><pre tabindex='0'>{''.join(lines)}</pre>"
-
-
-def says(walk: Walk) -> str:
-    """What the model would say after each layer so far, as HTML."""
-    token = escape(visible(walk.pieces[walk.position]))
-    head = f"<div>What the model would say after <code>{token}</code> if it stopped there</div>"
-    rows = ""
-    for layer, said in enumerate(walk.says()):
-        cells = [f"<td><code>{escape(visible(piece))}</code> {percent(prob)}</td>" for piece, prob in said]
-        rows = f"<tr><th scope='row'>layer {layer}</th>{''.join(cells)}</tr>{rows}"
-    none = "<p>No layer is complete yet: go on to the end of the first.</p>"
-    return head + (f"<table class='tinyllama-lens'>{rows}</table>" if rows else none)
+def shown_of(walk: Walk | None, view: str) -> set[str]:
+    """The names of the outputs that a view of a walk needs."""
+    if walk is None:
+        return set()
+    if view != "step":
+        return {"heads": {"looked", "sheet", "looks"}, "lens": {"lens"}}[view]
+    seen = {"what", "says", "code", "next" if walk.kind == "logits" else "map"}
+    is_attention = walk.kind in ("attention.scores", "attention.weights")
+    return seen | ({"looked", "looks"} if is_attention else set())

@@ -1,15 +1,20 @@
 """What the stepper knows: every value on a prompt's way through a model, and where one stands among them."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from ...errors import require
 from ...llama import Llama
 from ...ops import softmax
+from . import heads
 from .kinds import KINDS
+from .lens import Lens
 
 MOST_COLUMNS = 256  # of a heat-map: a cell of a pixel or two can still be seen
-SAYS = 5  # tokens that the model would say, of a layer
+LIKELIEST = 10  # tokens that could follow
 
 
 @dataclass(frozen=True)
@@ -22,23 +27,44 @@ class Map:
     is_share: bool  # whether they are shares from 0 to 1
 
 
+@dataclass(frozen=True)
+class Next:
+    """A token that could follow."""
+
+    id: int
+    piece: str
+    logit: float
+    prob: float
+
+
 class Walk:
     """A prompt that has been through a model.
 
     Attributes:
-        pieces: the prompt's tokens, as text.
+        tokens, pieces: the prompt's ids, and as text.
+        text: the prompt as one would type it; `is_text` says whether that gives the same ids.
+        changes: what was changed on the way, as `Llama.edit` takes it; None: nothing.
         names: every step, in the order in which it is computed: "layers.0.attention.q".
         at: the index of the step one stands at.
         head, position: which head and which token are looked at.
+        looks_at: the token that `position` is asked about: which head looks there? None: no one in particular.
+        lens: what the model would say after every layer and token.
     """
 
-    def __init__(self, llama: Llama, prompt: str):
-        tokens = llama.tokens(prompt)
-        self.config, self._llama, self._lens = llama.config, llama, {}
-        self._taps = llama.trace(tokens)
-        llama.check(self._taps["logits"], tokens)
-        self.pieces, self.names = [llama.tokenizer.piece(token) for token in tokens], list(self._taps)
-        self.at, self.head, self.position = 0, 0, len(tokens) - 1
+    def __init__(self, llama: Llama, prompt: str | list[int], changes: dict | None = None):
+        self.tokens, self.changes = llama.tokens(prompt), changes
+        self.config, self._llama = llama.config, llama
+        with llama.edit(changes) if changes else nullcontext():
+            self._taps = llama.trace(self.tokens)
+        llama.check(self._taps["logits"], self.tokens)
+        self.pieces, self.names = self.pieces_of(self.tokens), list(self._taps)
+        self.text = self.text_of(self.tokens)
+        self.is_text = bool(self.text) and llama.tokens(self.text) == self.tokens
+        self.at, self.head, self.position, self.looks_at = 0, 0, len(self.tokens) - 1, None
+        self.lens = Lens(llama, self._of_layers("residual"))
+
+    def _of_layers(self, kind: str) -> list[np.ndarray]:
+        return [self._taps[f"layers.{layer}.{kind}"] for layer in range(self.config.n_layers)]
 
     @property
     def name(self) -> str:
@@ -64,6 +90,45 @@ class Walk:
         self.at = min(max(self.at + steps, 0), len(self.names) - 1)
         self.head = self.head if head is None else head
         self.position = self.position if position is None else min(position, len(self.pieces) - 1)
+        if self.looks_at is not None and self.looks_at > self.position:
+            self.looks_at = None  # no token sees what comes after it
+
+    def open(self, layer=None, kind="embedding", head=0, position=None, looks_at=None) -> None:
+        """Go to a place that somebody has written down; position None is the last token.
+
+        Raises TinyllamaError if this model or prompt has no such place.
+        """
+        kinds = dict.fromkeys(
+            name.split(".", 2)[2] if name.startswith("layers.") else name for name in self.names
+        )
+        require(kind in kinds, f"no kind of step is named {kind!r}: there are {', '.join(kinds)}")
+        position = len(self.tokens) - 1 if position is None else position
+        ends = {"layer": self.config.n_layers, "head": self.config.n_heads, "position": len(self.tokens)}
+        given = {"layer": layer or 0, "head": head, "position": position, "looks_at": looks_at or 0}
+        for name, end in (ends | {"looks_at": position + 1}).items():
+            require(given[name] in range(end), f"{name} is {given[name]!r}, but must be in 0..{end - 1}")
+        self.go(layer, kind, head, position)
+        self.looks_at = looks_at
+
+    def follow(self, other: "Walk") -> None:
+        """Stand where one stood in an earlier walk, at the same token if it is of the same prompt."""
+        layer = min(other.layer or 0, self.config.n_layers - 1)
+        is_same = self.pieces == other.pieces
+        self.go(layer, other.kind, other.head % self.config.n_heads, other.position if is_same else None)
+        self.looks_at = other.looks_at if is_same else None
+
+    def call(self, model: str, backend: str = "auto", **more) -> str:
+        """The line of Python that opens the stepper here; of the arguments only those that it needs.
+
+        Args: more: further arguments of `stepper`.
+        """
+        last, prompt = len(self.tokens) - 1, self.text if self.is_text else self.tokens
+        place = {"layer": self.layer, "kind": self.kind, "head": self.head, "position": self.position}
+        usual = {"backend": "auto", "layer": None, "kind": "embedding", "head": 0, "position": last}
+        usual |= {"looks_at": None}
+        given = {"model": model, "backend": backend, **place, "looks_at": self.looks_at, **more}
+        needed = {name: value for name, value in given.items() if name not in usual or value != usual[name]}
+        return f"tinyllama.stepper({prompt!r}, {', '.join(f'{n}={v!r}' for n, v in needed.items())})"
 
     def shape(self) -> str:
         """The axes of the step's value and their sizes."""
@@ -88,16 +153,45 @@ class Walk:
 
     def says(self) -> list[list[tuple[str, float]]]:
         """What the model would say after each layer so far if it stopped there: its likeliest five tokens."""
-        if self.position not in self._lens:
-            rows = [self._taps[f"layers.{n}.residual"][self.position] for n in range(self.config.n_layers)]
-            self._lens[self.position] = [self._likeliest(row) for row in self._llama.unembed(np.stack(rows))]
         done = [name for name in self.names[: self.at + 1] if name.endswith(".residual")]
-        return self._lens[self.position][: len(done)]
+        return self.lens.column(self.position)[: len(done)]
 
-    def _likeliest(self, logits: np.ndarray) -> list[tuple[str, float]]:
+    def likeliest(self) -> list[Next]:
+        """The ten tokens that are likeliest to follow the one that is looked at."""
+        logits = self._taps["logits"][self.position]
         probs = softmax(logits)
-        best = np.argsort(-probs, kind="stable")[:SAYS]
-        return [(self._llama.tokenizer.piece(int(token)), float(probs[token])) for token in best]
+        best = np.argsort(-logits, kind="stable")[:LIKELIEST].tolist()
+        return [
+            Next(token, self._llama.tokenizer.piece(token), float(logits[token]), float(probs[token]))
+            for token in best
+        ]
+
+    def pieces_of(self, tokens) -> list[str]:
+        """Ids as text for people to read."""
+        return [self._llama.tokenizer.piece(int(token)) for token in tokens]
+
+    def text_of(self, tokens: list[int]) -> str:
+        """Ids as one would type them: control tokens by their names, without the bos that comes first anyway."""
+        tokenizer = self._llama.tokenizer
+        tokens = tokens[1:] if tokenizer.add_bos and tokens[0] == tokenizer.bos_id else tokens
+        data = [
+            tokenizer.piece(token).encode() if tokenizer.is_control(token) else tokenizer.token_bytes(token)
+            for token in tokens
+        ]
+        return b"".join(data).removeprefix(tokenizer.prefix).decode("utf-8", errors="replace")
+
+    def followed_by(self, token: int) -> list[int]:
+        """The prompt up to the token that is looked at, and another one behind it."""
+        return [*self.tokens[: self.position + 1], token]
+
+    def looks(self) -> list[heads.Look]:
+        """The heads that look from `position` to `looks_at` most, or anywhere."""
+        return heads.looks(self._of_layers("attention.weights"), self.position, self.looks_at)
+
+    @cached_property
+    def sheet(self) -> np.ndarray:
+        """The attention of all heads as small maps, as `heads.sheet` makes them."""
+        return heads.sheet(self._of_layers("attention.weights"))
 
 
 def _farthest(values: np.ndarray) -> tuple[np.ndarray, int]:

@@ -1,0 +1,78 @@
+// The attention of all layers and heads as small maps. A click on one goes there.
+
+const GAP = 2; // pixels between two maps
+const SMALLEST = 24; // pixels of a map
+
+function render({ model, el }) {
+  const { figure, canvas, draw, close } = board(el, { layout, paint, say, choose });
+  let isTurned = false; // layers are columns
+
+  function layout(pen, width, height) {
+    const { n_layers, n_heads } = model.get("frame");
+    const left = Math.ceil(12 + pen.measureText("layer 00").width);
+    const top = Math.ceil(1.8 * pen.size);
+    const room = (columns, rows) => Math.min((width - left - 3) / columns, (height - top) / rows);
+    isTurned = room(n_layers, n_heads) > room(n_heads, n_layers);
+    const [n_columns, n_rows] = isTurned ? [n_layers, n_heads] : [n_heads, n_layers];
+    const widest = (width - left - 3) / n_columns;
+    const size = Math.min(widest, Math.max(SMALLEST, room(n_columns, n_rows)));
+    return { left, top, n_rows, n_columns, cell: [size, size] };
+  }
+
+  // A map's layer and head, and the cell of a map.
+  const headAt = ({ row, column }) => (isTurned ? { layer: column, head: row } : { layer: row, head: column });
+  const cellOf = ([layer, head]) => (isTurned ? { row: head, column: layer } : { row: layer, column: head });
+
+  function paint(pen, place) {
+    const { n_layers, n_heads, side, title, at, marked } = model.get("frame");
+    const bytes = new Uint8Array(model.get("values").buffer, model.get("values").byteOffset);
+    const { left, top, cell } = place;
+    const shades = Array.from({ length: 256 }, (_, i) => mix(pen.colors["map-zero"], pen.colors["map-above"], i / 255));
+    const width = n_heads * side; // of all maps as one picture, a row a layer
+    const image = picture(width, n_layers * side, (i) => {
+      const [x, y] = [i % width, Math.floor(i / width)];
+      const map = Math.floor(y / side) * n_heads + Math.floor(x / side);
+      if (x % side > y % side) return pen.colors["map-none"]; // the future
+      return shades[bytes[(map * side + (y % side)) * side + (x % side)]];
+    });
+    canvas.setAttribute("aria-label", title);
+    pen.imageSmoothingEnabled = cell[0] < side; // lest single tokens be lost
+    for (let i = 0; i < n_layers * n_heads; i++) {
+      const [layer, head] = [Math.floor(i / n_heads), i % n_heads];
+      const { row, column } = cellOf([layer, head]);
+      const to = [left + column * cell[0], top + row * cell[1], cell[0] - GAP, cell[1] - GAP];
+      pen.drawImage(image, head * side, layer * side, side, side, ...to);
+    }
+    const [rows, columns] = isTurned ? ["head", "layer"] : ["layer", "head"];
+    const numbers = (n, name) => Array.from({ length: n }, (_, i) => (i ? `${i}` : `${name} 0`));
+    labelled(pen, place, numbers(place.n_rows, rows), numbers(place.n_columns, "").map((label) => label.trim()));
+    pen.textAlign = "right";
+    pen.fillText(columns, left - 6, top - 0.7 * pen.size);
+    for (const head of marked) frame(pen, place, inside(cellOf(head)), "accent", 3);
+    frame(pen, place, inside(cellOf(at)), "text", 2);
+  }
+
+  const inside = (cell) => ({ ...cell, n_rows: 0.97, n_columns: 0.97 });
+
+  function say(cell) {
+    const { title } = model.get("frame");
+    if (!cell) return title;
+    const { layer, head } = headAt(cell);
+    return `layer ${layer}, head ${head}`;
+  }
+
+  function choose(cell) {
+    const { layer, head } = headAt(cell);
+    model.send({ action: "head", value: [layer, head] });
+  }
+
+  const show = () => {
+    figure.hidden = !model.get("frame").side;
+    if (!figure.hidden) draw();
+  };
+  model.on("change:frame", show);
+  show();
+  return close;
+}
+
+export default { render };
