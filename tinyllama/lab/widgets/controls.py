@@ -15,8 +15,9 @@ from .worker import Worker
 class Tool(w.VBox):
     """A tool's frame: controls, keys, a line that says what is going on, an error, one job at a time.
 
-    A subclass makes its widgets and calls `show`. Its `start` does what its first button and Ctrl-Enter (if
-    `enter`, in the prompt Enter, too) are for, its `update` gives all widgets the values that they are to show.
+    A subclass makes its widgets and calls `show`. Its `start` does what its first button and Ctrl-Enter (with
+    `enter`, in the prompt Enter, too) are for, its `update` gives all widgets the values that they are to
+    show.
 
     Attributes:
         worker: runs what takes long; it can be told to stop.

@@ -105,7 +105,7 @@ class HeatMap(Element):
 
 
 class Sheet(Element):
-    """The attention of all layers and heads as small maps; sends "head" with layer and head of a chosen one."""
+    """The attention of all layers and heads as small maps; sends "head" with [layer, head] of a click."""
 
     _esm = on_board("sheet.js")
     values = traitlets.Bytes(b"").tag(sync=True)

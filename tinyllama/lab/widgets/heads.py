@@ -1,4 +1,4 @@
-"""The attention of all heads together: which one looks from here to there most, and all of them as small maps."""
+"""The attention of all heads together: which looks from here to there most, and all of them as small maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -129,8 +129,8 @@ def sheet_frame(walk: Walk) -> dict:
     """What `Sheet.show` is to write beside the maps."""
     config = walk.config
     return {
-        "title": f"The attention of {config.n_layers} layers × {config.n_heads} heads. In each map a row is a token "
-        "that looks, a column one that is looked at; the list's heads have a frame.",
+        "title": f"The attention of {config.n_layers} layers × {config.n_heads} heads. In each map a row is "
+        "a token that looks, a column one that is looked at. The heads in the list have a frame.",
         "at": [walk.layer or 0, walk.head],
         "marked": [[look.layer, look.head] for look in walk.looks()],
     }

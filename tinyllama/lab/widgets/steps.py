@@ -47,7 +47,7 @@ class Walk:
         names: every step, in the order in which it is computed: "layers.0.attention.q".
         at: the index of the step one stands at.
         head, position: which head and which token are looked at.
-        looks_at: the token that `position` is asked about: which head looks there? None: no one in particular.
+        looks_at: the token that `looks` asks about: which head looks from `position` there? None: anywhere.
         lens: what the model would say after every layer and token.
     """
 
@@ -98,10 +98,7 @@ class Walk:
 
         Raises TinyllamaError if this model or prompt has no such place.
         """
-        kinds = dict.fromkeys(
-            name.split(".", 2)[2] if name.startswith("layers.") else name for name in self.names
-        )
-        require(kind in kinds, f"no kind of step is named {kind!r}: there are {', '.join(kinds)}")
+        require(kind in KINDS, f"no kind of step is named {kind!r}: there are {', '.join(KINDS)}")
         position = len(self.tokens) - 1 if position is None else position
         ends = {"layer": self.config.n_layers, "head": self.config.n_heads, "position": len(self.tokens)}
         given = {"layer": layer or 0, "head": head, "position": position, "looks_at": looks_at or 0}
@@ -171,7 +168,7 @@ class Walk:
         return [self._llama.tokenizer.piece(int(token)) for token in tokens]
 
     def text_of(self, tokens: list[int]) -> str:
-        """Ids as one would type them: control tokens by their names, without the bos that comes first anyway."""
+        """Ids as one would type them: control tokens by name, without the bos that comes first anyway."""
         tokenizer = self._llama.tokenizer
         tokens = tokens[1:] if tokenizer.add_bos and tokens[0] == tokenizer.bos_id else tokens
         data = [
