@@ -1,3 +1,4 @@
+import re
 import threading
 
 import numpy as np
@@ -103,6 +104,121 @@ def test_what_the_model_would_say_is_told_of_layers_that_are_complete(walk):
         walk.go(steps=1)
     assert n_said["layers.0.feed_forward.output"] == 0 and n_said["layers.0.residual"] == 1
     assert n_said["layers.1.attention.norm"] == 1 and n_said["norm"] == walk.config.n_layers
+
+
+def test_the_likeliest_tokens_are_those_of_the_logits(walk, llama):
+    for position in (2, 4):
+        walk.go(position=position)
+        logits = llama.logits(STORY)[position]
+        found = walk.likeliest()
+        assert [token.id for token in found] == np.argsort(-logits)[:10].tolist()
+        np.testing.assert_allclose([token.logit for token in found], np.sort(logits)[:-11:-1], rtol=1e-3)
+        np.testing.assert_allclose(
+            [token.prob for token in found], np.sort(softmax(logits))[:-11:-1], rtol=1e-2
+        )
+
+
+def test_a_token_that_is_taken_follows_the_one_that_is_looked_at(walk, llama):
+    token = walk.likeliest()[3].id
+    assert walk.followed_by(token) == [*llama.tokens(STORY), token]
+    walk.go(position=2)
+    assert walk.followed_by(token) == [*llama.tokens(STORY)[:3], token]
+
+
+def test_a_token_is_asked_about_those_that_it_sees(walk):
+    walk.looks_at = 3
+    walk.go(position=3)
+    assert walk.looks_at == 3 and {look.looks_at for look in walk.looks()} == {3}
+    walk.go(position=2)
+    assert walk.looks_at is None
+
+
+PLACES = [
+    {},
+    {"layer": 2, "kind": "attention.weights", "head": 3, "position": 4, "looks_at": 1},
+    {"kind": "logits", "position": 0},
+    {"layer": 0, "kind": "residual", "looks_at": 0},
+]
+
+
+def opened(line: str) -> Walk:
+    """What a line of Python opens."""
+
+    class Stepper:
+        @staticmethod
+        def stepper(prompt, model, **place):
+            walk = Walk(tinyllama.load(model), prompt)
+            walk.open(**place)
+            return walk
+
+    return eval(line, {"tinyllama": Stepper})
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_its_line_of_python_opens_the_same_place(walk, place):
+    walk.open(**place)
+    other = opened(walk.call("small"))
+    for name in ("tokens", "name", "head", "position", "looks_at"):
+        assert getattr(other, name) == getattr(walk, name)
+
+
+def test_a_line_of_python_says_what_it_has_to():
+    llama = tinyllama.load("small")
+    assert Walk(llama, STORY).call("small") == "tinyllama.stepper('Once upon a time', model='small')"
+    assert Walk(llama, STORY).call("small", "numpy", view="lens").endswith("backend='numpy', view='lens')")
+
+
+def test_ids_that_their_text_does_not_give_stay_ids(llama):
+    ids = [*llama.tokens("Once upon a"), llama.tokenizer.vocabulary.pieces.index("n")]  # " an" is one token
+    walk = Walk(llama, ids)
+    assert not walk.is_text and walk.text == "Once upon an"
+    assert opened(walk.call("small")).tokens == walk.tokens == ids
+    assert Walk(llama, llama.tokens(STORY)).is_text and Walk(llama, llama.tokens(STORY)).text == STORY
+
+
+def test_control_tokens_are_written_by_name(smollm2_file):
+    llama, text = tinyllama.load(smollm2_file), "<|im_start|>user\nHi<|im_end|>\n"
+    walk = Walk(llama, llama.tokens(text))
+    assert walk.is_text and walk.text == text
+
+
+WRONG = [
+    ({"layer": 4}, "layer is 4, but must be in 0..3"),
+    (
+        {"layer": 1, "kind": "attention.queries"},
+        "no kind of step is named 'attention.queries': there are embedding",
+    ),
+    ({"head": 8}, "head is 8, but must be in 0..7"),
+    ({"head": "first"}, "head is 'first', but must be in 0..7"),
+    ({"position": 5}, "position is 5, but must be in 0..4"),
+    ({"position": 2, "looks_at": 3}, "looks_at is 3, but must be in 0..2"),
+]
+
+
+@pytest.mark.parametrize("place, said", WRONG)
+def test_a_place_that_is_not_there_is_an_error(walk, place, said):
+    with pytest.raises(TinyllamaError, match=re.escape(said)):
+        walk.open(**place)
+
+
+def test_a_new_walk_follows_an_old_one(walk, llama):
+    walk.open(3, "attention.weights", 7, 2, 1)
+    same, other = Walk(llama, STORY), Walk(llama, "The wolf")
+    same.follow(walk)
+    other.follow(walk)
+    assert (same.name, same.head, same.position, same.looks_at) == (walk.name, 7, 2, 1)
+    assert (other.name, other.head, other.position, other.looks_at) == (walk.name, 7, 3, None)
+
+
+def test_a_walk_with_changes_is_what_a_trace_in_an_edit_is(walk, llama):
+    changes = tinyllama.ablate("layers.1.attention.heads", heads=[2])
+    changed = Walk(llama, STORY, changes)
+    with llama.edit(changes):
+        expected = llama.trace(STORY)
+    for name in ("layers.1.attention.heads", "layers.3.residual"):
+        changed.at = walk.at = walk.names.index(name)
+        np.testing.assert_array_equal(changed.map().values, expected[name])
+        assert not np.array_equal(walk.map().values, expected[name])
 
 
 def test_a_shape_is_told_with_its_axes(walk):

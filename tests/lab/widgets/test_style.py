@@ -27,6 +27,8 @@ TEXTS = [
     ("text", "attended"),
     ("text", "mark"),
     ("muted", "mark"),
+    ("text", "lens"),
+    ("text", "map-zero"),
     ("muted", "ground"),
     ("muted", "panel"),
     ("on-accent", "accent"),

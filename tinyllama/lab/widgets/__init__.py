@@ -53,7 +53,6 @@ def stepper(
     backend: str = "auto",
     *,
     view: str = "step",
-    changes: dict | None = None,
     **place,
 ):
     """Follow a token through a model, step by step: the line that is executed, its numbers, its reason.
@@ -61,7 +60,6 @@ def stepper(
     Args:
         prompt, model, backend: what is chosen at first. A prompt may be token ids.
         view: "step", "heads" (the attention of all), "lens" (what the model would say after every layer).
-        changes: what is changed on the way through the model, as `Llama.edit` takes it.
         place: where one stands at first: layer=3, kind="attention.weights", head=2, position=5, looks_at=1,
             as the stepper's own line of Python has it.
     Raises:
@@ -73,7 +71,7 @@ def stepper(
     require(view in VIEWS, f"there is no view {view!r}: there are {', '.join(VIEWS)}")
     unknown = ", ".join(sorted(place.keys() - PLACE))
     require(not unknown, f"the stepper has no {unknown}: there are {', '.join(PLACE)}")
-    return Stepper(prompt, model or default_model(), backend, view, changes, **place)
+    return Stepper(prompt, model or default_model(), backend, view, **place)
 
 
 def _require_widgets() -> None:

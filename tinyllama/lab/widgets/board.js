@@ -4,8 +4,9 @@
 const TALLEST = 0.7; // of the window's height
 
 // The map says how it lies with layout(pen, width, height) -> { left, top, n_rows, n_columns, cell: [width, height] },
-// paints with paint(pen, place), describes with say(cell or null), and is told of a choice with choose(cell).
-function board(el, { layout, paint, say, choose }) {
+// paints with paint(pen, place), describes with say(cell or null), and is told of a choice with choose(cell). The
+// arrow keys begin at start().
+function board(el, { layout, paint, say, choose, start }) {
   const figure = document.createElement("figure");
   figure.className = "tinyllama-map";
   const canvas = document.createElement("canvas");
@@ -22,7 +23,7 @@ function board(el, { layout, paint, say, choose }) {
     if (!width) return; // not on the page, or not shown
     const style = getComputedStyle(figure);
     const pen = canvas.getContext("2d");
-    const size = Math.min(22, Math.max(11, width / 75)); // labels grow with the map
+    const size = Math.min(22, Math.max(12, width / 56)); // labels grow with the map
     const font = `${size}px ${style.fontFamily}`;
     pen.font = font;
     place = { size, ...layout(Object.assign(pen, { size }), width, TALLEST * window.innerHeight) };
@@ -58,7 +59,7 @@ function board(el, { layout, paint, say, choose }) {
     if (!step && !(isChoice && cursor)) return;
     event.preventDefault();
     if (isChoice) return void choose(cursor);
-    const from = cursor ?? { row: 0, column: 0 };
+    const from = cursor ?? start();
     cursor = {
       row: Math.min(place.n_rows - 1, Math.max(0, from.row + step[0])),
       column: Math.min(place.n_columns - 1, Math.max(0, from.column + step[1])),

@@ -1,7 +1,7 @@
 // Numbers as colours: above zero one hue, below it another, no number grey.
 
 function render({ model, el }) {
-  const { figure, canvas, draw, close } = board(el, { layout, paint, say, choose });
+  const { figure, canvas, draw, close } = board(el, { layout, paint, say, choose, start });
   const isPairs = () => Array.isArray(model.get("frame").columns); // every column has a name
 
   function layout(pen, width, height) {
@@ -29,7 +29,7 @@ function render({ model, el }) {
     const image = picture(n_columns, n_rows, (i) => colors[i]);
     pen.drawImage(image, left, top, n_columns * cell[0], n_rows * cell[1]);
     labelled(pen, place, rows, isPairs() ? columns : []);
-    if (isPairs() && cell[0] > 3.2 * pen.size && cell[1] > 1.4 * pen.size) written(pen, place, values, colors);
+    if (isPairs()) written(pen, place, values, colors);
     if (row >= 0) frame(pen, place, { row, column: 0, n_columns }, "text", 1.5);
     if (column >= 0) frame(pen, place, { row, column }, "accent", 3);
   }
@@ -40,15 +40,15 @@ function render({ model, el }) {
   }
 
   // The numbers themselves, where there is room for them.
-  function written(pen, { left, top, cell }, values, colors) {
-    const { n_columns } = model.get("frame");
+  function written(pen, { left, top, cell, n_columns }, values, colors) {
+    const texts = Array.from(values, (value) => (Number.isNaN(value) ? "" : value.toFixed(2).replace(/^0/, "")));
+    if (cell[1] < 1.3 * pen.size || widest(pen, texts) > cell[0] - 4) return;
+    const [dark, light] = [pen.colors.text, pen.colors.ground].sort((a, b) => brightness(a) - brightness(b));
     pen.textAlign = "center";
-    values.forEach((value, i) => {
-      if (Number.isNaN(value)) return;
+    texts.forEach((text, i) => {
       const [x, y] = [i % n_columns, Math.floor(i / n_columns)];
-      const [dark, light] = [pen.colors.text, pen.colors.ground].sort((a, b) => brightness(a) - brightness(b));
       pen.fillStyle = css(brightness(colors[i]) > 0.45 ? dark : light);
-      pen.fillText(value.toFixed(2).replace(/^0/, ""), left + (x + 0.5) * cell[0], top + (y + 0.5) * cell[1]);
+      pen.fillText(text, left + (x + 0.5) * cell[0], top + (y + 0.5) * cell[1]);
     });
   }
 
@@ -67,6 +67,11 @@ function render({ model, el }) {
 
   const range = (column, per_cell) =>
     per_cell > 1 ? `${column * per_cell} to ${(column + 1) * per_cell - 1}` : `${column}`;
+
+  function start() {
+    const { row, column } = model.get("frame");
+    return { row: Math.max(0, row), column: Math.max(0, column) };
+  }
 
   function choose({ row, column }) {
     model.send({ action: "cell", value: [row, column] });

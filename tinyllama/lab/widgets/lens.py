@@ -9,7 +9,7 @@ from ...llama import Llama
 from ...ops import softmax
 
 SAYS = 5  # tokens that the model would say, of a layer
-AT_ONCE = 2**24  # logits
+AT_ONCE = 2**22  # logits: 16 MB
 
 
 class Lens:

@@ -4,7 +4,7 @@ const GAP = 2; // pixels between two maps
 const SMALLEST = 24; // pixels of a map
 
 function render({ model, el }) {
-  const { figure, canvas, draw, close } = board(el, { layout, paint, say, choose });
+  const { figure, canvas, draw, close } = board(el, { layout, paint, say, choose, start });
   let isTurned = false; // layers are columns
 
   function layout(pen, width, height) {
@@ -59,6 +59,10 @@ function render({ model, el }) {
     if (!cell) return title;
     const { layer, head } = headAt(cell);
     return `layer ${layer}, head ${head}`;
+  }
+
+  function start() {
+    return cellOf(model.get("frame").at);
   }
 
   function choose(cell) {

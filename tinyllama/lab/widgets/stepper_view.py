@@ -23,7 +23,6 @@ class Stepper(Tool):
 
     Attributes:
         walk: where one stands, and all values, once the first prompt has been read.
-        changes: what the next run changes on the way, as `Llama.edit` takes it; None: nothing.
         room: an empty box below, for more that is about the walk.
     """
 
@@ -33,11 +32,10 @@ class Stepper(Tool):
         model: str = "small",
         backend: str = "auto",
         view: str = "step",
-        changes: dict | None = None,
         **place,
     ):
         self.walk: Walk | None = None
-        self.changes, self.room = changes, w.VBox()
+        self.room = w.VBox()
         self._place: dict | None = place  # where the first walk is to be opened, as `Walk.open` takes it
         self._ran: tuple | None = None  # what the walk is of: prompt, model, backend
         is_text = isinstance(prompt, str)
@@ -76,7 +74,7 @@ class Stepper(Tool):
             self.inputs[name].observe(lambda _: self._mark_old(), "value")
         for name in ("kind", *SLIDERS):
             self.on_change(self.inputs[name], lambda value, name=name: self._go(**{name: value}))
-        self.on_change(self.inputs["view"], lambda _: self.worker.start(self._read_lens))
+        self.on_change(self.inputs["view"], lambda _: self._on_view())
         self.buttons["Previous"] = button("Previous", "One step back", lambda: self._go(steps=-1))
         self.buttons["Next"] = button("Next", "One step on", lambda: self._go(steps=1))
 
@@ -112,7 +110,7 @@ class Stepper(Tool):
         place, self._place = self._place, None
         llama = self.worker.load(model, backend)
         self.worker.doing = "The prompt is on its way through the model"
-        walk = Walk(llama, prompt, self.changes)
+        walk = Walk(llama, prompt)
         if place:
             walk.open(**place)
         if self.walk:
@@ -121,15 +119,21 @@ class Stepper(Tool):
         self.walk, self._ran = walk, (prompt, model, backend)
         if is_asked and prompt == walk.tokens:
             self._write(walk.text, model, prompt)
-        self._read_lens()
+        if self._needs_lens():
+            self._read_lens()
 
     def _read_lens(self) -> None:
-        """The part of a job that a view needs: what the model would say after all layers and tokens."""
-        if self.walk is None or self.inputs["view"].value != "lens":
-            return
+        """For a job: what the model would say after all layers and tokens."""
         for layer in self.walk.lens.read():
             self.worker.doing = f"What the model would say after layer {layer}"
             self.worker.tell()
+
+    def _needs_lens(self) -> bool:
+        return self.walk is not None and self.inputs["view"].value == "lens" and not self.walk.lens.is_read()
+
+    def _on_view(self) -> None:
+        if self._needs_lens():
+            self.worker.start(self._read_lens)
 
     def _write(self, text: str, model: str, ids: list[int]) -> None:
         """Show the text of a prompt that is ids."""
