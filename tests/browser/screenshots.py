@@ -94,16 +94,16 @@ def ended(page, n_runs: int) -> None:
 
 
 def stepper(page) -> None:
-    """The attention weights of a head in a layer in the middle."""
-    prompt = page.locator(".tinyllama-in-prompt input")
+    """The heads that look from one Lily to the other, and the attention weights of the first of them."""
+    prompt = page.locator(".tinyllama-in-prompt textarea")
     prompt.fill("Once upon a time there was a little girl named Lily. One day, Lily")
-    prompt.press("Control+Enter")
+    prompt.press("Enter")
     page.locator("[role='option']", has_text=re.compile("Lily")).first.wait_for()
-    page.locator(".tinyllama-in-kind select").select_option(label="Attention weights")
-    for layer in (1, 2):
-        page.locator(f"canvas[aria-label^='layers.{layer - 1}.attention.weights']").wait_for()
-        page.get_by_role("slider", name="Layer").press("ArrowRight")
-    page.locator("canvas[aria-label^='layers.2.attention.weights']").wait_for()
+    page.get_by_role("radio", name="All heads").check()
+    page.locator(".tinyllama-out-looked [data-index='11']").click()
+    page.locator(".tinyllama-out-looks", has_text="looks at ␣Lily (11)").wait_for()
+    page.get_by_role("button", name=re.compile("^go to layer")).first.click()
+    page.locator("canvas[aria-label*='attention.weights']").wait_for()
 
 
 def serve(page) -> None:

@@ -312,17 +312,17 @@ def notebook_of(lab, name: str, code: str) -> str:
 
 def test_the_stepper(opened):
     page = opened("stepper.ipynb")
-    page.locator(".tinyllama-in-prompt input").fill("The old king had")
-    page.locator(".tinyllama-in-prompt input").press("Control+Enter")
-    page.locator(".tinyllama-stepper [role='option']", has_text="␣king").wait_for()
+    page.locator(STEPPER_PROMPT).fill("The old king had")
+    page.locator(STEPPER_PROMPT).press("Enter")
+    page.locator(".tinyllama-stepper [role='option']", has_text="␣king").first.wait_for()
     names = list(tinyllama.load("small").trace("The old king had"))
     wait_for_status(page, f"Step 1 of {len(names)}: embedding")
-    for number, name in enumerate(names[1:17], 2):  # one whole layer
+    n_steps = names.index("layers.0.residual") + 1
+    for number, name in enumerate(names[1:n_steps], 2):  # one whole layer
         page.locator(".tinyllama-in-next").click()
         wait_for_status(page, f"Step {number} of {len(names)}: {name}")
         page.locator(f"canvas[aria-label^='{name}']").wait_for()
         assert page.locator(".tinyllama-out-code mark").count() > 0
-    assert names[16] == "layers.0.residual"
     assert page.locator(".tinyllama-lens tr").count() == 1
     page.locator(".tinyllama-in-previous").click()
     page.locator("canvas[aria-label^='layers.0.feed_forward.output']").wait_for()
@@ -335,6 +335,119 @@ def test_the_stepper(opened):
     page.get_by_role("slider", name="Position").press("ArrowLeft")
     page.locator(".tinyllama-out-says", has_text="␣king").wait_for()
     every_control_has_a_name(page)
+    its_map_grows_with_the_page(page)
+    two_tokens_rank_the_heads(page)
+    all_heads_are_a_click_or_keys_away(page)
+    a_cell_of_the_lens_goes_to_its_layer_and_token(page)
+    its_line_of_python_is_copied(page)
+    a_changed_prompt_marks_what_is_old(page)
+    a_likely_token_is_taken(page)
+    it_has_the_whole_screen(page)
+
+
+STEPPER_PROMPT = ".tinyllama-in-prompt textarea"
+MAP = ".tinyllama-out-map canvas"
+
+
+def its_map_grows_with_the_page(page):
+    def width() -> float:
+        page.wait_for_timeout(300)  # drawn anew
+        box = page.locator(MAP).bounding_box()
+        assert box["x"] + box["width"] <= page.viewport_size["width"]
+        return box["width"]
+
+    widths = []
+    for size in (500, 1280, 1920):
+        page.set_viewport_size({"width": size, "height": 1000})
+        widths.append(width())
+    assert widths == sorted(widths) and widths[0] > 250 and widths[2] > 800
+    page.set_viewport_size({"width": 1280, "height": 1000})
+
+
+def two_tokens_rank_the_heads(page):
+    page.locator(".tinyllama-out-looked [data-index='1']").click()
+    facts = page.locator(".tinyllama-out-looks .tinyllama-facts", has_text="␣king (3) looks at ␣The (1)")
+    facts.wait_for()
+    weights = page.locator(".tinyllama-out-looks .tinyllama-share").all_text_contents()
+    assert len(weights) == 10 and weights == sorted(weights, reverse=True)
+    name = page.locator(".tinyllama-out-looks .tinyllama-piece").nth(1).text_content()
+    page.get_by_role("button", name=f"go to {name}").click()
+    layer, head = re.findall(r"\d+", name)
+    page.locator(f"canvas[aria-label^='layers.{layer}.attention.weights, head {head}.']").wait_for()
+
+
+def all_heads_are_a_click_or_keys_away(page):
+    page.get_by_role("radio", name="All heads").check()
+    sheet = page.locator(".tinyllama-out-sheet canvas")
+    sheet.wait_for()
+    for name in ("Layer", "Head"):
+        page.get_by_role("slider", name=name).press("Home")
+    page.locator(".tinyllama-out-line", has_text="layer=0").wait_for()
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight"):
+        sheet.press(key)
+    page.locator(".tinyllama-out-sheet figcaption", has_text="layer 1, head 2").wait_for()
+    sheet.press("Enter")
+    page.locator("canvas[aria-label^='layers.1.attention.weights, head 2.']").wait_for()
+    page.get_by_role("radio", name="All heads").check()
+    box = sheet.bounding_box()
+    sheet.click(position={"x": box["width"] - 10, "y": box["height"] - 10})
+    page.locator("canvas[aria-label^='layers.3.attention.weights, head 7.']").wait_for()
+    page.locator(MAP).press("ArrowUp")
+    page.locator(".tinyllama-out-map figcaption", has_text="␣old looks at ␣The: 0.").wait_for()
+    page.locator(MAP).press("Enter")
+    page.locator(".tinyllama-out-looks", has_text="␣old (2) looks at ␣The (1)").wait_for()
+
+
+def a_cell_of_the_lens_goes_to_its_layer_and_token(page):
+    page.get_by_role("radio", name="All layers").check()
+    cells = page.locator(".tinyllama-grid td")
+    cells.nth(19).wait_for()
+    assert cells.count() == 4 * 5
+    page.locator(".tinyllama-grid [aria-selected='true']").press("ArrowDown")
+    page.locator(".tinyllama-grid :focus").press("Enter")
+    page.locator("canvas[aria-label^='layers.2.residual']").wait_for()
+    page.get_by_role("radio", name="All layers").check()
+    page.locator(".tinyllama-grid [data-place='1 4']").click()
+    page.locator("canvas[aria-label^='layers.1.residual']").wait_for()
+
+
+def its_line_of_python_is_copied(page):
+    page.get_by_role("button", name="Copy this line of Python").click()
+    page.locator(".tinyllama-copies button", has_text="Copied").wait_for()
+    line = page.evaluate("navigator.clipboard.readText()")
+    place = "layer=1, kind='residual', head=7, looks_at=1"
+    assert line == f"tinyllama.stepper('The old king had', model='small', {place})"
+
+
+def a_changed_prompt_marks_what_is_old(page):
+    page.locator(STEPPER_PROMPT).press("End")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("a")
+    page.locator(".tinyllama-stale", has_text="of the earlier prompt").wait_for()
+    assert page.locator(STEPPER_PROMPT).input_value() == "The old king had\na"
+    page.locator(STEPPER_PROMPT).fill("The old king had a")
+    page.keyboard.press("Enter")
+    page.locator(".tinyllama-stale").wait_for(state="detached")
+    assert page.locator(".tinyllama-out-tokens [role='option']").count() == 6
+
+
+def a_likely_token_is_taken(page):
+    page.locator(".tinyllama-in-kind select").select_option(label="Logits")
+    likely = page.locator(".tinyllama-out-next .tinyllama-piece").nth(2)
+    likely.wait_for()
+    word = likely.text_content().replace("␣", " ")
+    page.locator(".tinyllama-out-next .tinyllama-pick").nth(1).click()
+    page.locator(".tinyllama-out-tokens [data-index='6'][aria-selected='true']").wait_for()
+    assert page.locator(STEPPER_PROMPT).input_value() == f"The old king had a{word}"
+
+
+def it_has_the_whole_screen(page):
+    page.get_by_role("button", name="Full screen").click()
+    page.get_by_role("button", name="Leave full screen").wait_for()
+    assert page.evaluate("document.fullscreenElement.matches('.tinyllama-stepper')")
+    page.get_by_role("button", name="Leave full screen").click()
+    page.get_by_role("button", name="Full screen", exact=True).wait_for()
+    assert page.evaluate("document.fullscreenElement") is None
 
 
 def test_two_playgrounds_and_a_cell_run_twice_do_not_disturb_each_other(opened, lab):
@@ -370,7 +483,8 @@ def every_control_has_a_name(page):
     nameless = page.evaluate(
         """() => [...document.querySelectorAll(
             ".tinyllama button, .tinyllama input, .tinyllama select, .tinyllama textarea, "
-            + ".tinyllama [role=slider], .tinyllama [role=listbox], .tinyllama [role=img]")]
+            + ".tinyllama [role=slider], .tinyllama [role=listbox], .tinyllama [role=application],"
+            + ".tinyllama [role=grid]")]
           .filter((e) => !(e.labels?.length || e.getAttribute("aria-label") || e.textContent.trim()))
           .map((e) => e.outerHTML)"""
     )

@@ -11,7 +11,6 @@ function board(el, { layout, paint, say, choose, start }) {
   figure.className = "tinyllama-map";
   const canvas = document.createElement("canvas");
   canvas.tabIndex = 0;
-  canvas.setAttribute("role", "application"); // arrow keys are its own
   const caption = document.createElement("figcaption");
   figure.append(canvas, caption);
   el.append(figure);
@@ -37,6 +36,8 @@ function board(el, { layout, paint, say, choose, start }) {
     pen.scale(scale, scale);
     Object.assign(pen, { font, textBaseline: "middle" });
     pen.colors = Object.fromEntries(COLORS.map((name) => [name, rgb(style.getPropertyValue(`--tl-${name}`))]));
+    canvas.setAttribute("role", "application"); // arrow keys are its own
+    canvas.setAttribute("aria-label", say(null));
     paint(pen, place);
     if (cursor) frame(pen, place, cursor, "accent", 3);
     describe(cursor);
@@ -94,7 +95,7 @@ function board(el, { layout, paint, say, choose, start }) {
     sizes.disconnect();
     window.removeEventListener("resize", draw);
   };
-  return { figure, canvas, draw, close };
+  return { figure, draw, close };
 }
 
 const COLORS = ["text", "ground", "accent", "map-zero", "map-above", "map-below", "map-none"];

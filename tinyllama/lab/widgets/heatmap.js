@@ -1,7 +1,7 @@
 // Numbers as colours: above zero one hue, below it another, no number grey.
 
 function render({ model, el }) {
-  const { figure, canvas, draw, close } = board(el, { layout, paint, say, choose, start });
+  const { figure, draw, close } = board(el, { layout, paint, say, choose, start });
   const isPairs = () => Array.isArray(model.get("frame").columns); // every column has a name
 
   function layout(pen, width, height) {
@@ -20,11 +20,10 @@ function render({ model, el }) {
   }
 
   function paint(pen, place) {
-    const { n_rows, n_columns, limit, rows, columns, row, column, title } = model.get("frame");
+    const { n_rows, n_columns, limit, rows, columns, row, column } = model.get("frame");
     const values = numbers();
     const colors = Array.from(values, (value) => colorOf(pen.colors, value, limit));
     const { left, top, cell } = place;
-    canvas.setAttribute("aria-label", title);
     pen.imageSmoothingEnabled = false;
     const image = picture(n_columns, n_rows, (i) => colors[i]);
     pen.drawImage(image, left, top, n_columns * cell[0], n_rows * cell[1]);

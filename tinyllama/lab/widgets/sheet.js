@@ -4,7 +4,7 @@ const GAP = 2; // pixels between two maps
 const SMALLEST = 24; // pixels of a map
 
 function render({ model, el }) {
-  const { figure, canvas, draw, close } = board(el, { layout, paint, say, choose, start });
+  const { figure, draw, close } = board(el, { layout, paint, say, choose, start });
   let isTurned = false; // layers are columns
 
   function layout(pen, width, height) {
@@ -12,7 +12,7 @@ function render({ model, el }) {
     const left = Math.ceil(12 + pen.measureText("layer 00").width);
     const top = Math.ceil(1.8 * pen.size);
     const room = (columns, rows) => Math.min((width - left - 3) / columns, (height - top) / rows);
-    isTurned = room(n_layers, n_heads) > room(n_heads, n_layers);
+    isTurned = room(n_layers, n_heads) > 1.2 * room(n_heads, n_layers); // much larger maps
     const [n_columns, n_rows] = isTurned ? [n_layers, n_heads] : [n_heads, n_layers];
     const widest = (width - left - 3) / n_columns;
     const size = Math.min(widest, Math.max(SMALLEST, room(n_columns, n_rows)));
@@ -24,7 +24,7 @@ function render({ model, el }) {
   const cellOf = ([layer, head]) => (isTurned ? { row: head, column: layer } : { row: layer, column: head });
 
   function paint(pen, place) {
-    const { n_layers, n_heads, side, title, at, marked } = model.get("frame");
+    const { n_layers, n_heads, side, at, marked } = model.get("frame");
     const bytes = new Uint8Array(model.get("values").buffer, model.get("values").byteOffset);
     const { left, top, cell } = place;
     const shades = Array.from({ length: 256 }, (_, i) => mix(pen.colors["map-zero"], pen.colors["map-above"], i / 255));
@@ -35,7 +35,6 @@ function render({ model, el }) {
       if (x % side > y % side) return pen.colors["map-none"]; // the future
       return shades[bytes[(map * side + (y % side)) * side + (x % side)]];
     });
-    canvas.setAttribute("aria-label", title);
     pen.imageSmoothingEnabled = cell[0] < side; // lest single tokens be lost
     for (let i = 0; i < n_layers * n_heads; i++) {
       const [layer, head] = [Math.floor(i / n_heads), i % n_heads];
