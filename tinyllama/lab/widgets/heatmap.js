@@ -38,9 +38,9 @@ function render({ model, el }) {
     return mix(colors["map-zero"], colors[value < 0 ? "map-below" : "map-above"], Math.min(1, Math.abs(value) / limit));
   }
 
-  // The numbers themselves, where there is room for them.
+  // The numbers themselves, where there is room for them; a cell that is nearly 0 stays empty.
   function written(pen, { left, top, cell, n_columns }, values, colors) {
-    const texts = Array.from(values, (value) => (Number.isNaN(value) ? "" : value.toFixed(2).replace(/^0/, "")));
+    const texts = Array.from(values, (value) => (Math.abs(value) >= 0.005 ? value.toFixed(2).replace(/^0/, "") : ""));
     if (cell[1] < 1.3 * pen.size || widest(pen, texts) > cell[0] - 4) return;
     const [dark, light] = [pen.colors.text, pen.colors.ground].sort((a, b) => brightness(a) - brightness(b));
     pen.textAlign = "center";

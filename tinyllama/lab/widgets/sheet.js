@@ -1,7 +1,8 @@
 // The attention of all layers and heads as small maps. A click on one goes there.
 
 const GAP = 2; // pixels between two maps
-const SMALLEST = 24; // pixels of a map
+const SMALLEST = 32; // pixels of a map, if it can be
+const LARGEST = 48; // where the maps don't fit on a screen
 
 function render({ model, el }) {
   const { figure, draw, close } = board(el, { layout, paint, say, choose, start });
@@ -11,11 +12,12 @@ function render({ model, el }) {
     const { n_layers, n_heads } = model.get("frame");
     const left = Math.ceil(12 + pen.measureText("layer 00").width);
     const top = Math.ceil(1.8 * pen.size);
-    const room = (columns, rows) => Math.min((width - left - 3) / columns, (height - top) / rows);
-    isTurned = room(n_layers, n_heads) > 1.2 * room(n_heads, n_layers); // much larger maps
-    const [n_columns, n_rows] = isTurned ? [n_layers, n_heads] : [n_heads, n_layers];
-    const widest = (width - left - 3) / n_columns;
-    const size = Math.min(widest, Math.max(SMALLEST, room(n_columns, n_rows)));
+    const room = (n_columns) => (width - left - 3) / n_columns;
+    const [few, many] = [Math.min(n_layers, n_heads), Math.max(n_layers, n_heads)];
+    const isWide = room(many) >= SMALLEST; // more maps side by side than below each other
+    const [n_columns, n_rows] = isWide ? [many, few] : [few, many];
+    isTurned = n_columns !== n_heads;
+    const size = Math.min(room(n_columns), Math.max(LARGEST, (height - top) / n_rows));
     return { left, top, n_rows, n_columns, cell: [size, size] };
   }
 

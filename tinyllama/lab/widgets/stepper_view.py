@@ -50,7 +50,7 @@ class Stepper(Tool):
             row(*self.buttons.values(), self.outputs["full"], self.outputs["status"]),
             *(self.outputs[name] for name in ("error", "old")),
             self.inputs["view"],
-            columns(*(self.inputs[name] for name in ("kind", *SLIDERS))),
+            columns(*(self.inputs[name] for name in ("kind", *SLIDERS))).add_class("tinyllama-where"),
             *(self.outputs[name] for name in ("tokens", "looked", "what")),
             w.HBox([self.outputs[name] for name in STAGE]).add_class("tinyllama-stage"),
             *(self.outputs[name] for name in ("lens", "says", "code")),
