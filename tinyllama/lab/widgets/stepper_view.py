@@ -37,6 +37,7 @@ class Stepper(Tool):
         self.walk: Walk | None = None
         self.room = w.VBox()
         self._place: dict | None = place  # where the first walk is to be opened, as `Walk.open` takes it
+        self._wants_lens = False  # it is to be read as soon as nothing else runs
         self._ran: tuple | None = None  # what the walk is of: prompt, model, backend
         is_text = isinstance(prompt, str)
         self._exact = None if is_text else ("", model, list(prompt))  # a text that stands for these ids
@@ -74,7 +75,7 @@ class Stepper(Tool):
             self.inputs[name].observe(lambda _: self._mark_old(), "value")
         for name in ("kind", *SLIDERS):
             self.on_change(self.inputs[name], lambda value, name=name: self._go(**{name: value}))
-        self.on_change(self.inputs["view"], lambda _: self._on_view())
+        self.on_change(self.inputs["view"], lambda _: setattr(self, "_wants_lens", True))
         self.buttons["Previous"] = button("Previous", "One step back", lambda: self._go(steps=-1))
         self.buttons["Next"] = button("Next", "One step on", lambda: self._go(steps=1))
 
@@ -131,10 +132,6 @@ class Stepper(Tool):
     def _needs_lens(self) -> bool:
         return self.walk is not None and self.inputs["view"].value == "lens" and not self.walk.lens.is_read()
 
-    def _on_view(self) -> None:
-        if self._needs_lens():
-            self.worker.start(self._read_lens)
-
     def _write(self, text: str, model: str, ids: list[int]) -> None:
         """Show the text of a prompt that is ids."""
         self._exact = text, model, ids
@@ -178,6 +175,9 @@ class Stepper(Tool):
 
     def update(self) -> None:
         """Show where one stands."""
+        if self._wants_lens and self._needs_lens() and not self.worker.busy:
+            self._wants_lens = False
+            self.worker.start(self._read_lens)
         walk, status = self.walk, self.worker.doing
         self.buttons["Previous"].disabled = walk is None or walk.at == 0
         self.buttons["Next"].disabled = walk is None or walk.at == len(walk.names) - 1
