@@ -382,13 +382,15 @@ def all_heads_are_a_click_or_keys_away(page):
     sheet.wait_for()
     for name in ("Layer", "Head"):
         page.get_by_role("slider", name=name).press("Home")
-    page.locator(".tinyllama-out-line", has_text="layer=0").wait_for()
+    place = "layer=0, kind='attention.weights', position=3"  # head 0 goes without saying
+    page.locator(".tinyllama-out-line", has_text=place).wait_for()
     for key in ("ArrowDown", "ArrowRight", "ArrowRight"):
         sheet.press(key)
     page.locator(".tinyllama-out-sheet figcaption", has_text="layer 1, head 2").wait_for()
     sheet.press("Enter")
     page.locator("canvas[aria-label^='layers.1.attention.weights, head 2.']").wait_for()
     page.get_by_role("radio", name="All heads").check()
+    sheet.wait_for()
     box = sheet.bounding_box()
     sheet.click(position={"x": box["width"] - 10, "y": box["height"] - 10})
     page.locator("canvas[aria-label^='layers.3.attention.weights, head 7.']").wait_for()
