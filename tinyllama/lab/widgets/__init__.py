@@ -53,25 +53,28 @@ def stepper(
     backend: str = "auto",
     *,
     view: str = "step",
-    **place,
+    **state,
 ):
     """Follow a token through a model, step by step: the line that is executed, its numbers, its reason.
 
     Args:
         prompt, model, backend: what is chosen at first. A prompt may be token ids.
         view: "step", "heads" (the attention of all), "lens" (what the model would say after every layer).
-        place: where one stands at first: layer=3, kind="attention.weights", head=2, position=5, looks_at=1,
+        state: where one stands at first: layer=3, kind="attention.weights", head=2, position=5, looks_at=1;
+            what is changed: changes=[{"at": "layers.3.attention.heads", "heads": [2]}], second="a prompt"; all
             as the stepper's own line of Python has it.
     Raises:
         TinyllamaError: ipywidgets or anywidget isn't installed, or there is no such view or place.
     """
     _require_widgets()
+    from .experiment_view import STATE
     from .stepper_view import PLACE, VIEWS, Stepper
 
     require(view in VIEWS, f"there is no view {view!r}: there are {', '.join(VIEWS)}")
-    unknown = ", ".join(sorted(place.keys() - PLACE))
-    require(not unknown, f"the stepper has no {unknown}: there are {', '.join(PLACE)}")
-    return Stepper(prompt, model or default_model(), backend, view, **place)
+    known = PLACE + STATE
+    unknown = ", ".join(sorted(state.keys() - known))
+    require(not unknown, f"the stepper has no {unknown}: there are {', '.join(known)}")
+    return Stepper(prompt, model or default_model(), backend, view, **state)
 
 
 def _require_widgets() -> None:

@@ -7,6 +7,8 @@ import ipywidgets as w
 from . import step_report as report
 from .controls import Tool, backend_choice, button, columns, model_choice, row, visible
 from .elements import Alternatives, FullScreen, HeatMap, LensTable, Sheet, Tokens
+from .experiment import Here
+from .experiment_view import STATE, ExperimentPanel
 from .kinds import KINDS
 from .report import visible as word
 from .source import excerpts
@@ -23,7 +25,7 @@ class Stepper(Tool):
 
     Attributes:
         walk: where one stands, and all values, once the first prompt has been read.
-        room: an empty box below, for more that is about the walk.
+        panel: what if something were changed?
     """
 
     def __init__(
@@ -32,11 +34,11 @@ class Stepper(Tool):
         model: str = "small",
         backend: str = "auto",
         view: str = "step",
-        **place,
+        **state,
     ):
         self.walk: Walk | None = None
-        self.room = w.VBox()
-        self._place: dict | None = place  # where the first walk is to be opened, as `Walk.open` takes it
+        experiment = {name: state.pop(name) for name in STATE if name in state}
+        self._place: dict | None = state  # where the first walk is to be opened, as `Walk.open` takes it
         self._wants_lens = False  # it is to be read as soon as nothing else runs
         self._ran: tuple | None = None  # what the walk is of: prompt, model, backend
         is_text = isinstance(prompt, str)
@@ -45,6 +47,7 @@ class Stepper(Tool):
         super().__init__("stepper", Worker(self.refresh), "Run", does, enter=True)
         self._make_inputs(prompt if is_text else "", model, backend, view)
         self._make_outputs()
+        self.panel = ExperimentPanel(self, self._here, **experiment)
         self.show(
             self.inputs["prompt"],
             columns(self.inputs["model"], self.inputs["backend"]),
@@ -55,7 +58,7 @@ class Stepper(Tool):
             *(self.outputs[name] for name in ("tokens", "looked", "what")),
             w.HBox([self.outputs[name] for name in STAGE]).add_class("tinyllama-stage"),
             *(self.outputs[name] for name in ("lens", "says", "code")),
-            self.room,
+            self.panel,
             *(self.outputs[name] for name in ("line", "keys")),
         )
         self.start()
@@ -137,6 +140,13 @@ class Stepper(Tool):
         self._exact = text, model, ids
         self.inputs["prompt"].value = text
 
+    def _here(self) -> Here | None:
+        """Where one stands, for experiments."""
+        if self.walk is None:
+            return None
+        walk, layer = self.walk, self.inputs["layer"].value if self.walk.layer is None else self.walk.layer
+        return Here(*self._ran, walk.config, walk.name, layer, walk.head, walk.position)
+
     def _go(self, **where: object) -> None:
         if self.walk is not None:
             self.walk.go(**where)
@@ -193,6 +203,7 @@ class Stepper(Tool):
             self._update_line(walk)
         self.outputs["status"].value = escape(status)
         self._mark_old()
+        self.panel.update()
 
     def _mark_old(self) -> None:
         """Say whether what is shown is of another prompt, model or backend than those that are chosen."""
@@ -250,9 +261,9 @@ class Stepper(Tool):
     def _update_line(self, walk: Walk) -> None:
         _, model, backend = self._ran
         view = self.inputs["view"].value
-        line = walk.call(model, backend, **({} if view == "step" else {"view": view}))
+        line = walk.call(model, backend, **({} if view == "step" else {"view": view}), **self.panel.state())
         self.outputs["line"].value = f"<code>{escape(line)}</code>"
-        self.outputs["keys"].copies = {"Copy this line of Python": line}
+        self.outputs["keys"].copies = {"Copy this line of Python": line} | self.panel.copies
 
 
 #: Outputs that stand side by side where there is room.
