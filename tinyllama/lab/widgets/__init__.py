@@ -61,7 +61,7 @@ def stepper(
         prompt, model, backend: what is chosen at first. A prompt may be token ids.
         view: "step", "heads" (the attention of all), "lens" (what the model would say after every layer).
         state: where one stands at first: layer=3, kind="attention.weights", head=2, position=5, looks_at=1;
-            what is changed: changes=[{"at": "layers.3.attention.heads", "heads": [2]}], second="a prompt"; all
+            what is changed: changes=[{"at": "layers.3.attention.heads", "heads": [2]}], second="prompt"; all
             as the stepper's own line of Python has it.
     Raises:
         TinyllamaError: ipywidgets or anywidget isn't installed, or there is no such view or place.
