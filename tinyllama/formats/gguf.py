@@ -37,7 +37,6 @@ from .split_files import all_parts, part_names
 from .vocabulary import from_gguf, padded
 
 MAGIC = b"GGUF"
-
 TYPE_OF_ID = {kind.gguf_id: kind for kind in TYPES.values() if kind.gguf_id is not None}
 
 TEMPLATE = "tokenizer.chat_template"
@@ -82,9 +81,9 @@ def read(source: str | Path | MappedFile) -> Checkpoint:
     Raises TinyllamaError, naming the file, where it isn't one, where a count, length, offset or shape in it
     can't be true, where a part is missing, and where it holds something that isn't supported.
     """
-    opened = _read_part(MappedFile(source))
+    opened = read_part(MappedFile(source))
     with naming(opened.file.path):
-        parts = all_parts(opened, _read_part)
+        parts = all_parts(opened, read_part)
         metadata, infos = parts[0].metadata, dict(pair for part in parts for pair in part.infos.items())
         family, template = metadata.value("general.architecture", str, ""), metadata.value(TEMPLATE, str, "")
         require(family in FAMILIES, refusal(family))
@@ -100,7 +99,8 @@ def read(source: str | Path | MappedFile) -> Checkpoint:
     return Checkpoint(path, "gguf", config, tensors, vocabulary, files, metadata, template)
 
 
-def _read_part(file: MappedFile) -> Part:
+def read_part(file: MappedFile) -> Part:
+    """What stands before the data of a file, which may be no model's."""
     with naming(file.path):
         cursor = Cursor(file)
         n_tensors, n_keys = _read_header(cursor)
@@ -179,12 +179,12 @@ def _tensors(part: Part, names: dict[str, str], config: Config) -> dict[str, Ten
         if in_halves and name in names:
             order = turned_order(names[name], shape[0], config.head_dim)
         pieces[name] = Piece(part.file, part.start + offset, kind.name, shape, order)
-    _check_layout(pieces, part)
+    check_layout(pieces, part)
     kept = {names[name]: piece for name, piece in pieces.items() if name in names}
     return {name: Tensor(name, piece.shape, (piece,)) for name, piece in kept.items()}
 
 
-def _check_layout(pieces: dict[str, Piece], part: Part) -> None:
+def check_layout(pieces: dict[str, Piece], part: Part) -> None:
     """Tensors lie aligned, one right behind the other, and up to the end of the file."""
     size, end, alignment = len(part.file), part.start, part.metadata.alignment()
     for name, piece in sorted(pieces.items(), key=lambda item: item[1].offset):

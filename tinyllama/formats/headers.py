@@ -47,11 +47,17 @@ def gguf_header(
         del metadata[key]
     for key, value in zip(OWN, (2, file_type), strict=True):  # last, as llama-quantize has them
         metadata.set(key, value, U32)
-    names, alignment, offsets, end = gguf_names(config), metadata.alignment(), [], 0
+    names = gguf_names(config)
+    return gguf_start(metadata, [(names[tensor], type, shape) for tensor, type, shape in infos])
+
+
+def gguf_start(metadata: Metadata, infos: list) -> tuple[bytes, list[int], int]:
+    """As `gguf_header`, of key-values as they are and infos by GGUF's names."""
     head = MAGIC + struct.pack("<IQQ", 3, len(infos), len(metadata)) + _pack_metadata(metadata)
-    for tensor, type, shape in infos:
+    alignment, offsets, end = metadata.alignment(), [], 0
+    for name, type, shape in infos:
         numbers = (len(shape), *reversed(shape), TYPES[type].gguf_id, end)
-        head += _pack_string(names[tensor]) + struct.pack(f"<I{len(shape)}QIQ", *numbers)
+        head += _pack_string(name) + struct.pack(f"<I{len(shape)}QIQ", *numbers)
         offsets.append(end)
         end = align(end + TYPES[type].nbytes(shape), alignment)
     start = align(len(head), alignment)
