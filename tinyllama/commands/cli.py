@@ -341,6 +341,18 @@ COMMANDS = {
         _arg("-b --batch_size", "tokens computed at once (%(default)s)", **COUNT, default=512),
         JSON,
     ),
+    "imatrix": (
+        "collect how large the inputs of each matrix are on a text, for quantize --imatrix",
+        *RUNNING,
+        _arg("-f --file", "the text; - is stdin", required=True),
+        _arg("-o --output", "where to write (%(default)s)", metavar="FILE", default="imatrix.gguf"),
+        _arg("--chunks", "use the first so many; default: all", **COUNT),
+        _arg("-c --ctx_size", "tokens in a chunk (%(default)s)", **_at_least(SHORTEST), default=512),
+        _arg("-b --batch_size", "tokens computed at once (%(default)s)", **COUNT, default=512),
+        _flag("--process_output", "collect for the output matrix, too"),
+        _flag("--parse_special", "special tokens that the text writes out are such; else they are text"),
+        _flag("--no_ppl", "don't compute the perplexity: a little faster"),
+    ),
     "inspect": (
         "show what is in a model file and what running it needs",
         _arg("model", nargs="?", metavar="FILE", **MODEL),

@@ -213,6 +213,19 @@ def perplexity(args: argparse.Namespace) -> None:
     _print_found(found, lambda _: str(score), args)
 
 
+def imatrix(args: argparse.Namespace) -> None:
+    """Collect how large the inputs of each matrix are on a text."""
+    from .imatrix import imatrix
+
+    names = "ctx_size", "batch_size", "chunks", "parse_special", "process_output"
+    how = {name: getattr(args, name) for name in names} | {"ppl": not args.no_ppl}
+    text, llama = _read_text(args.file), _load(args)
+    _warn_of_context(llama, args.ctx_size)
+    imatrix(llama, text, path=args.output, dataset=args.file, **how)
+    _print_files([Path(args.output)])
+    say(f"use it: tinyllama quantize MODEL OUT.gguf Q4_K_M --imatrix {args.output}")
+
+
 def inspect(args: argparse.Namespace) -> None:
     """Show what is in a model file, how it cuts a text, or what can compute here."""
     from . import inspect

@@ -64,7 +64,7 @@ def perplexity(
         require(size >= least, f"{name} must be at least {least}, not {size}")
     at_once = min(batch_size, ctx_size)
     cache = llama.new_cache(ctx_size, at_once=at_once, n_logits=2 * at_once)  # of this batch and the last
-    windows, nlls, running = _windows(llama.tokenizer, text, ctx_size), [], []
+    windows, nlls, running = windows_of(llama.tokenizer, text, ctx_size), [], []
     with tqdm(windows, "perplexity", unit=" windows", disable=not progress) as bar:
         for window in bar:
             try:
@@ -92,9 +92,9 @@ def perplexity(
     )
 
 
-def _windows(tokenizer, text: str | bytes, ctx_size: int) -> np.ndarray:
-    """Cut a text's tokens into windows, [n_windows, ctx_size]."""
-    tokens = np.asarray(tokenizer.encode(text))
+def windows_of(tokenizer, text: str | bytes, ctx_size: int, special: bool = False) -> np.ndarray:
+    """Cut a text's tokens into windows, [n_windows, ctx_size]; `special` as `Tokenizer.encode` takes it."""
+    tokens = np.asarray(tokenizer.encode(text, special=special))
     n_windows = len(tokens) // ctx_size
     require(n_windows, f"the text has {len(tokens)} tokens, and a window takes {ctx_size}: lower ctx_size")
     windows = tokens[: n_windows * ctx_size].reshape(n_windows, ctx_size)
