@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from .. import __version__
 from ..errors import TinyllamaError, naming, require
+from .parser import Parser, joined, meant, undashed
 
 BACKENDS = ("auto", "mlx", "c", "numexpr", "numpy")
 NAMED = ("smollm2",)
 ON_HUB = "hf:"  # how names of the Hugging Face hub begin
 SHORTEST = 8  # tokens of a window of perplexity
-DASHES = "\0--"  # stands for the value "--", which Python's argparse drops before 3.13
-LONG = re.compile(r"(?<=\A--)\w[\w-]*(?==|\Z)")  # the name of a long option, before its value
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -25,7 +24,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     Raises SystemExit, with a line on stderr, where they make no sense.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="tinyllama",
         allow_abbrev=False,
         description="LLaMA on your own laptop: from a checkpoint to a 4-bit file to text.",
@@ -45,11 +44,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             more = more.get(name, lambda _: ())
             options = [*_add(command, arguments), *more(command)]
             command.set_defaults(**CHAT_DEFAULTS if name == "chat" else {})
-    args, unknown = parser.parse_known_args(list(_joined(argv, options)))
+    args, unknown = parser.parse_known_args(list(joined(argv, options)))
     if unknown:
-        message = f"unrecognized arguments: {' '.join(unknown)}{_meant(args, unknown[0])}"
+        message = f"unrecognized arguments: {' '.join(unknown)}{meant(args, unknown[0])}"
         getattr(args, "parser", parser).error(message)
-    vars(args).update({name: _undashed(value) for name, value in vars(args).items()})
+    vars(args).update({name: undashed(value) for name, value in vars(args).items()})
     if args.command is None:
         parser.print_help(sys.stderr)
         sys.exit(2)
@@ -66,30 +65,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         alone = (args.prompt_cache_all or args.prompt_cache_ro) and not args.prompt_cache
         if alone or args.prompt_cache == "":
             args.parser.error("argument --prompt_cache: name the file")
+        if args.prompt_cache and (args.control_vector or args.control_vector_scaled):
+            args.parser.error("argument --prompt_cache: holds what a model computes without --control_vector")
     return args
-
-
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line; its sub-parsers are of this class too."""
-
-    def error(self, message: str):
-        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            from ..texts.keywords import nearest  # here: few are wrong
-
-            meant = nearest(wrong[1], re.findall(r"[^', ]+", wrong[2]))
-            message += f": did you mean {meant}?" if meant else ""
-        self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` lists the arguments)\n")
-
-
-def _meant(args: argparse.Namespace, word: str) -> str:
-    """What somebody may have meant by a word that makes no sense."""
-    if args.command in ("generate", "chat") and not word.startswith("-"):
-        return ": the prompt comes behind -p"
-    from ..texts.keywords import nearest  # here: few are wrong
-
-    known = args.parser._option_string_actions if args.command else ["--version"]
-    meant = nearest(word.partition("=")[0], known)
-    return f": did you mean {meant}?" if meant else ""
 
 
 def _add(command: argparse.ArgumentParser, arguments: Sequence) -> Iterator[argparse.Action]:
@@ -98,28 +76,6 @@ def _add(command: argparse.ArgumentParser, arguments: Sequence) -> Iterator[argp
         group = command.add_mutually_exclusive_group() if isinstance(some, list) else command
         for flags, options in some if isinstance(some, list) else [some]:
             yield group.add_argument(*flags, **options)
-
-
-def _joined(argv: Sequence[str], options: Sequence[argparse.Action]) -> Iterator[str]:
-    """The words; of long options with underscores for dashes; a value that begins with a dash behind a "=".
-
-    The word behind an option that takes a value is that value: argparse takes `--stop ---` for two options.
-    """
-    spelled = [option.option_strings for option in options if option.nargs is None and option.option_strings]
-    valued = {flag: long for *short, long in spelled for flag in (*short, long)}
-    words, is_option = iter(argv), True
-    for word in words:
-        is_option = is_option and word != "--"
-        name = LONG.sub(lambda found: found[0].replace("-", "_"), word) if is_option else word
-        value = next(words, None) if name in valued and is_option else None
-        is_dashed = value is not None and value.startswith("-")
-        yield f"{valued[name]}={DASHES if value == '--' else value}" if is_dashed else name
-        yield from [] if is_dashed or value is None else [value]
-
-
-def _undashed(value):
-    """A value, or a list of some, with "--" for DASHES."""
-    return [*map(_undashed, value)] if isinstance(value, list) else "--" if value == DASHES else value
 
 
 def _add_settings(command: argparse.ArgumentParser) -> Iterator[argparse.Action]:
@@ -217,6 +173,14 @@ def _list(metavar: str, kind: Callable = str) -> dict:
     return {"type": lambda text: [kind(part) for part in text.split(",")], "metavar": metavar}
 
 
+def _scaled(text: str) -> tuple[str, float]:
+    path, _, scale = text.rpartition(":")
+    try:
+        return path, float(path and scale)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be FILE:SCALE, not {text}") from None
+
+
 def _name(text: str) -> str:
     if text not in NAMED and not text.startswith(ON_HUB):
         raise argparse.ArgumentTypeError(f"there is {', '.join(NAMED)} and {ON_HUB}org/name, not {text}")
@@ -231,6 +195,8 @@ def _prompt(text: str) -> str:
 
 COUNT, PROMPT = _at_least(1), {"type": _prompt, "metavar": "TEXT"}
 NAMES, COUNTS = _list("NAME,..."), _list("N,...", COUNT["type"])
+SEVERAL = {"action": "extend", "default": []}
+RANGE = {"type": int, "nargs": 2, "metavar": ("START", "END")}
 PLAIN = {"type": lambda text: int(text) if text in ("0", "1") else text.lower()}
 PLAIN |= {"nargs": "?", "choices": (0, 1, "f32", "f16", "bf16"), "metavar": "TYPE"}
 PLACES = "a file, a folder, smollm2, hf:org/name[:Q4_K_M], ollama:name; default: $TINYLLAMA_MODEL, or small"
@@ -249,6 +215,11 @@ COMPUTING = (
     _flag("--mmap", "run from the mapped file: starts at once in little memory; a token takes twice as long"),
 )
 RUNNING = (_arg("-m --model", **MODEL), *COMPUTING)
+STEERING = (
+    _arg("--control_vector", "add its directions to the residual stream", **SEVERAL, **_list("FILE,...")),
+    _arg("--control_vector_scaled", "likewise, times SCALE", **SEVERAL, **_list("FILE:SCALE,...", _scaled)),
+    _arg("--control_vector_layer_range", "of these layers alone, both included", **RANGE),
+)
 JSON = _flag("--json", "print it as JSON, with all figures")
 OFFLINE = _flag("--offline", "fetch no model from the Hugging Face hub; as HF_HUB_OFFLINE=1")
 WITHOUT_MODEL = ("list", "download")
@@ -291,6 +262,7 @@ COMMANDS = {
             _flag("--prompt_cache_all", "save the written text's tokens, too"),
             _flag("--prompt_cache_ro", "only read the file"),
         ],
+        *STEERING,
     ),
     "chat": (
         "talk with a model, here in the terminal",
@@ -304,6 +276,7 @@ COMMANDS = {
         _flag("-st --single_turn", "end after the first answer"),
         _flag("--no_history", "keep nothing of what is typed"),
         _flag("-v --verbose", "say after each answer how fast it was"),
+        *STEERING,
     ),
     "batch": (
         "answer a file of requests, in OpenAI's format for batches",
@@ -352,6 +325,14 @@ COMMANDS = {
         _flag("--process_output", "collect for the output matrix, too"),
         _flag("--parse_special", "special tokens that the text writes out are such; else they are text"),
         _flag("--no_ppl", "don't compute the perplexity: a little faster"),
+    ),
+    "cvector": (
+        "make a control vector, a file for --control-vector, from pairs of prompts",
+        *RUNNING,
+        _arg("--positive_file", "what it leads to: a prompt a line", metavar="FILE", required=True),
+        _arg("--negative_file", "what it leads away from: as many prompts", metavar="FILE", required=True),
+        _arg("--method", "pca (default), mean", choices=("pca", "mean"), default="pca"),
+        _arg("-o --output", "where to write (%(default)s)", metavar="FILE", default="control_vector.gguf"),
     ),
     "inspect": (
         "show what is in a model file and what running it needs",

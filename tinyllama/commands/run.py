@@ -10,6 +10,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import chain
@@ -23,6 +24,7 @@ from ..machine.limits import human, peak_memory
 from ..machine.terminal import say, status_line
 from ..texts.completion import STOP_REASONS, Timings
 from .cli import ON_HUB, read_template
+from .control_vectors import ControlVectors
 from .printing import counted, harmless, unescape
 from .prompt_cache import PromptCache
 
@@ -45,12 +47,19 @@ def generate(args: argparse.Namespace) -> None:
     prompt, settings = _prompt(args), args.settings
     if args.escape:
         settings["stop"] = [unescape(text) for text in args.stop]
-    saved = PromptCache(args)
+    saved, vectors = PromptCache(args), ControlVectors(args)
     llama = _load(args)
-    if args.each_line or args.json:
-        from . import lines
+    with vectors.applied(llama):
+        if args.each_line or args.json:
+            from . import lines
 
-        return lines.generate(llama, prompt, args)
+            return lines.generate(llama, prompt, args)
+        _print_text(llama, prompt, saved, args)
+
+
+def _print_text(llama: Llama, prompt: str, saved: PromptCache, args: argparse.Namespace) -> None:
+    """Write the continuation of one prompt as it comes."""
+    settings = args.settings
     saved.restore(llama)
     run = llama.stream(prompt, **settings)
     for warning in run.warnings:
@@ -147,11 +156,18 @@ def chat(args: argparse.Namespace) -> None:
     file = "-" if is_piped and args.file is None else args.file
     first = args.prompt if file is None else _read_text(file)
 
-    def opened(model: str) -> Llama:
-        with status_line() as show:
-            return _load(argparse.Namespace(**vars(args) | {"model": model}), show)
+    vectors, steered = ControlVectors(args), {}  # models, which /model may change
+    with ExitStack() as edits:
 
-    Conversation(args, opened).run(first)
+        def opened(model: str) -> Llama:
+            with status_line() as show:
+                llama = _load(argparse.Namespace(**vars(args) | {"model": model}), show)
+            if id(llama) not in steered:
+                edits.enter_context(vectors.applied(llama))
+                steered[id(llama)] = llama
+            return llama
+
+        Conversation(args, opened).run(first)
 
 
 def batch(args: argparse.Namespace) -> None:
@@ -224,6 +240,17 @@ def imatrix(args: argparse.Namespace) -> None:
     imatrix(llama, text, path=args.output, dataset=args.file, **how)
     _print_files([Path(args.output)])
     say(f"use it: tinyllama quantize MODEL OUT.gguf Q4_K_M --imatrix {args.output}")
+
+
+def cvector(args: argparse.Namespace) -> None:
+    """Make a control vector from pairs of prompts."""
+    from . import control_vectors
+
+    pairs = control_vectors.read_pairs(args.positive_file, args.negative_file)
+    llama = _load(args)
+    control_vectors.make(llama, pairs, args.method).write(args.output)
+    _print_files([Path(args.output)])
+    say(f"use it: tinyllama generate -m {args.model} -p TEXT --control-vector-scaled {args.output}:SCALE")
 
 
 def inspect(args: argparse.Namespace) -> None:
