@@ -39,6 +39,7 @@ _PLACES = {
     "commands.compare": ("compare_backends",),
     "commands.imatrix": ("imatrix",),
     "lab.widgets": ("playground", "stepper"),
+    "taps.control_vectors": ("ControlVector",),
     "taps.interventions": ("ablate", "patch", "scale", "steer"),
     "texts.chat": ("Chat",),
 }
