@@ -91,9 +91,7 @@ def read(source: str | Path | MappedFile) -> Checkpoint:
         shapes = {name: info.shape for name, info in infos.items()}
         config = config_of(metadata, shapes, len(vocabulary.pieces))
         names = _names(config, shapes)
-        tensors = {}
-        for part in parts:
-            tensors |= _tensors(part, names, config)
+        tensors = {name: tensor for part in parts for name, tensor in _tensors(part, names, config).items()}
         vocabulary = padded(vocabulary, config.vocab_size)
     path, files = parts[0].file.path, [part.file for part in parts]
     return Checkpoint(path, "gguf", config, tensors, vocabulary, files, metadata, template)
