@@ -8,7 +8,6 @@ from pathlib import Path
 from ..errors import naming, require
 from ..llama import Llama
 from ..machine.files import read_file
-from ..taps.control_vectors import ControlVector
 from .printing import unescape
 
 LARGEST = 50_000_000  # bytes of prompts
@@ -20,7 +19,7 @@ class ControlVectors:
     def __init__(self, args: argparse.Namespace):
         """Raises TinyllamaError where one can't be read."""
         scaled = [*((path, 1.0) for path in args.control_vector), *args.control_vector_scaled]
-        self._vectors = [(ControlVector.read(path), scale) for path, scale in scaled]
+        self._vectors = [(_read(path), scale) for path, scale in scaled]
         self._first, self._last = args.control_vector_layer_range or (1, 0)
 
     @contextmanager
@@ -38,6 +37,12 @@ class ControlVectors:
             yield
 
 
+def _read(path: str):
+    from ..taps.control_vectors import ControlVector  # here: most texts do without
+
+    return ControlVector.read(path)
+
+
 def read_pairs(positive: str | Path, negative: str | Path) -> list[tuple[str, str]]:
     """The prompts of two files, line by line. Raises TinyllamaError where they don't go together."""
     ours, theirs = _prompts(positive), _prompts(negative)
@@ -49,14 +54,16 @@ def read_pairs(positive: str | Path, negative: str | Path) -> list[tuple[str, st
 def _prompts(path: str | Path) -> list[str]:
     r"""The lines of a file that aren't empty, with \n in them for newlines."""
     with naming(path):
-        lines = read_file(path, LARGEST).decode().splitlines()
+        lines = read_file(path, LARGEST).decode().replace("\r\n", "\n").split("\n")
         prompts = [unescape(line) for line in lines if line]
         require(prompts, "there is no prompt in it")
     return prompts
 
 
-def make(llama: Llama, pairs: list[tuple[str, str]], method: str) -> ControlVector:
-    """A control vector from pairs of prompts, with a bar."""
+def make(llama: Llama, pairs: list[tuple[str, str]], method: str, path: str | Path) -> None:
+    """Write a control vector made of pairs of prompts, with a bar."""
     from tqdm.auto import tqdm  # here, since whoever writes a text needs none
 
-    return ControlVector.of(llama, pairs, method, lambda texts: tqdm(texts, "cvector", unit=" pairs"))
+    from ..taps.control_vectors import ControlVector
+
+    ControlVector.of(llama, pairs, method, lambda texts: tqdm(texts, "cvector", unit=" pairs")).write(path)

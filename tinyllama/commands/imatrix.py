@@ -64,10 +64,11 @@ def imatrix(
     """
     from tqdm.auto import tqdm  # here, since whoever writes a text needs none
 
-    sizes = ("ctx_size", ctx_size, SHORTEST), ("batch_size", batch_size, 1), ("chunks", chunks or 1, 1)
+    sizes = ("ctx_size", ctx_size, SHORTEST), ("batch_size", batch_size, 1), ("chunks", chunks, 1)
     for name, size, least in sizes:
-        require(size >= least, f"{name} must be at least {least}, not {size}")
-    require(Path(path or ".").parent.is_dir(), f"{path}: there is no folder {Path(path or '.').parent}")
+        require(size is None or size >= least, f"{name} must be at least {least}, not {size}")
+    folder = Path(path or ".").parent
+    require(folder.is_dir(), f"{path}: there is no folder {folder}")  # before anything takes time
     llama = model if isinstance(model, Llama) else load(model)
     if process_output and OUTPUT not in llama.checkpoint.tensors:
         process_output, why = False, "the output matrix of this model is its embedding"

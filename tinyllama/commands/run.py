@@ -248,7 +248,7 @@ def cvector(args: argparse.Namespace) -> None:
 
     pairs = control_vectors.read_pairs(args.positive_file, args.negative_file)
     llama = _load(args)
-    control_vectors.make(llama, pairs, args.method).write(args.output)
+    control_vectors.make(llama, pairs, args.method, args.output)
     _print_files([Path(args.output)])
     say(f"use it: tinyllama generate -m {args.model} -p TEXT --control-vector-scaled {args.output}:SCALE")
 
