@@ -1,4 +1,4 @@
-"""Importance matrices in files: both kinds are read, the gguf package reads ours, others are refused in a line."""
+"""Importance matrices in files: both kinds are read, the gguf package reads ours, others are refused."""
 
 import struct
 from pathlib import Path
