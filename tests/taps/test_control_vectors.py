@@ -123,7 +123,7 @@ def test_llama_cpp_computes_the_same_logits(smollm2_file, layers, request):
     recorded = json.loads(GOLDEN.read_text())[request.node.callspec.id]
     rows = np.random.default_rng(5).standard_normal((29, 576), dtype=np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    vector = ControlVector({n: row for n, row in enumerate(rows, 1)})
+    vector = ControlVector(dict(enumerate(rows, 1)))
     llama = tinyllama.load(str(smollm2_file), "numpy", 2)
     with llama.edit(vector.edit(8, range(layers[0], layers[1] + 1))):
         logits = llama.logits("The capital of France is")[-1]
@@ -211,9 +211,9 @@ def test_a_file_cannot_hold_a_direction_of_the_first_layer(tmp_path):
 
 def test_one_of_another_model_is_refused_and_one_of_another_family_warned_about(llama):
     dim = llama.config.dim
-    with pytest.raises(TinyllamaError, match=f"x.gguf: is of another model: .* this model's dim is {dim}"):
+    with pytest.raises(TinyllamaError, match=f"is of another model: .* this model's dim is {dim}"):
         ControlVector({1: np.ones(dim + 1, np.float32)}, name="x.gguf").check(llama)
-    with pytest.raises(TinyllamaError, match="x.gguf: is of another model: its layers go to 30"):
+    with pytest.raises(TinyllamaError, match="is of another model: its layers go to 30"):
         ControlVector({30: np.ones(dim, np.float32)}, name="x.gguf").check(llama)
     with pytest.warns(UserWarning, match="was made for qwen2, and this model is llama"):
         ControlVector({1: np.ones(dim, np.float32)}, "qwen2").check(llama)
