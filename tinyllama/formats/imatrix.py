@@ -26,13 +26,14 @@ import numpy as np
 from ..errors import naming, require
 from ..machine.files import MappedFile
 from . import arrays
-from .cursor import STRING, U32, Cursor
+from .cursor import LONGEST_NAME, STRING, U32, Cursor
 from .gguf import MOST, recognizes
-from .key_values import Metadata
+from .key_values import Metadata, shown
 
 WHAT = "an importance matrix"
+DATASETS, CHUNKS, SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 SUMS, COUNTS = ".in_sum2", ".counts"
-USUAL = 512  # tokens in a chunk
+USUAL, MOST_CHUNKS = 512, 1 << 24  # tokens in a chunk; so many chunks can still be counted in float32
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class ImportanceMatrix:
     def write(self, path: str | Path) -> None:
         """Write a GGUF file that llama.cpp reads, too: the whole file, or none."""
         metadata = Metadata({"general.type": "imatrix"})
-        metadata.set("imatrix.datasets", list(self.datasets), STRING)
-        metadata.set("imatrix.chunk_count", self.n_chunks, U32)
-        metadata.set("imatrix.chunk_size", self.chunk_size, U32)
+        metadata.set(DATASETS, list(self.datasets), STRING)
+        metadata.set(CHUNKS, self.n_chunks, U32)
+        metadata.set(SIZE, self.chunk_size, U32)
         found = {}
         for name in sorted(self.sums):  # as llama-imatrix has them
             found[name + SUMS] = self.sums[name]
@@ -74,8 +75,10 @@ def read(path: str | Path) -> ImportanceMatrix:
 def _read_gguf(file: MappedFile) -> ImportanceMatrix:
     metadata, found = arrays.read(file, "general.type", "imatrix", WHAT)
     with naming(file.path):
-        datasets = metadata.get("imatrix.datasets", [])
-        numbers = [metadata.value(f"imatrix.{key}", int) for key in ("chunk_count", "chunk_size")]
+        for key in (CHUNKS, SIZE):
+            value = metadata.get(key)
+            fine = type(value) is int and value >= 0
+            require(fine, f"the key {key} must be a whole number, not {shown(value)}")
         sums = {name.removesuffix(SUMS): array for name, array in found.items() if name.endswith(SUMS)}
         require(sums, f"holds no tensor that ends in {SUMS}")
         counts = {}
@@ -85,7 +88,9 @@ def _read_gguf(file: MappedFile) -> ImportanceMatrix:
             require(count.size == array.ndim == 1, f"{name} is of experts, which aren't supported")
             require(count[0] >= 1 and array.min() >= 0, f"{name} can't be sums of squares")
             counts[name] = round(float(count[0]))
-    return ImportanceMatrix(sums, counts, tuple(map(str, datasets)), *numbers)
+    datasets = metadata.get(DATASETS)
+    datasets = tuple(map(str, datasets)) if isinstance(datasets, list) else ()
+    return ImportanceMatrix(sums, counts, datasets, metadata[CHUNKS], metadata[SIZE])
 
 
 def _read_older(file: MappedFile) -> ImportanceMatrix:
@@ -95,17 +100,19 @@ def _read_older(file: MappedFile) -> ImportanceMatrix:
         (n_matrices,) = cursor.numbers("I", "the number of matrices")
         require(0 < n_matrices <= MOST, f"{n_matrices} matrices can't be right")
         for index in range(n_matrices):
-            (text,) = cursor.texts(1, f"the name of matrix {index}", longest=256, code="I")
+            (text,) = cursor.texts(1, f"the name of matrix {index}", LONGEST_NAME - len(SUMS), "I")
             name = text.decode()
             n_chunks, n_in = cursor.numbers("II", name)
             start = cursor.skip(4 * n_in, name)
-            found = np.frombuffer(file, "<f4", n_in, start)
-            fine = n_in and n_chunks and np.isfinite(found).all() and found.min() >= 0
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = np.frombuffer(file, "<f4", n_in, start) * np.float32(USUAL)
+            fine = n_in and 0 < n_chunks < MOST_CHUNKS and np.isfinite(found).all() and found.min() >= 0
             require(fine, f"{name} can't be sums of squares")
-            sums[name], counts[name] = found * np.float32(USUAL), USUAL * n_chunks
+            require(name not in sums, f"{name} is there twice")
+            sums[name], counts[name] = found, USUAL * n_chunks
         n_chunks = max(counts.values()) // USUAL
         if cursor.offset < cursor.size:
             (n_chunks,) = cursor.numbers("I", "the number of chunks")
         if cursor.offset < cursor.size:
             datasets = cursor.texts(1, "the name of the text", code="I")
-    return ImportanceMatrix(sums, counts, tuple(map(bytes.decode, datasets)), n_chunks, USUAL)
+        return ImportanceMatrix(sums, counts, tuple(map(bytes.decode, datasets)), n_chunks, USUAL)

@@ -49,11 +49,9 @@ class ControlVector:
         metadata, found = arrays.read(path, "general.architecture", KIND, "a control vector")
         with naming(path):
             require(found, "holds no direction")
-            layers = {name: re.fullmatch(r"direction\.(\d{1,4})", name) for name in found}
+            layers = {name: re.fullmatch(r"direction\.([1-9]\d{0,3})", name) for name in found}
             for name, layer in layers.items():
-                require(
-                    layer and int(layer[1]) > 0, f"the tensor {name} should be direction.1, direction.2, ..."
-                )
+                require(layer, f"the tensor {name} is none of direction.1, direction.2, ...")
             shapes = {array.shape for array in found.values()}
             alike = len(shapes) == 1 and len(*shapes) == 1
             require(alike, f"its directions should be alike, [dim], not {sorted(shapes)}")
