@@ -77,7 +77,7 @@ def _read_gguf(file: MappedFile) -> ImportanceMatrix:
     with naming(file.path):
         for key in (CHUNKS, SIZE):
             value = metadata.get(key)
-            fine = type(value) is int and value >= 0
+            fine = type(value) is int and 0 <= value < 1 << 32
             require(fine, f"the key {key} must be a whole number, not {shown(value)}")
         sums = {name.removesuffix(SUMS): array for name, array in found.items() if name.endswith(SUMS)}
         require(sums, f"holds no tensor that ends in {SUMS}")
