@@ -134,8 +134,8 @@ def _changed(
 
 def _checked(name: str, new: object, old: np.ndarray) -> np.ndarray:
     """What came back as float32. Scores may be -infinity, where a token doesn't look."""
-    is_numbers = isinstance(new, np.ndarray) and new.dtype.kind in "biuf"
-    require(is_numbers, f"edit of {name}: an array of numbers must come back, not {new!r:.60}")
+    if not (isinstance(new, np.ndarray) and new.dtype.kind in "biuf"):  # an array takes long to spell out
+        raise TinyllamaError(f"edit of {name}: an array of numbers must come back, not {new!r:.60}")
     require(new.shape == old.shape, f"edit of {name}: {old.shape} went in and {new.shape} came back")
     with np.errstate(over="ignore"):
         numbers = np.ascontiguousarray(new, np.float32)
