@@ -17,8 +17,10 @@ the repeng package; llama.cpp's cvector-generator writes what it found after lay
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from ..formats import arrays
 from ..formats.cursor import I32
 from ..formats.key_values import Metadata
 from ..model import Step
-from .interventions import steer
+from .interventions import Edit, steer
 
 KIND = "controlvector"
 METHODS = ("pca", "mean")
@@ -101,13 +103,12 @@ class ControlVector:
             directions[layer] = make(differences)
         return cls(directions, llama.config.family)
 
-    def edit(self, strength: float = 1.0, layers: Sequence[int] | None = None) -> dict[str, Callable]:
+    def edit(self, strength: float = 1.0, layers: Iterable[int] | None = None) -> Edit:
         """For `Llama.edit`: what adds strength * direction after each layer, or after some."""
-        chosen = self.directions if layers is None else layers
+        chosen = [*self.directions] if layers is None else [*layers]
         lacks = [layer for layer in chosen if layer not in self.directions]
         require(not lacks, f"{self.name}: has no direction of layer {lacks[:1]}: of {[*self.directions]}")
-        edits = [steer(self.directions[layer], layer, strength) for layer in chosen]
-        return {name: function for edit in edits for name, function in edit.items()}
+        return reduce(or_, (steer(self.directions[layer], layer, strength) for layer in chosen), Edit())
 
     def check(self, llama) -> None:
         """Warn where it was made for another family of models.
