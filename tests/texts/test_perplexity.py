@@ -82,7 +82,7 @@ class FakeLlama:
     def __init__(self, n_tokens: int, add_bos: bool):
         self.n_tokens, self.runs = n_tokens, []
         self.tokenizer = SimpleNamespace(
-            bos_id=1, add_bos=add_bos, encode=lambda text: list(text), token_bytes=lambda token: b"ab"
+            bos_id=1, add_bos=add_bos, encode=lambda text, **_: list(text), token_bytes=lambda token: b"ab"
         )
 
     def new_cache(self, n_ctx, **run):
