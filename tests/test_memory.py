@@ -117,6 +117,7 @@ def test_the_cache_takes_what_was_reckoned_once_it_is_full_and_less_before(backe
         ["bench", "-n", "1000000000"],
         ["bench", "--shape", "65B"],
         ["perplexity", "-f", __file__, "-c", "1000000000"],
+        ["imatrix", "-f", __file__, "-c", "1000000000"],
     ],
 )
 def test_every_command_refuses_in_a_line_what_is_too_large(arguments, free_memory, capsys):
