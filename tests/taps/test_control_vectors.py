@@ -90,6 +90,7 @@ def test_pairs_of_ids_do_too_and_progress_sees_each_pair(llama):
         ([], "pca", "there is no pair of texts"),
         ([("a", "")], "pca", "the prompt is empty"),
         ([("same", "same")], "mean", "the same"),
+        ([("a b", "c d"), ("c d", "a b")], "pca", "cancel out"),
         (PAIRS, "ica", "method must be pca or mean"),
     ],
 )

@@ -127,12 +127,9 @@ class ControlVector:
 
 def _of_one_length(llama, positive: str | list[int], negative: str | list[int]) -> list[list[int]]:
     """The ids of both, the shorter with spaces at its end."""
-    both, space = (
-        [llama.tokens(text) for text in (positive, negative)],
-        llama.tokenizer.encode(" ", bos=False),
-    )
-    longest = max(map(len, both))
-    return [ids + space[-1:] * (longest - len(ids)) for ids in both]
+    both = [llama.tokens(text) for text in (positive, negative)]
+    space, longest = llama.tokenizer.encode(" ", bos=False)[-1:], max(map(len, both))
+    return [ids + space * (longest - len(ids)) for ids in both]
 
 
 def _residuals(llama, ids: list[int], cache, layers: Sequence[int]) -> dict[int, np.ndarray]:
@@ -143,13 +140,14 @@ def _residuals(llama, ids: list[int], cache, layers: Sequence[int]) -> dict[int,
         return lambda array: found.update({layer: array.copy()})
 
     cache.trim(0)
-    llama.run([Step(ids, cache, 0, {f"layers.{layer}.residual": kept(layer) for layer in layers})])
+    llama.run([Step(ids, cache, 1, {f"layers.{layer}.residual": kept(layer) for layer in layers})])
     return found
 
 
 def _mean(differences: np.ndarray) -> np.ndarray:
     """The direction of the mean row: [n, dim] -> [dim]."""
     mean = differences.mean(axis=0)
+    require(mean.any(), "the differences of all pairs cancel out: of each the positive text comes first")
     return mean / np.linalg.norm(mean)
 
 
