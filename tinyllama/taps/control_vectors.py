@@ -35,6 +35,7 @@ from .interventions import Edit, steer
 KIND = "controlvector"
 METHODS = ("pca", "mean")
 MOST, CLOSE = 1000, 1e-6  # steps of the power iteration, as llama.cpp has them; the change that ends it
+ROUNDING = 1e-5  # of sums of float32 numbers
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,10 @@ def _residuals(llama, ids: list[int], cache, layers: Sequence[int]) -> dict[int,
 def _mean(differences: np.ndarray) -> np.ndarray:
     """The direction of the mean row: [n, dim] -> [dim]."""
     mean = differences.mean(axis=0)
-    require(mean.any(), "the differences of all pairs cancel out: of each the positive text comes first")
-    return mean / np.linalg.norm(mean)
+    length, cancel = np.linalg.norm(mean), "the differences of all pairs cancel out"
+    far = length > ROUNDING * np.abs(differences).max()
+    require(far, f"{cancel}: the positive text must be the first of each")
+    return mean / length
 
 
 def _first_component(differences: np.ndarray) -> np.ndarray:
