@@ -148,9 +148,9 @@ def _residuals(llama, ids: list[int], cache, layers: Sequence[int]) -> dict[int,
 def _mean(differences: np.ndarray) -> np.ndarray:
     """The direction of the mean row: [n, dim] -> [dim]."""
     mean = differences.mean(axis=0)
-    length, cancel = np.linalg.norm(mean), "the differences of all pairs cancel out"
-    far = length > ROUNDING * np.abs(differences).max()
-    require(far, f"{cancel}: the positive text must be the first of each")
+    length = np.linalg.norm(mean)
+    is_one = length > ROUNDING * np.abs(differences).max()
+    require(is_one, "the differences of all pairs cancel out: the positive text must come first in each")
     return mean / length
 
 
