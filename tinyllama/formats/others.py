@@ -46,6 +46,7 @@ NEEDS = {
     "attention in both directions": "bert eurobert modernbert t5 llamaembed llada dream",
     "squared ReLU, and a feed-forward layer without a gate": "arcee",
     "weights of three values": "bitnet",
+    "a model beside it, which it steers (--control-vector)": "controlvector",
     "names of their own for its weights": "exaone xverse seedoss apertus",
 }
 OTHERS = {name: need for need, names in NEEDS.items() for name in names.split()}
