@@ -31,5 +31,8 @@ def test_its_examples_run(monkeypatch, capsys):
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
     for number in (5, 7, 9, 12):  # the small model has four layers
         code = code.replace(f"layers.{number}.", "layers.2.").replace(f"layer={number}", "layer=2")
+    code = code.replace("The capital of France is", "Tom was a big").replace(
+        "The capital of Japan is", "Lily was a sad"
+    )
     exec(code, {})
     assert len(capsys.readouterr().out.splitlines()) >= 2
