@@ -12,6 +12,7 @@ Perplexities compare between models that share a vocabulary, bits per byte betwe
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ class Perplexity:
 
 
 def perplexity(
-    llama, text: str | bytes, ctx_size=512, batch_size=512, progress=True, partial=False
+    llama, text: str | bytes, ctx_size=512, batch_size=512, progress=True, partial=False, keep=None
 ) -> Perplexity:
     """Score a text with a loaded model.
 
@@ -55,20 +56,20 @@ def perplexity(
         batch_size: tokens that go through the model at once; more are faster and take more memory.
         progress: show a bar with the running value.
         partial: when it is told to stop, return what the windows until then gave, if there are any.
+        keep: is called with all logits that are scored, batch by batch, [n_tokens, vocab_size].
     Raises:
         TinyllamaError: the text doesn't fill a window, or a size makes no sense.
     """
     from tqdm.auto import tqdm  # here, since whoever writes a text needs none
 
-    for name, size, least in (("ctx_size", ctx_size, SHORTEST), ("batch_size", batch_size, 1)):
-        require(size >= least, f"{name} must be at least {least}, not {size}")
+    check_sizes(ctx_size, batch_size)
     at_once = min(batch_size, ctx_size)
     cache = llama.new_cache(ctx_size, at_once=at_once, n_logits=2 * at_once)  # of this batch and the last
     windows, nlls, running = windows_of(llama.tokenizer, text, ctx_size), [], []
     with tqdm(windows, "perplexity", unit=" windows", disable=not progress) as bar:
         for window in bar:
             try:
-                nlls.append(_window_nll(llama, window, batch_size, cache))
+                nlls.append(np.concatenate([*_nlls(predictions(llama, window, batch_size, cache), keep)]))
             except Cancelled:
                 if partial and nlls:
                     break
@@ -92,27 +93,51 @@ def perplexity(
     )
 
 
+def check_sizes(ctx_size: int, batch_size: int) -> None:
+    """Raise TinyllamaError where they leave nothing to compute."""
+    for name, size, least in (("ctx_size", ctx_size, SHORTEST), ("batch_size", batch_size, 1)):
+        require(size >= least, f"{name} must be at least {least}, not {size}")
+
+
 def windows_of(tokenizer, text: str | bytes, ctx_size: int, special: bool = False) -> np.ndarray:
-    """Cut a text's tokens into windows, [n_windows, ctx_size]; `special` as `Tokenizer.encode` takes it."""
+    """A text's windows as a model reads them, [n_windows, ctx_size]; special as `Tokenizer.encode` takes it."""
+    return with_bos(plain_windows(tokenizer, text, ctx_size, special), tokenizer)
+
+
+def plain_windows(tokenizer, text: str | bytes, ctx_size: int, special: bool = False) -> np.ndarray:
+    """A text's tokens, cut into windows: [n_windows, ctx_size]."""
     tokens = np.asarray(tokenizer.encode(text, special=special))
     n_windows = len(tokens) // ctx_size
     require(n_windows, f"the text has {len(tokens)} tokens, and a window takes {ctx_size}: lower ctx_size")
-    windows = tokens[: n_windows * ctx_size].reshape(n_windows, ctx_size)
+    return tokens[: n_windows * ctx_size].reshape(n_windows, ctx_size)
+
+
+def with_bos(windows: np.ndarray, tokenizer) -> np.ndarray:
+    """Windows with bos in the place of each one's first token, if the model wants one."""
+    windows = windows.copy()
     if tokenizer.add_bos and tokenizer.bos_id is not None:
         windows[:, 0] = tokenizer.bos_id
     return windows
 
 
-def _window_nll(llama, window: np.ndarray, batch_size: int, cache: KVCache) -> np.ndarray:
-    """The nll of the tokens of a window's second half but its first, float64."""
+def predictions(
+    llama, window: np.ndarray, batch_size: int, cache: KVCache
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Run a window; of its second half, batch by batch: logits [n_tokens, vocab_size], the next tokens."""
     cache.trim(0)
-    first, last, found = len(window) // 2, len(window) - 1, []
+    first, last = len(window) // 2, len(window) - 1
     for start in range(0, first, batch_size):
         llama.forward(window[start : min(start + batch_size, first)], cache, last=True)
     for start in range(first, last, batch_size):
         stop = min(start + batch_size, last)
-        found.append(nll_of(llama.forward(window[start:stop], cache), window[start + 1 : stop + 1]))
-    return np.concatenate(found)
+        yield llama.forward(window[start:stop], cache), window[start + 1 : stop + 1]
+
+
+def _nlls(predictions: Iterator, keep) -> Iterator[np.ndarray]:
+    for logits, targets in predictions:
+        if keep:
+            keep(logits)
+        yield nll_of(logits, targets)
 
 
 def nll_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -120,7 +145,13 @@ def nll_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     nll = np.empty(len(targets))
     for start in range(0, len(targets), ROWS):
         rows = slice(start, start + ROWS)
-        x = logits[rows].astype(np.float64)
-        x -= x.max(axis=-1, keepdims=True)
-        nll[rows] = np.log(np.exp(x).sum(axis=-1)) - x[np.arange(len(x)), targets[rows]]
+        log_probs = log_softmax(logits[rows])
+        nll[rows] = -log_probs[np.arange(len(log_probs)), targets[rows]]
     return nll
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities in float64, since they are differences of nearly equal numbers."""
+    x = logits.astype(np.float64)
+    x -= x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
