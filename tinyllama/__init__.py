@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "llama": ("Llama", "generate", "load", "stream"),
     "commands.compare": ("compare_backends",),
+    "commands.compare_models": ("compare",),
     "commands.imatrix": ("imatrix",),
     "lab.widgets": ("playground", "stepper"),
     "taps.control_vectors": ("ControlVector",),

@@ -196,11 +196,11 @@ class Llama(AbstractContextManager):
             TinyllamaError: the model has been closed, or weights are in its file and that was changed, or
                 logits are NaN or infinite (unless `checked` is False: one may look for the cause).
         """
-        model = self._open()
+        model = self.model()
         with self.backend.running(cancel):
             steps = [edited(self, step) for step in steps] if is_edited(self) else steps
             found = forward_texts(model, self.backend, steps)
-        self._open()
+        self.model()
         self.packing.start()
         for step, logits in zip(steps, found, strict=True):
             if checked:
@@ -224,7 +224,7 @@ class Llama(AbstractContextManager):
         stopped there: the logit lens.
         """
         with self.backend.running():
-            return self.backend.to_numpy(unembed(self._open(), self.backend, residual))
+            return self.backend.to_numpy(unembed(self.model(), self.backend, residual))
 
     def weight(self, name: str) -> np.ndarray:
         """A weight as float32 numbers, by its name in `Config.tensor_shapes` without ".weight".
@@ -233,7 +233,7 @@ class Llama(AbstractContextManager):
 
         Raises TinyllamaError if there is none of this name.
         """
-        self._open()
+        self.model()
         tensors = {key.removesuffix(".weight"): tensor for key, tensor in self.checkpoint.tensors.items()}
         tensors.setdefault("output", tensors["tok_embeddings"])
         require(name in tensors, f"no weight is named {name!r}: there are {', '.join(tensors)[:150]}, ...")
@@ -254,7 +254,7 @@ class Llama(AbstractContextManager):
         empty = self.new_cache(n_ctx or default_ctx_size(self.config))
         return read_cache(path, empty, self.config.vocab_size, mapped)
 
-    def _open(self) -> Model:
+    def model(self) -> Model:
         require(self._model is not None, f"{self.name} has been closed")
         self.packing.check()
         return self._model

@@ -14,7 +14,7 @@ from tinyllama.errors import TinyllamaError
 from tinyllama.llama import load
 from tinyllama.model import build, forward
 
-HIDDEN = ("scores", "weights", "residual")  # inside attention, or no operation's result
+HIDDEN = ("scores", "weights", "residual", "residual_mid")  # inside attention, or no operation's result
 
 
 class Broken(Backend):

@@ -220,6 +220,10 @@ STEERING = (
     _arg("--control_vector_scaled", "likewise, times SCALE", **SEVERAL, **_list("FILE:SCALE,...", _scaled)),
     _arg("--control_vector_layer_range", "of these layers alone, both included", **RANGE),
 )
+WINDOWS = (
+    _arg("-c --ctx_size", "tokens in a window (%(default)s)", **_at_least(SHORTEST), default=512),
+    _arg("-b --batch_size", "tokens computed at once (%(default)s)", **COUNT, default=512),
+)
 JSON = _flag("--json", "print it as JSON, with all figures")
 OFFLINE = _flag("--offline", "fetch no model from the Hugging Face hub; as HF_HUB_OFFLINE=1")
 WITHOUT_MODEL = ("list", "download")
@@ -282,12 +286,7 @@ COMMANDS = {
         "answer a file of requests, in OpenAI's format for batches",
         *RUNNING,
         _arg("source", "a request a line, in JSON; - is stdin", metavar="IN.jsonl"),
-        _arg(
-            "-o --output",
-            "an answer a line; those that it has are kept, not computed again",
-            metavar="OUT.jsonl",
-            required=True,
-        ),
+        _arg("-o --output", "an answer a line; those it has are kept", metavar="OUT.jsonl", required=True),
         _arg("-c --ctx_size", "room in tokens for each; default: the model's, at most 2048", **COUNT),
         _arg("-b --batch_size", "tokens of a prompt computed at once (%(default)s)", **COUNT, default=512),
     ),
@@ -310,8 +309,7 @@ COMMANDS = {
         "measure how well a model predicts a text",
         *RUNNING,
         _arg("-f --file", "the text; - is stdin", required=True),
-        _arg("-c --ctx_size", "tokens in a window (%(default)s)", **_at_least(SHORTEST), default=512),
-        _arg("-b --batch_size", "tokens computed at once (%(default)s)", **COUNT, default=512),
+        *WINDOWS,
         JSON,
     ),
     "imatrix": (
@@ -368,12 +366,26 @@ COMMANDS = {
         _arg("--plot", "draw speeds below their limits (needs matplotlib)", metavar="FILE.png"),
     ),
     "compare": (
-        "run a prompt through two backends, step by step",
-        _arg("-m --model", **MODEL),
-        _arg("-p --prompt", "what to run through both (%(default)s)", **PROMPT, default="Once upon a time"),
-        _arg("--backends", "default: numpy,c", **_list("ONE,OTHER"), default=["numpy", "c"]),
+        "compare two models on a text, or two backends on a prompt",
+        _arg("models", nargs="*", metavar="A B", help=f"two models: {PLACES.partition(';')[0]}"),
+        _arg("-m --model", "of two backends: as A; default: $TINYLLAMA_MODEL, or small"),
+        _arg("-f --file", "the text that two models read; - is stdin"),
+        _arg("-p --prompt", "what two backends run (Once upon a time)", **PROMPT),
+        _arg("--backends", "of a model: numpy,c; of two models: auto, or one of each", **_list("ONE,OTHER")),
         _arg("-t --threads", "default: one a core", **COUNT),
+        _flag("--mmap", "of two models: leave the weights in their files"),
+        *WINDOWS,
+        _arg(
+            "--steps",
+            "tokens on which values inside are compared (512; 0: none)",
+            **_at_least(0),
+            default=512,
+        ),
+        _arg("--limit", "what the error of a step may be: a number, rounding, 8-bit, 4-bit", metavar="X"),
+        _arg("--kl_divergence_base", "write what A expects, as llama-perplexity does", metavar="FILE"),
+        _flag("--kl_divergence", "read that file instead, in place of A"),
         JSON,
-        _arg("--plot", "draw the error of each step over the layers (needs matplotlib)", metavar="FILE.png"),
+        _arg("--plot", "draw what was found (needs matplotlib)", metavar="FILE.png"),
+        _arg("--html", "write what two models gave as a page", metavar="FILE.html"),
     ),
 }

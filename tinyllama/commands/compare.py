@@ -23,6 +23,7 @@ from ..formats import open_checkpoint
 from ..machine.places import default_model
 from ..model import Model, build, forward, tap_shapes
 from ..ops import KVCache
+from ..texts.perplexity import log_softmax
 from ..tokenizer import make_tokenizer
 from .printing import columns
 
@@ -83,9 +84,7 @@ def compare_backends(
         for side, ops, weights in zip(sides, (both, sides[1]), models, strict=True):
             logits = forward(weights, ops, tokens, ops.new_cache(config, len(tokens)))
             require(np.isfinite(logits).all(), f"{path}: backend {side.name} computes NaN or infinity")
-            x = logits.astype(np.float64)  # divergences are differences of nearly equal numbers
-            x -= x.max(axis=-1, keepdims=True)
-            logs.append(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
+            logs.append(log_softmax(logits))
     kl = float(np.mean(np.sum(np.exp(logs[0]) * (logs[0] - logs[1]), axis=-1)))
     best = [(tokenizer.piece(int(log[-1].argmax())), float(np.exp(log[-1].max()))) for log in logs]
     return Comparison((sides[0].name, sides[1].name), both.steps, tuple(best), kl)
@@ -154,7 +153,9 @@ def _step_names(config: Config) -> Iterator[str]:
     for name in tap_shapes(config, 1):
         if name.endswith("q_rope") and "attention.q_norm" in config.layer_shapes():
             yield from (name.replace("q_rope", norm) for norm in ("q_norm", "k_norm"))
-        if not name.endswith(("scores", "weights", "residual")):  # inside attention, or no operation's result
+        if not name.endswith(
+            ("scores", "weights", "residual", "residual_mid")
+        ):  # inside attention, or no operation's result
             yield name
 
 

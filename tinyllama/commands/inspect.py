@@ -107,6 +107,12 @@ def _mix(checkpoint: Checkpoint) -> str | None:
     return ALIASES.get(str(said))
 
 
+def type_of(checkpoint: Checkpoint) -> str:
+    """What a model is quantized to, in short: its mix, or the type of most of its weights."""
+    types = _types(list(checkpoint.tensors.values()))
+    return _mix(checkpoint) or max(types, key=lambda type: types[type]["n_bytes"]).upper()
+
+
 def _scaling(checkpoint: Checkpoint) -> dict:
     """How RoPE is stretched: by numbers, or by a tensor of divisors as in files of Llama 3.1."""
     scaling, divisors = checkpoint.config.rope_scaling, checkpoint.tensors.get(ROPE_FREQS)
