@@ -10,6 +10,9 @@ from tempfile import TemporaryDirectory
 
 from lab import ROOT, Lab, browser, run_all_cells, served
 
+import tinyllama
+from tinyllama.commands.convert import convert, quantize
+
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 
@@ -35,6 +38,7 @@ def main(theme: str = "light", width: str = "1280", folder: str = str(ROOT / "do
             page.goto(url)
             serve(page)
             page.screenshot(path=Path(folder) / "serve.png")
+        compare(Path(home), theme, int(width), Path(folder) / "compare.png")
 
 
 def playground(page) -> None:
@@ -119,6 +123,23 @@ def serve(page) -> None:
     page.locator(".tokens").last.locator("[class^=tint]").nth(3).click()
 
 
+def compare(home: Path, theme: str, width: int, path: Path) -> None:
+    """The middle of the page of SmolLM2 and what is left of it in 4 bits: where it begins, which weights."""
+    models = home / "smollm2-f16.gguf", home / "smollm2-q4_0.gguf"
+    convert("smollm2", "f16", models[0])
+    quantize(*models, "Q4_0")
+    text = (ROOT / "data" / "held_out.txt").read_text(encoding="utf-8")[:16_000]
+    tinyllama.compare(*models, text).html(home / "page.html")
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": min(width, 1000), "height": 1600}, color_scheme=theme)
+        page.goto((home / "page.html").as_uri())
+        first, last = (page.get_by_role("heading", name=name).bounding_box() for name in COMPARED)
+        clip = {"x": 0, "y": first["y"] - 12, "width": min(width, 1000), "height": last["y"] - first["y"]}
+        page.screenshot(path=path, clip=clip, full_page=True)
+
+
+#: Headings: the first that is shown, and the first that isn't.
+COMPARED = ("Where it begins", "Error of what comes out of each tensor")
 PICTURES = {"playground": playground, "chat": chat, "attention": attention, "stepper": stepper}
 
 

@@ -48,7 +48,7 @@ def wheel(tmp_path_factory):
 
 def test_a_wheel_holds_the_code_and_the_small_model_and_nothing_else(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    kinds = ("*.py", "widgets/*.js", "widgets/*.css", "widgets/*.txt", "serve/page.*")
+    kinds = ("*.py", "widgets/*.js", "widgets/*.css", "widgets/*.txt", "serve/page.*", "commands/*.html")
     paths = [path for kind in kinds for path in (ROOT / "tinyllama").rglob(kind)]
     code = {path.relative_to(ROOT).as_posix() for path in paths}
     extensions = {name for name in held if name.endswith(".so")}
