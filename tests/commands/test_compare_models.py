@@ -201,6 +201,18 @@ def test_a_folder_and_the_file_made_from_it_are_the_same(folder):
     assert "Weights: the same in both" in found.table()
 
 
+@pytest.mark.long
+def test_smollm2_in_blocks_and_the_same_weights_in_16_bits_agree(smollm2_file, tmp_path):
+    if available()["c"]:
+        pytest.skip(available()["c"])
+    convert(smollm2_file, "f16", tmp_path / "f16.gguf")
+    sides = [tinyllama.load(path, "c") for path in (tmp_path / "f16.gguf", smollm2_file)]
+    found = compare(*sides, TEXT, ctx_size=SIZE, n_steps=16, limit="8-bit", progress=False)
+    assert max(tensor.error for tensor in found.tensors) < 1e-3  # halves of scales and least values
+    assert found.first_over is None and found.divergence.kld[0] < 0.01
+    assert found.divergence.same_top[0] > 0.9
+
+
 def test_two_backends_agree():
     if available()["c"]:
         pytest.skip(available()["c"])
@@ -293,6 +305,10 @@ def test_the_table_names_the_weights_to_keep_finer(found):
         "part of the divergence by",
     ):
         assert name in table
+
+
+def test_a_notebook_shows_the_table(found):
+    assert repr(found) == found.table()
 
 
 def test_a_comparison_becomes_json(found):

@@ -69,7 +69,7 @@ class Surprise:
     b: tuple[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Compared:
     """What `compare` found; `a` is the model that `b` is judged by. Methods: table, plot, html."""
 
@@ -87,7 +87,7 @@ class Compared:
     tensors: list[TensorError] = field(default_factory=list)  # the worst first
     shares: list[Share] = field(default_factory=list)  # of kinds of tensors, then of layers
     notes: list[str] = field(default_factory=list)  # what couldn't be compared, and why
-    scores: np.ndarray = field(default=None, repr=False)  # of each token scored, kl_divergence.SCORES
+    scores: np.ndarray = None  # of each token scored, kl_divergence.SCORES
 
     def as_dict(self) -> dict:
         """All of it but `scores`, in plain dicts, lists, strings and numbers."""
@@ -100,6 +100,8 @@ class Compared:
         from .compare_report import table
 
         return table(self)
+
+    __repr__ = table  # what a notebook shows
 
     def plot(self, path: str | Path) -> None:
         """Save a picture: the error of steps over the layers, and the divergence over the text."""
@@ -148,8 +150,7 @@ def compare(
     Raises:
         TinyllamaError: the models have different vocabularies, there isn't the memory for both, ...
     """
-    require(n_steps == 0 or n_steps >= SHORTEST, f"n_steps must be 0 or at least {SHORTEST}, not {n_steps}")
-    named_limit(limit)  # before anything takes time
+    check_steps(n_steps, limit)
     how = {"batch_size": batch_size, "progress": progress, "partial": partial and not base}
     if isinstance(a, BaseFile) or _is_base_file(a):
         file = a if isinstance(a, BaseFile) else BaseFile(a)
@@ -182,6 +183,12 @@ def save_base(
     windows = windows_of(llama.tokenizer, text, ctx_size)
     with kl_divergence.writing(path, windows, llama.config.vocab_size) as keep:
         return perplexity(llama, text, ctx_size, batch_size, progress, keep=keep)
+
+
+def check_steps(n_steps: int, limit: str | float | None) -> None:
+    """Raise TinyllamaError where what `compare` is told of steps makes no sense."""
+    require(n_steps == 0 or n_steps >= SHORTEST, f"n_steps must be 0 or at least {SHORTEST}, not {n_steps}")
+    named_limit(limit)
 
 
 def _is_base_file(a) -> bool:

@@ -52,8 +52,8 @@ def kinds(found) -> list[Kind]:
 
 def verdict(found) -> Iterator[str]:
     """Sentences: what it comes to."""
-    some, (more, error) = found.divergence, found.divergence.ratio
-    figures = f"{some.ppl[0]:.2f}, of base {some.ppl_base[0]:.2f}: {more - 1:+.2%} ± {error:.2%}"
+    some, (ratio, error) = found.divergence, found.divergence.ratio
+    figures = f"{some.ppl[0]:.2f}, of base {some.ppl_base[0]:.2f}: {ratio - 1:+.2%} ± {error:.2%}"
     yield f"The perplexity of Q is {figures}."
     same, most = some.same_top[0], some.kld_quantiles["99.0%"]
     yield f"Both think the same token likeliest in {same:.1%} of the places."
@@ -66,10 +66,8 @@ def verdict(found) -> Iterator[str]:
     first = [kind for kind in kinds(found) if kind.part is not None and kind.more > 0 and kind.part >= 0.01]
     if first and some.kld[0] > 0:
         best = max(first, key=lambda kind: kind.part / kind.more)
-        gain = (
-            f"make {best.part:.0%} of the divergence by themselves, and in base take {human(best.more)} more"
-        )
-        yield f"To keep finer first: {best.name}, whose weights {gain}."
+        alone, more = f"{best.part:.0%} of the divergence by themselves", f"{human(best.more)} more"
+        yield f"To keep finer first: {best.name}, whose weights make {alone}, and in base take {more}."
     yield from (f"Note: {note}." for note in found.notes)
 
 

@@ -330,9 +330,10 @@ def _save_base(args: argparse.Namespace, model: str, backend: str | None) -> Non
 
 
 def _compare_models(args: argparse.Namespace, models: Sequence[str], backends: Sequence[str | None]) -> None:
-    from .compare_models import compare
+    from .compare_models import check_steps, compare
     from .kl_divergence import BaseFile
 
+    check_steps(args.steps, args.limit)
     text, opened = None if args.kl_divergence else _read_text(args.file), []
     if args.kl_divergence:
         opened.append(BaseFile(args.kl_divergence_base))
