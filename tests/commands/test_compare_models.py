@@ -356,6 +356,7 @@ def test_the_command_has_llama_perplexity_s_two_steps(folder, arguments, tmp_pat
         (["a", "b", "c"], "compares two models, not 3"),
         (["a", "b"], "argument -f: name the text"),
         (["a", "-f", "x"], "argument -f: is for two models"),
+        (["a", "b", "-p", "x"], "argument -p: is for two backends"),
         (["a", "--kl-divergence"], "needs one model and --kl_divergence_base FILE"),
         (["a", "b", "-f", "x", "--backends", "c,c,c"], "name at most 2, not 3"),
         (["--html", "x.html"], "argument --html: is for two models"),

@@ -292,6 +292,8 @@ def compare(args: argparse.Namespace) -> None:
         wrong("argument --kl_divergence: needs one model and --kl_divergence_base FILE")
     if len(models) < 2 and not base:
         return _compare_backends(args, *models)
+    if args.prompt:
+        wrong("argument -p: is for two backends; two models read a text (-f)")
     if not (args.file or reads):
         wrong("argument -f: name the text that the models read")
     if reads and args.file:
