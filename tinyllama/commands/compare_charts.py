@@ -15,7 +15,9 @@ LEFT, RIGHT = 64, 12  # of curves and bars
 DECADES = 2.5  # of errors, from the palest colour to the strongest
 
 
-def heat_map(rows: dict[str, Sequence[float]], limit: float = math.inf, form: str = "{:.2g}") -> str:
+def heat_map(
+    rows: dict[str, Sequence[float]], limit=math.inf, form: str = "{:.2g}", decades: float = DECADES
+) -> str:
     """Errors as colours on a logarithmic scale: a row a kind of step or tensor, a column a layer."""
     n_layers, left, height = max(map(len, rows.values())), 140, 17
     width, most = (WIDTH - left - RIGHT) / n_layers, max(map(max, rows.values()))
@@ -24,7 +26,7 @@ def heat_map(rows: dict[str, Sequence[float]], limit: float = math.inf, form: st
         y = number * height
         marks.append(_text(left - 6, y + 13, name, "end"))
         for layer, error in enumerate(errors):
-            share = 1 + math.log10(error / most) / DECADES if error else 0
+            share = 1 + math.log10(error / most) / decades if error else 0
             place = f'x="{left + layer * width:.1f}" y="{y}" width="{width - 1:.1f}" height="{height - 1}"'
             look = f'fill="var(--heat)" fill-opacity="{max(share, 0.06) ** 1.3:.2f}"'
             title = escape(f"layer {layer}, {name}: {form.format(error)}")

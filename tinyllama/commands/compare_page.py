@@ -133,7 +133,7 @@ def _tensors(found) -> str:
     shown = {role: [errors[role][layer] for layer in sorted(errors[role])] for role in sorted(errors)}
     table = f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
     listed = f"<details><summary>All {len(rows)} that differ, the worst first</summary>{table}</details>"
-    return charts.heat_map(shown, form="{:.1%}") + listed
+    return charts.heat_map(shown, form="{:.1%}", decades=1) + listed
 
 
 def _surprises(found) -> Iterator[str]:
