@@ -28,8 +28,8 @@ from ..texts.perplexity import (
     Perplexity,
     check_sizes,
     perplexity,
+    plain_windows,
     predictions,
-    windows_of,
     with_bos,
 )
 from . import kl_divergence
@@ -159,7 +159,7 @@ def compare(
     a, b = _opened(a, loading), _opened(b, loading)
     require(text, "there is no text to compare models on")
     _require_same_vocabulary(a, b)
-    plain = windows_of(a.tokenizer, text, ctx_size)
+    plain = plain_windows(a.tokenizer, text, ctx_size)
     windows, at_once = with_bos(plain, a.tokenizer), min(batch_size, ctx_size)
     with kl_divergence.writing(base, plain, a.config.vocab_size) if base else nullcontext() as keep:
         inside = _inside(a, b, windows[0, :n_steps], limit, progress) if n_steps else {}
@@ -180,7 +180,7 @@ def save_base(
     Arguments as of `perplexity`.
     """
     check_sizes(ctx_size, batch_size)
-    windows = windows_of(llama.tokenizer, text, ctx_size)
+    windows = plain_windows(llama.tokenizer, text, ctx_size)
     with kl_divergence.writing(path, windows, llama.config.vocab_size) as keep:
         return perplexity(llama, text, ctx_size, batch_size, progress, keep=keep)
 

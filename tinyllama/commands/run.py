@@ -283,66 +283,48 @@ def bench(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Compare two models on a text, or two backends on a prompt."""
-    wrong, base, reads = args.parser.error, args.kl_divergence_base, args.kl_divergence
-    models = [args.model] * (args.model is not None) + args.models or [None] * bool(base)
+    from .compare_arguments import asked
+
+    does, *sides = asked(args)
     _check_plot(args)
-    if len(models) > 2:
-        wrong(f"compares two models, not {len(models)}")
-    if reads and (not base or len(models) != 1):
-        wrong("argument --kl_divergence: needs one model and --kl_divergence_base FILE")
-    if len(models) < 2 and not base:
-        return _compare_backends(args, *models)
-    if args.prompt:
-        wrong("argument -p: is for two backends; two models read a text (-f)")
-    if not (args.file or reads):
-        wrong("argument -f: name the text that the models read")
-    if reads and args.file:
-        say(f"warning: -f is ignored: {base} has the text")
-    backends = args.backends or [None]
-    if len(backends) > len(models):
-        wrong(f"argument --backends: name at most {len(models)}, not {len(backends)}")
-    if len(models) == 1 and not reads:
-        return _save_base(args, models[0], backends[0])
-    _compare_models(args, models, backends)
+    {"backends": _compare_backends, "models": _compare_models, "base": _save_base}[does](args, *sides)
 
 
-def _compare_backends(args: argparse.Namespace, model: str | None = None) -> None:
+def _compare_backends(args: argparse.Namespace, models: Sequence, backends: Sequence[str]) -> None:
     from . import compare
 
-    if args.file:
-        args.parser.error("argument -f: is for two models; two backends run a prompt (-p)")
-    if args.html:
-        args.parser.error("argument --html: is for two models")
-    backends = args.backends or ["numpy", "c"]
-    if len(backends) != 2:
-        args.parser.error(f"argument --backends: name two, not {len(backends)}")
-    found = compare.compare_backends(model, args.prompt or "Once upon a time", tuple(backends), args.threads)
+    prompt = args.prompt or "Once upon a time"
+    found = compare.compare_backends(models[0], prompt, tuple(backends), args.threads)
     _print_found(found, compare.table, args)
     if args.plot:
         compare.plot(found, args.plot)
 
 
-def _save_base(args: argparse.Namespace, model: str, backend: str | None) -> None:
+def _save_base(args: argparse.Namespace, models: Sequence, backends: Sequence) -> None:
     from .compare_models import save_base
 
-    text, path, llama = _read_text(args.file), args.kl_divergence_base, _load_side(args, model, backend)
+    text, path, llama = _read_text(args.file), args.kl_divergence_base, _load_side(args, *models, *backends)
     score = save_base(llama, text, path, args.ctx_size, args.batch_size)
     _print_found({"base": path} | asdict(score), lambda _: str(score), args)
     say(f"{path}: {human(os.path.getsize(path))}")
 
 
-def _compare_models(args: argparse.Namespace, models: Sequence[str], backends: Sequence[str | None]) -> None:
+def _compare_models(args: argparse.Namespace, models: Sequence, backends: Sequence) -> None:
     from .compare_models import check_steps, compare
     from .kl_divergence import BaseFile
 
     check_steps(args.steps, args.limit)
-    text, opened = None if args.kl_divergence else _read_text(args.file), []
+    how = {name: getattr(args, name) for name in ("ctx_size", "batch_size", "limit")} | {
+        "n_steps": args.steps
+    }
+    base = args.kl_divergence_base
     if args.kl_divergence:
-        opened.append(BaseFile(args.kl_divergence_base))
-    for model, backend in zip(models, backends * 2, strict=False):
-        opened.append(_load_side(args, model, backend))
-    how = {name: getattr(args, name) for name in ("ctx_size", "batch_size", "limit")}
-    how |= {"n_steps": args.steps, "base": None if args.kl_divergence else args.kl_divergence_base}
+        first, text = [BaseFile(base)], None
+        if args.file:
+            say(f"warning: -f is ignored: {base} has the text")
+    else:
+        first, text, how["base"] = [], _read_text(args.file), base
+    opened = first + [_load_side(args, *side) for side in zip(models, backends, strict=True)]
     found = compare(*opened, text, **how, partial=True)  # after Ctrl-C
     _print_found(found.as_dict() if args.json else found, lambda found: found.table(), args)
     if args.plot:

@@ -100,7 +100,7 @@ def check_sizes(ctx_size: int, batch_size: int) -> None:
 
 
 def windows_of(tokenizer, text: str | bytes, ctx_size: int, special: bool = False) -> np.ndarray:
-    """A text's windows as a model reads them, [n_windows, ctx_size]; special as `Tokenizer.encode` takes it."""
+    """A text's windows as a model reads them, [n_windows, ctx_size]; special: as of `Tokenizer.encode`."""
     return with_bos(plain_windows(tokenizer, text, ctx_size, special), tokenizer)
 
 
