@@ -62,8 +62,8 @@ class BlockType:
         layout = tuple(rows) if self.planar else (*rows, n_blocks)
         return np.frombuffer(buffer, dtype, math.prod(layout), offset).reshape(layout)
 
-    def quantize(self, x: np.ndarray) -> np.ndarray:
-        """Float weights [n_rows, n_cols] -> blocks, laid out as `view` says.
+    def quantize(self, x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
+        """Float weights [n_rows, n_cols], importance of columns [n_cols] -> blocks, laid out as `view` says.
 
         Raises TinyllamaError where a row doesn't divide into blocks.
         """
@@ -73,10 +73,10 @@ class BlockType:
         x = np.ascontiguousarray(x, dtype=np.float32)
         blocks = self.view(bytearray(self.nbytes(x.shape)), x.shape)
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # where 1 / d is infinite
-            self._pack(x.reshape(n_rows, -1, self.block), blocks)
+            self._pack(x.reshape(n_rows, -1, self.block), blocks, importance)
         return blocks
 
-    def _pack(self, x: np.ndarray, blocks: np.ndarray) -> None:
+    def _pack(self, x: np.ndarray, blocks: np.ndarray, importance: np.ndarray | None) -> None:
         """Fill the fields of blocks from x, [n_rows, n_blocks, block]."""
         raise NotImplementedError
 

@@ -15,7 +15,7 @@ planar, and f1eaff472 of 12 March); the others are GGUF's (ggml-quants.c of toda
 import numpy as np
 
 from .block_type import BLOCK, TYPES, BlockType
-from .superblocks import planes  # and all its types, which register themselves
+from .superblocks import planes, searched  # and all its types, which register themselves
 
 # --- plain numbers --------------------------------------------------------------------------------
 
@@ -25,7 +25,7 @@ class F32(BlockType):
 
     fields, block, gguf_id, file_type, exponent = (("x", "<f4"),), 1, 0, 0, 0x7F800000
 
-    def quantize(self, x):
+    def quantize(self, x, importance=None):
         return np.asarray(x, dtype="<f4")
 
     def dequantize(self, blocks):
@@ -37,7 +37,7 @@ class F16(BlockType):
 
     fields, block, gguf_id, file_type = (("x", "<f2"),), 1, 1, 1
 
-    def quantize(self, x):
+    def quantize(self, x, importance=None):
         return np.asarray(x, dtype="<f2")
 
     def dequantize(self, blocks):
@@ -57,7 +57,7 @@ class BF16(BlockType):
 
     fields, block, gguf_id, file_type, exponent = (("x", "<u2"),), 1, 30, 32, 0x7F80
 
-    def quantize(self, x):
+    def quantize(self, x, importance=None):
         """Rounded to nearest even."""
         bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -75,8 +75,9 @@ class _Nibbles(BlockType):
 
     bits, planes = 4, (("qs", 4, 16),)
 
-    def _pack(self, x, blocks):
-        q = (_affine if "m" in blocks.dtype.names else _symmetric)(x, blocks, self.bits)
+    def _pack(self, x, blocks, importance):
+        plain = _affine if "m" in blocks.dtype.names else _symmetric
+        q = plain(x, blocks, self.bits) if importance is None else searched(x, blocks, self.bits, importance)
         planes.store(blocks.reshape(-1), self.planes, q.reshape(-1, BLOCK))
 
     def integers(self, blocks):
@@ -117,7 +118,7 @@ class Q8_0(BlockType):
 
     fields, gguf_id, file_type = (("d", "<f2"), ("qs", "i1", 32)), 8, 7
 
-    def _pack(self, x, blocks):
+    def _pack(self, x, blocks, importance):
         d = _reduce(np.maximum, np.abs(x)) / np.float32(127)
         blocks["d"], blocks["qs"] = d, _round_half_away(_steps(x, d))
 
@@ -141,7 +142,7 @@ class Q4_0_2023(_Nibbles2023):
 
     fields, prepared = (("d", "<f4"), ("qs", "u1", 16)), "q4_0"
 
-    def _pack(self, x, blocks):
+    def _pack(self, x, blocks, importance):
         self._store(x, _reduce(np.maximum, np.abs(x)) / np.float32(7), blocks, zero=8)
 
 
@@ -156,7 +157,7 @@ class Q4_1_2023(_Nibbles2023):
 
     fields, planar, prepared = (("m", "<f4"), ("d", "<f4"), ("qs", "u1", 16)), True, "q4_1"
 
-    def _pack(self, x, blocks):
+    def _pack(self, x, blocks, importance):
         # Its search for the maximum started at FLT_MIN, the smallest positive float, not at -FLT_MAX.
         high = np.maximum(_reduce(np.maximum, x), np.finfo(np.float32).tiny)
         blocks["m"] = m = _smallest(x)
@@ -232,9 +233,9 @@ def _round_half_away(v: np.ndarray) -> np.ndarray:
 # --- by a type's name -----------------------------------------------------------------------------
 
 
-def quantize(x: np.ndarray, type: str) -> np.ndarray:
-    """Float weights [n_rows, n_cols] -> blocks of a type. Raises as BlockType.quantize does."""
-    return TYPES[type].quantize(x)
+def quantize(x: np.ndarray, type: str, importance: np.ndarray | None = None) -> np.ndarray:
+    """Float weights [n_rows, n_cols] -> blocks of a type. As BlockType.quantize, which see."""
+    return TYPES[type].quantize(x, importance)
 
 
 def dequantize(blocks: np.ndarray, type: str) -> np.ndarray:
@@ -242,8 +243,8 @@ def dequantize(blocks: np.ndarray, type: str) -> np.ndarray:
     return TYPES[type].dequantize(blocks)
 
 
-def cast(blocks: np.ndarray, type: str, to: str) -> np.ndarray:
-    """Weights of one type, [n_rows, n_cols], as another type.
+def cast(blocks: np.ndarray, type: str, to: str, importance: np.ndarray | None = None) -> np.ndarray:
+    """Weights of one type, [n_rows, n_cols], as another type; importance as of BlockType.quantize.
 
     Raises OverflowError for NaN, and for what the numbers or scales of the other type can't hold.
     """
@@ -251,7 +252,7 @@ def cast(blocks: np.ndarray, type: str, to: str) -> np.ndarray:
     largest = np.finfo(np.float16 if TYPES[to].exponent == F16.exponent else np.float32).max
     if not np.abs(x).max(initial=0) <= largest:
         raise OverflowError(f"NaN or numbers too large for {to}")
-    return quantize(x, to)
+    return quantize(x, to, importance)
 
 
 def error(x: np.ndarray, type: str) -> float:

@@ -4,7 +4,8 @@ import numpy as np
 
 from ..block_type import BlockType
 from . import planes, search
-from .k import AT_ONCE, SuperBlock
+from .importance import AT_ONCE, portions
+from .k import SuperBlock
 
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 
@@ -21,12 +22,12 @@ def _places(v: np.ndarray) -> np.ndarray:
     return np.fmax(np.fmin(np.floor(v + v), np.float32(255)), np.float32(-256)).astype(np.intp)
 
 
-def _scales(x: np.ndarray) -> np.ndarray:
-    """The scale of each part, [n_parts], of x [32, n_parts]; weights x².
+def _scales(x: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
+    """The scale of each part, [n_parts], of x [32, n_parts]. An error counts as much as `counts` says, or x².
 
     The trials: the weight of largest magnitude becomes 127, or one of -134 to -120 (which all mean -127).
     """
-    w, peak = x * x, search.largest(x)
+    w, peak = x * x if counts is None else counts, search.largest(x)
     trials = [np.float32(1) / (peak / np.float32(127)), *(np.float32(i) / peak for i in range(-134, -119))]
     scale, _ = search.symmetric(
         x,
@@ -48,12 +49,10 @@ class IQ4_NL(BlockType):
     fields, gguf_id, file_type = (("d", "<f2"), ("qs", "u1", 16)), 20, 25
     planes = (("qs", 4, 16),)
 
-    def _pack(self, x, blocks):
-        x, blocks, step = x.reshape(-1, self.block), blocks.reshape(-1), AT_ONCE * 8
-        for some in (slice(start, start + step) for start in range(0, len(x), step)):
-            part = np.ascontiguousarray(x[some].T)
-            blocks["d"][some] = scale = _scales(part)
-            planes.store(blocks[some], self.planes, _indices(part, scale).T)
+    def _pack(self, x, blocks, importance):
+        for parts, counts, some in portions(x, blocks, importance, 2, 32, AT_ONCE * 8):
+            some["d"] = scale = _scales(parts, counts)
+            planes.store(some, self.planes, _indices(parts, scale).T)
 
     def integers(self, blocks):
         return LEVELS[planes.load(blocks, self.planes)]
@@ -67,9 +66,9 @@ class IQ4_XS(SuperBlock):
     gguf_id, file_type, part, planes = 23, 30, 32, (("qs", 4, 16),)
     scale_planes = (("scales_l", 4, 1), ("scales_h", 2, 1))
 
-    def _fill(self, x, blocks):
+    def _fill(self, x, blocks, counts):
         """Unlike a K type's, its nibbles are those nearest with the `d` that isn't rounded yet."""
-        scales = _scales(x).reshape(len(blocks), -1)
+        scales = _scales(x, counts).reshape(len(blocks), -1)
         d = search.largest(scales.T)[:, None] / np.float32(-32)
         small = search.nearest(np.where(d != 0, np.float32(1) / d, np.float32(0)) * scales).clip(-32, 31)
         blocks["d"] = d[:, 0]

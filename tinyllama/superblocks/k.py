@@ -12,18 +12,18 @@ coarse, and a scale costs its part 4 to 8 bits instead of 16. From the first byt
     q5_k   176    32    d 2, dmin 2, scales 12, qh 32, qs 128    (d s) q - (dmin m)         5.5
     q6_k   210    16    ql 128, qh 64, scales 16, d 2            (d s) (q - 32)             6.5625
 
-planes.py says how q lies in qs (or ql) and qh. Layouts and quantizers are those of ggml-quants.c, without an
-importance matrix. A quantizer takes three steps: for each part it searches the float scale that errs least
-(search.py); it rounds these scales to integers, in a unit in which the largest of the block is 15, 31, 63 or
-128; and it rounds each weight anew, with the scales that a reader will see.
+planes.py says how q lies in qs (or ql) and qh. Layouts and quantizers are those of ggml-quants.c. A quantizer
+takes three steps: for each part it searches the float scale that errs least (search.py); it rounds these
+scales to integers, in a unit in which the largest of the block is 15, 31, 63 or 128; and it rounds each
+weight anew, with the scales that a reader will see. With an importance matrix (importance.py) errors count as
+it says, and the unit of the second step is searched, too, but for q6_k and iq4_xs.
 """
 
 import numpy as np
 
 from ..block_type import BlockType, each
 from . import planes, search
-
-AT_ONCE = 256  # blocks that are searched together: few enough to stay in the L2 cache
+from .importance import AT_ONCE, FINE, portions
 
 
 class SuperBlock(BlockType):
@@ -32,17 +32,20 @@ class SuperBlock(BlockType):
     block = 256
     part = 16
     zero = 0  # what is subtracted from the integers in memory
+    spread = 2  # with an importance matrix: how many mean squares are added to each square
     planes: tuple[tuple[str, int, int], ...] = ()  # where the integers lie
 
-    def _pack(self, x, blocks):
-        x, blocks = x.reshape(-1, self.block), blocks.reshape(-1)
-        for some in (slice(start, start + AT_ONCE) for start in range(0, len(x), AT_ONCE)):
-            q = self._fill(np.ascontiguousarray(x[some].reshape(-1, self.part).T), blocks[some])
+    def _pack(self, x, blocks, importance):
+        for parts, counts, some in portions(x, blocks, importance, self.spread, self.part, AT_ONCE):
+            q = self._fill(parts, some, counts)
             q = np.ascontiguousarray(q.T, np.uint8).reshape(-1, self.block)
-            planes.store(blocks[some], self.planes, q)
+            planes.store(some, self.planes, q)
 
-    def _fill(self, x: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-        """Fill the scales of blocks [n_blocks] from x [part, n_parts]; returns q like x, `zero` added."""
+    def _fill(self, x: np.ndarray, blocks: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
+        """Fill the scales of blocks [n_blocks] from x [part, n_parts]; returns q like x, `zero` added.
+
+        counts: with an importance matrix, what an error in each x counts.
+        """
         raise NotImplementedError
 
     def integers(self, blocks):
@@ -65,16 +68,22 @@ class SuperBlock(BlockType):
 class _WithMinimum(SuperBlock):
     top, codes = 15, 63  # the largest q, the largest integer scale and minimum
     trials = -1.0, 21, False  # for search.affine
+    #: Whether integers above `codes` are clipped, without an importance matrix and with one. Scales below 0,
+    #: which only rounding makes, become such bytes.
+    clips = True, True
 
-    def _fill(self, x, blocks):
-        scales, minima, q = search.affine(x, self._weights(x), self.top, *self.trials)
-        small = []
+    def _fill(self, x, blocks, counts):
+        is_plain, small = counts is None, []
+        weights, trials = (self._weights(x), self.trials) if is_plain else (counts, FINE)
+        scales, minima, q = search.affine(x, weights, self.top, *trials)
+        totals = search.total(weights).reshape(len(blocks), -1).T
         for name, values in (("d", scales), ("dmin", -minima)):
-            values = values.reshape(len(blocks), -1)
-            peak = np.fmax.reduce(values, axis=1, initial=0, keepdims=True) + np.float32(0)  # never -0
-            small.append(search.nearest(np.where(peak > 0, np.float32(self.codes) / peak, 0) * values))
-            blocks[name] = peak[:, 0] / np.float32(self.codes)
-        self._store(blocks, *(integers.astype(np.uint8) for integers in small))
+            values = values.reshape(len(blocks), -1).T
+            step = search.fitting if is_plain else search.unsigned
+            blocks[name], integers = step(values, totals, self.codes)
+            integers = integers.T.astype(np.uint8)
+            small.append(np.minimum(integers, self.codes) if self.clips[not is_plain] else integers)
+        self._store(blocks, *small)
         return self._again(x, blocks, q, self.top)
 
     def _weights(self, x):
@@ -90,18 +99,20 @@ class _WithMinimum(SuperBlock):
 class _Symmetric(SuperBlock):
     codes = -32, 31  # the smallest and the largest integer scale: the former is the largest in magnitude
 
-    def _fill(self, x, blocks):
-        scales, q = self._search(x)
+    def _fill(self, x, blocks, counts):
+        scales, q = self._search(x, counts)
         nothing = self._nothing(x, scales)
         scales[nothing], q[:, nothing] = 0, -self.zero
-        scales = scales.reshape(len(blocks), -1)
-        peak = search.largest(scales.T)
-        inverse = np.float32(self.codes[0]) / peak
-        small = np.minimum(search.nearest(inverse[:, None] * scales), 127).astype(np.int8)
-        self._store(blocks, np.clip(small, *self.codes))
-        blocks["d"] = np.float32(1) / inverse
-        blocks[peak == 0] = np.zeros((), blocks.dtype)
+        scales = scales.reshape(len(blocks), -1).T
+        blocks["d"], small = self._small(scales, counts)
+        self._store(blocks, small.T.astype(np.int8))
+        blocks[search.largest(scales) == 0] = np.zeros((), blocks.dtype)
         return self._again(x, blocks, q, 2 * self.zero - 1)
+
+    def _small(self, scales, counts) -> tuple[np.ndarray, np.ndarray]:
+        """`d` of each block, and the integers that its scales [n_parts, n_blocks] are in it."""
+        inverse = np.float32(self.codes[0]) / search.largest(scales)
+        return np.float32(1) / inverse, np.clip(search.nearest(inverse * scales), *self.codes)
 
     def _nothing(self, x, scales) -> np.ndarray:
         """Of which parts all weights are taken for zeros."""
@@ -116,7 +127,7 @@ class Q2_K(_WithMinimum):
 
     fields = (("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2"))
     gguf_id, file_type, planes = 10, 10, (("qs", 2, 32),)
-    top, codes, trials = 3, 15, (-0.5, 16, True)
+    top, codes, trials, spread, clips = 3, 15, (-0.5, 16, True), 1, (False, False)
 
     def _weights(self, x):
         return np.abs(x)
@@ -135,8 +146,13 @@ class Q3_K(_Symmetric):
     gguf_id, file_type, planes, zero = 11, 11, (("qs", 2, 32), ("qh", 1, 32)), 4
     scale_planes = (("scales_l", 4, 8), ("scales_h", 2, 4))
 
-    def _search(self, x):
-        return search.descent(x, -4, 3)
+    def _search(self, x, counts):
+        return search.clipped(x, -4, 3) if counts is None else search.signed(x, counts, 4)
+
+    def _small(self, scales, counts):
+        if counts is None:
+            return super()._small(scales, counts)
+        return search.signed(scales, search.total(counts).reshape(scales.T.shape).T, 32)
 
     def _store(self, blocks, scales):
         planes.store(blocks, self.scale_planes, (scales + np.int8(32)).view(np.uint8))
@@ -155,9 +171,10 @@ class Q4_K(_WithMinimum):
 
     fields = (("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128))
     gguf_id, file_type, planes, part = 12, 14, (("qs", 4, 32),), 32
+    clips = True, False
 
     def _store(self, blocks, scales, minima):
-        (s, s4), (m, m4) = (np.split(np.minimum(small, self.codes), 2, axis=1) for small in (scales, minima))
+        (s, s4), (m, m4) = (np.split(small, 2, axis=1) for small in (scales, minima))
         bytes_ = s4 >> 4 << 6 | s, m4 >> 4 << 6 | m, m4 << 4 | s4 & 15
         blocks["scales"] = np.concatenate(bytes_, axis=1)
 
@@ -175,7 +192,7 @@ class Q5_K(Q4_K):
 
     fields = (*Q4_K.fields[:3], ("qh", "u1", 32), ("qs", "u1", 128))
     gguf_id, file_type, planes = 13, 16, (("qs", 4, 32), ("qh", 1, 32))
-    top, trials = 31, (-0.5, 16, False)
+    top, trials, clips = 31, (-0.5, 16, False), (True, True)
 
 
 class Q6_K(_Symmetric):
@@ -183,18 +200,10 @@ class Q6_K(_Symmetric):
 
     fields = (("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2"))
     gguf_id, file_type, planes, zero = 14, 18, (("ql", 4, 64), ("qh", 2, 32)), 32
-    codes = -128, 127
+    codes, spread = (-128, 127), 0
 
-    def _search(self, x):
-        """The weight of largest magnitude becomes -32, or what rounds to it or is clipped to it."""
-        w, peak = x * x, search.largest(x)
-        tenths = np.array([0, *range(-9, 0), *range(1, 10)], np.float32)
-        return search.symmetric(
-            x,
-            (-(np.float32(32) + np.float32(0.1) * i) / peak for i in tenths),
-            lambda v: search.steps(v, -32, 31),
-            lambda q: (search.total(w * x * q), search.total(w * q * q)),
-        )
+    def _search(self, x, counts):
+        return search.signed(x, x * x if counts is None else counts, 32)
 
     def _nothing(self, x, scales):
         """All of a block, too, whose largest scale is as small as a weight that is taken for zero."""

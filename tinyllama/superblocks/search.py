@@ -65,18 +65,19 @@ def largest(x: np.ndarray) -> np.ndarray:
     return np.where(first == first, first, np.float32(0))
 
 
-def affine(x, weights, top: int, first: float, n_trials: int, absolute: bool):
+def affine(x, weights, top: int, first: float, n_trials: int, absolute: bool, step: float = 0.1):
     """scale * q + minimum with q from 0 to top: the scale, the minimum (both [n_parts]) and q [n, n_parts].
 
     The minimum is clamped to at most 0: a block stores it as an unsigned integer that is *subtracted*. So a
     part of positive weights counts its steps from 0, or from below it.
 
-    Trial i rounds x - minimum to steps of (maximum - minimum) / (top + first + 0.1 i): for q4_k, whose first
+    Trial i rounds x - minimum to steps of (maximum - minimum) / (top + first + step i): for q4_k, whose first
     is -1, 21 trials go from 14 steps in the range to 16, of which the last is clipped. The q of a trial get
     their best scale and minimum; if these err less than all before they are kept, and the next trial starts
     from that minimum. `absolute` judges by the sum of absolute errors, not of squared ones.
     """
-    low, high = np.minimum(x.min(0), np.float32(0)), x.max(0)
+    low, high = np.take_along_axis(x, x.argmin(0)[None], 0)[0], x.max(0)  # of +0 and -0 the first
+    low[low > 0] = 0
     size = np.abs if absolute else np.square
 
     def error(q, scale, low):
@@ -87,11 +88,11 @@ def affine(x, weights, top: int, first: float, n_trials: int, absolute: bool):
 
     sum_1, sum_x = total(weights), total(weights * x)
     per_step = np.float32(top) / (high - low)
-    scale = np.float32(1) / per_step
+    scale = np.float32(1) / per_step + np.float32(0)  # never -0, which zeros of both signs give
     best_q = steps(per_step * (x - low), 0, top)
     best = error(best_q, scale, low)
     for i in range(n_trials):
-        per_step = (np.float32(first) + np.float32(0.1) * np.float32(i) + np.float32(top)) / (high - low)
+        per_step = (np.float32(first) + np.float32(step) * np.float32(i) + np.float32(top)) / (high - low)
         q = steps(per_step * (x - low), 0, top)
         weighted = weights * q
         sum_q, sum_qq, sum_qx = total(weighted), total(weighted * q), total(weighted * x)
@@ -126,21 +127,82 @@ def symmetric(x, per_step: Iterable[np.ndarray], round_to: Callable, sums: Calla
     return scale, best_q
 
 
-def descent(x, low: int, high: int):
-    """scale * q as above, with weights x²; the scale and q.
+def signed(x, weights, zero: int):
+    """scale * q with q from -zero to zero - 1: the scale and q.
 
-    Five times each q in turn becomes what is best while the others stay, if the error gets smaller by it.
+    The weight of largest magnitude becomes -zero, or what rounds to it or is clipped to it.
     """
-    weights = x * x
-    q = steps(np.float32(low) / largest(x) * x, low, high)
-    sum_qx, sum_qq = total(weights * x * q), total(weights * q * q)
+    peak = largest(x)
+    tenths = np.array([0, *range(-9, 0), *range(1, 10)], np.float32)
+    scale, q = symmetric(
+        x,
+        (-(np.float32(zero) + np.float32(0.1) * i) / peak for i in tenths),
+        lambda v: steps(v, -zero, zero - 1),
+        lambda q: (total(weights * x * q), total(weights * q * q)),
+    )
+    nothing = np.abs(peak) < TINY
+    return np.where(nothing, np.float32(0), scale), np.where(nothing, np.float32(-zero), q)
+
+
+def descent(x, weights, q, sums, round_to: Callable, is_byte: bool = False):
+    """Five times each q in turn becomes what is best while the others stay, if the error gets smaller by it.
+
+    sums: <qx> and <qq> of the q to begin with; x / scale -> q as round_to says. Returns the scale and q.
+    is_byte: q is kept in an unsigned byte, and what others leave of <qq> must be positive.
+    """
+    sum_qx, sum_qq = sums
     for _ in range(5):
         for x_i, w, q_i in zip(x, weights, q, strict=True):
             others_qx, others_qq = sum_qx - w * x_i * q_i, sum_qq - w * q_i * q_i
-            new = steps(x_i * others_qq / others_qx, low, high)
+            new = round_to(x_i * others_qq / others_qx)
             new_qx, new_qq = others_qx + w * x_i * new, others_qq + w * new * new
-            better = (others_qx > 0) & (new != q_i) & (new_qq > 0)
+            better = (others_qx > 0) & (new != q_i) & ((others_qq if is_byte else new_qq) > 0)
             better &= new_qx * new_qx * sum_qq > sum_qx * sum_qx * new_qq
-            for kept, changed in ((q_i, new), (sum_qx, new_qx), (sum_qq, new_qq)):
+            for kept, changed in ((q_i, new % 256 if is_byte else new), (sum_qx, new_qx), (sum_qq, new_qq)):
                 np.copyto(kept, changed, where=better)
     return np.where(sum_qq > 0, sum_qx / sum_qq, np.float32(0)), q
+
+
+def clipped(x, low: int, high: int):
+    """scale * q with q from low to high; weights x². At first the x of largest magnitude becomes low."""
+    weights = x * x
+    q = steps(np.float32(low) / largest(x) * x, low, high)
+    sums = total(weights * x * q), total(weights * q * q)
+    return descent(x, weights, q, sums, lambda v: steps(v, low, high))
+
+
+def fitting(x, weights, top: int):
+    """As `unsigned`, but the largest x becomes top, whatever its errors count."""
+    peak = np.fmax.reduce(x, axis=0, initial=0) + np.float32(0)  # never -0
+    return peak / np.float32(top), nearest(np.where(peak > 0, np.float32(top) / peak, 0) * x) & 255
+
+
+def unsigned(x, weights, top: int):
+    """scale * q with q from 0 to top: the scale and q. Of x below 0, which only rounding makes, q is a byte.
+
+    Nine trials are judged by their errors, the largest x becoming top, or up to 0.4 more or less; then the
+    descent begins from the best.
+    """
+    peak = np.fmax.reduce(x, axis=0, initial=0)
+    best_per_step = np.float32(top) / peak
+
+    def error(q, per_step):
+        difference = x - np.float32(1) / per_step * q
+        return total(weights * difference * difference)
+
+    best = error((nearest(best_per_step * x) & 255).astype(np.float32), best_per_step)
+    for i in (-4, -3, -2, -1, 1, 2, 3, 4):
+        per_step = (np.float32(0.1) * np.float32(i) + np.float32(top)) / peak
+        found = error(up_to(per_step * x, top), per_step)
+        better = found < best
+        best, best_per_step = np.where(better, found, best), np.where(better, per_step, best_per_step)
+    q = up_to(best_per_step * x, top)
+    sums = total(weights * x * q), total(weights * q * q)
+    scale, q = descent(x, weights, q % 256, sums, lambda v: up_to(v, top), is_byte=True)
+    nothing = peak < TINY
+    return np.where(nothing, np.float32(0), scale), np.where(nothing, np.float32(0), q)
+
+
+def up_to(v: np.ndarray, top: int) -> np.ndarray:
+    """The nearest integers up to a largest, as float32."""
+    return np.minimum(nearest(v), top).astype(np.float32)
