@@ -126,8 +126,12 @@ class Native(Backend):
         """As ops.swiglu."""
         return self._fill(np.empty_like(gate), _native.swiglu, gate, up)
 
-    def cast(self, blocks: np.ndarray, type: str, to: str) -> np.ndarray:
+    def cast(
+        self, blocks: np.ndarray, type: str, to: str, importance: np.ndarray | None = None
+    ) -> np.ndarray:
         """As quant.cast, in the calling thread; blocks become float32 first, as there."""
+        if importance is not None:
+            return quant.cast(blocks, type, to, importance)
         if TYPES[type].block > 1:
             blocks, type = quant.dequantize(blocks, type), "f32"
         out = np.empty(TYPES[to].nbytes(blocks.shape), np.uint8)

@@ -248,6 +248,7 @@ COMMANDS = {
         _arg("source", "a model of 16 or 32 bits: as of convert; of several parts the first", metavar="IN"),
         _arg("target", "where to write", metavar="OUT"),
         _flag("--pure", "the same type for all matrices"),
+        _arg("--imatrix", "an importance matrix: which errors count how much", metavar="FILE"),
     ),
     "generate": (
         "continue a prompt",

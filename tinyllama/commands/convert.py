@@ -32,6 +32,7 @@ from ..backends import get_backend
 from ..config import OUTPUT
 from ..errors import TinyllamaError, cancellable, check_cancelled, naming, require
 from ..formats import Checkpoint, format_of, ggml, meta, open_checkpoint, stamp
+from ..formats.imatrix import ImportanceMatrix
 from ..machine.files import MappedFile, reserve, written
 from ..machine.interrupts import interruptible
 from ..machine.limits import human, require_disk, require_memory
@@ -39,6 +40,7 @@ from ..machine.places import find
 from ..quant import TYPES
 from ..tensor import Piece
 from . import plans
+from .importance import NO_IMPORTANCE, importance_of
 from .mixes import MIXES, Choice, find_mix, find_type
 from .plans import Output, Rows
 
@@ -96,6 +98,7 @@ def quantize(
     pure: bool = False,
     output_tensor_type: str | None = None,
     token_embedding_type: str | None = None,
+    imatrix: str | Path | ImportanceMatrix | dict[str, np.ndarray] | None = None,
 ) -> list[Path]:
     """Write a model of f16, bf16 or f32 weights with its matrices in blocks.
 
@@ -107,6 +110,8 @@ def quantize(
             ggml file "Q4_0" (2) or "Q4_1" (3).
         pure: the same type for all matrices.
         output_tensor_type, token_embedding_type: of these two, whatever the mix says: one of mixes.TYPES.
+        imatrix: an importance matrix, a file or what `commands.imatrix` gives, or the mean square of each
+            input by GGUF's names of matrices: an error of a weight counts the more, the larger its input is.
     Returns the files written. Raises TinyllamaError where the source isn't whole, is quantized already, or
     has no place in this format; then no file is written or changed.
     """
@@ -119,12 +124,15 @@ def quantize(
         if module is ggml:
             one_type = f"{path}: a ggml file holds matrices of one type: convert it to GGUF first"
             require(not any(asked), one_type)
+            require(imatrix is None, f"{path}: an importance matrix needs a GGUF file: convert it first")
             return _write("quantize", plans.quantized_ggml_files(opened, target, mix), source)
         with naming(path):
             checkpoint = module.read(opened)
-        choice = Choice(mix, checkpoint.config, OUTPUT not in checkpoint.tensors, pure, *asked)
-        types = plans.mixed_types(checkpoint, choice)
-        output = plans.gguf_file(checkpoint, target, types, MIXES[mix].number)
+        importance = NO_IMPORTANCE if imatrix is None else importance_of(imatrix, checkpoint)
+        tied, weighed = OUTPUT not in checkpoint.tensors, imatrix is not None
+        choice = Choice(mix, checkpoint.config, tied, pure, *asked, weighed)
+        types = plans.mixed_types(checkpoint, choice, importance.means)
+        output = plans.gguf_file(checkpoint, target, types, MIXES[mix].number, importance)
         return _write("quantize", [output], source, plans.notes(checkpoint, choice, types))
 
 
@@ -225,7 +233,7 @@ def _move(target: int, rows: Rows, cast: Callable) -> int:
             parts, type = [_read(piece) for piece in chunk.pieces], rows.pieces[0].type
             blocks = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
             require(type != rows.type or TYPES[type].is_finite(blocks), "NaN or infinity")
-            blocks = blocks if type == rows.type else cast(blocks, type, rows.type)
+            blocks = blocks if type == rows.type else cast(blocks, type, rows.type, rows.importance)
         _put(target, memoryview(blocks).cast("B"), chunk.offset)
     return rows.end - rows.offset
 

@@ -2,8 +2,8 @@
 
 Not all weights are equally sensitive. "Q4_K_M" stands for matrices of q4_k, but the output matrix, on which
 every logit depends, gets q6_k, and so do attention.wv and feed_forward.w2 in the layers where it was seen to
-help most. The choices are those of llama-quantize without an importance matrix (src/llama-quant.cpp of
-llama.cpp, November 2026), so that its files and ours hold the same bytes.
+help most. The choices are those of llama-quantize (src/llama-quant.cpp of llama.cpp, November 2026), so that
+its files and ours hold the same bytes. Some differ with an importance matrix.
 
 Nothing here needs NumPy.
 """
@@ -32,28 +32,29 @@ PLAIN = ("f32", "f16", "bf16")
 TYPES = (*PLAIN, "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", *SUBSTITUTES)
 
 
-# --- where an exception holds: in layer i of n, of a model whose heads share keys in groups of so many ------
+# --- where an exception holds: in layer i of n, of a model whose heads share keys in groups of so many; and
+# whether errors are weighed, with an importance matrix ------------------------------------------------------
 
 
-def _always(i, n, group):
+def _always(i, n, group, weighed):
     return True
 
 
-def _more(i, n, group):
+def _more(i, n, group, weighed):
     """The first eighth of the layers, the last, and every third between."""
     return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
 def _first(n_layers):
-    return lambda i, n, group: i < n_layers
+    return lambda i, n, group, weighed: i < n_layers
 
 
-def _share(part):
-    """The first n / part layers."""
-    return lambda i, n, group: i < n // part
+def _share(part, only=None):
+    """The first n / part layers; only with an importance matrix (True), or without one (False)."""
+    return lambda i, n, group, weighed: i < n // part and only in (None, weighed)
 
 
-def _grouped(i, n, group):
+def _grouped(i, n, group, weighed):
     """wv is small there."""
     return group >= 4
 
@@ -69,7 +70,7 @@ class Mix:
 
 
 _MORE_BITS = (("q6_k", _more),)
-_IQ4 = {WV: (("q5_k", _grouped),), W2: (("q5_k", _share(8)),)}
+_IQ4 = {WV: (("q5_k", _grouped),), W2: (("q5_k", _share(8, only=False)),)}
 _Q2_K = {WV: (("q4_k", _grouped), ("q3_k", _always)), WO: (("q3_k", _always),), W2: (("q3_k", _always),)}
 _Q2_K_S = {WV: (("q4_k", _grouped),), W2: (("q4_k", _share(8)),)}
 _Q3_K_M = {
@@ -82,9 +83,9 @@ MIXES = {
     "F32": Mix(0, "f32"),
     "F16": Mix(1, "f16"),
     "BF16": Mix(32, "bf16"),
-    "Q4_0": Mix(2, "q4_0"),
+    "Q4_0": Mix(2, "q4_0", {W2: (("q4_1", _share(8, only=True)),)}),
     "Q4_1": Mix(3, "q4_1"),
-    "Q5_0": Mix(8, "q5_0"),
+    "Q5_0": Mix(8, "q5_0", {W2: (("q5_1", _share(8, only=True)),)}),
     "Q5_1": Mix(9, "q5_1"),
     "Q8_0": Mix(7, "q8_0"),
     "Q2_K": Mix(10, "q2_k", _Q2_K),
@@ -131,6 +132,7 @@ class Choice:
     pure: bool = False  # no exceptions
     output_type: str | None = None  # of the output matrix, whatever the mix says
     embedding_type: str | None = None  # of the embedding, likewise
+    weighed: bool = False  # there is an importance matrix
 
     def type_of(self, name: str, n_cols: int) -> str:
         """What a matrix of rows of so many weights becomes; names are Meta's."""
@@ -153,7 +155,7 @@ class Choice:
         layer, role = split_name(name)
         config, rules = self.config, MIXES[self.mix].exceptions.get(role, ())
         group = config.n_heads // config.n_kv_heads
-        where = layer or 0, config.n_layers, group
+        where = layer or 0, config.n_layers, group, self.weighed
         found = next((type for type, holds in rules if holds(*where)), base)
         # Of the models that have 80 layers, LLaMA 2 and 3 70B and Qwen2 72B, wv is an eighth of wq.
         groups = {"llama": 2, "qwen2": 1}.get(config.family, group + 1)  # llama-quantize's way to tell
@@ -173,14 +175,15 @@ def fitting(type: str, n_cols: int) -> str:
     return type if n_cols % block(type) == 0 else "f16"
 
 
-def needs_importance(mix: str, types: Iterable[tuple[str, str]]) -> str:
+def needs_importance(mix: str, types: Iterable[tuple[str, str]], known: Iterable[str]) -> str:
     """The first of (name, type) that llama-quantize won't quantize so without an importance matrix, or "".
 
-    Its authors call the result garbage.
+    known: the tensors of which there is one. Its authors call the result without it garbage.
     """
+    free = {OUTPUT, EMBEDDING, *known}
     if mix != "Q2_K_S":
         return ""
-    return next((name for name, type in types if type == "q2_k" and name not in (OUTPUT, EMBEDDING)), "")
+    return next((name for name, type in types if type == "q2_k" and name not in free), "")
 
 
 def file_order(names: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Plans for files that `convert` and `quantize` write: which rows of which tensor go where, as what."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
@@ -17,6 +17,7 @@ from ..ops import rope_factors
 from ..quant import BLOCK, TYPES
 from ..tensor import Piece, Tensor, turned_order
 from ..tokenizer import token_texts
+from .importance import NO_IMPORTANCE, Importance
 from .mixes import Choice, block, file_order, needs_importance
 from .printing import counted
 from .tables import type_table
@@ -32,6 +33,7 @@ class Rows:
     pieces: tuple[Piece, ...]  # one, or of a tensor that is cut by columns those of a row, left to right
     type: str  # that they get
     offset: int  # in the file to be written
+    importance: np.ndarray | None = None  # of each column, [n_cols], to a quantizer
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -157,8 +159,11 @@ def plain_types(checkpoint: Checkpoint, type: str | None) -> tuple[dict[str, str
     return types, TYPES[plain].file_type
 
 
-def mixed_types(checkpoint: Checkpoint, choice: Choice) -> dict[str, str]:
-    """The type of each tensor as llama-quantize chooses it, in its order."""
+def mixed_types(checkpoint: Checkpoint, choice: Choice, known: Iterable[str] = ()) -> dict[str, str]:
+    """The type of each tensor as llama-quantize chooses it, in its order.
+
+    known: the matrices of which an importance matrix tells.
+    """
     names, types = headers.gguf_names(checkpoint.config), {}
     ordered = {names[name]: tensor for name, tensor in checkpoint.tensors.items()}
     with naming(checkpoint.path):
@@ -167,8 +172,9 @@ def mixed_types(checkpoint: Checkpoint, choice: Choice) -> dict[str, str]:
             kept = tensor.type if checkpoint.format == "gguf" else "f32"  # of vectors
             is_matrix = len(tensor.shape) == 2
             types[tensor.name] = choice.type_of(tensor.name, tensor.shape[1]) if is_matrix else kept
-        lacking = needs_importance(choice.mix, types.items())
-        require(not lacking, f"{choice.mix} of {lacking} is bad without an importance matrix: choose Q2_K")
+        lacking = needs_importance(choice.mix, types.items(), known)
+        needed = f"{choice.mix} of {lacking} is bad without an importance matrix of it: choose Q2_K"
+        require(not lacking, needed)
     return types
 
 
@@ -188,7 +194,13 @@ def notes(checkpoint: Checkpoint, choice: Choice, types: dict[str, str]) -> Iter
     yield f"  {8 * sum(sizes.values()) / sum(map(prod, shapes.values())):.2f} bits per weight"
 
 
-def gguf_file(checkpoint: Checkpoint, path: Path, types: dict[str, str], file_type: int) -> Output:
+def gguf_file(
+    checkpoint: Checkpoint,
+    path: Path,
+    types: dict[str, str],
+    file_type: int,
+    importance: Importance = NO_IMPORTANCE,
+) -> Output:
     """Tensors whole and in the order of `types`: their pieces side by side or one below the other."""
     config, rows = checkpoint.config, []
     if config.output_bias and config.family != "llama":
@@ -199,10 +211,10 @@ def gguf_file(checkpoint: Checkpoint, path: Path, types: dict[str, str], file_ty
     infos = [(tensor.name, types.get(tensor.name, "f32"), tensor.shape) for tensor in tensors]
     kept = checkpoint.metadata if checkpoint.format == "gguf" else None
     described = config, checkpoint.vocabulary, infos, file_type, _name(checkpoint.path)
-    header, offsets, size = headers.gguf_header(*described, kept, checkpoint.template)
+    header, offsets, size = headers.gguf_header(*described, kept, checkpoint.template, importance.keys)
     for tensor, (_, type, _), offset in zip(tensors, infos, offsets, strict=True):
         for pieces in [tensor.pieces] if tensor.axis else [(piece,) for piece in tensor.pieces]:
-            rows.append(Rows(tensor.name, pieces, type, offset))
+            rows.append(Rows(tensor.name, pieces, type, offset, importance.means.get(tensor.name)))
             offset = rows[-1].end
     return Output(path, size, [(0, header)], rows)
 

@@ -126,7 +126,8 @@ def quantize(args: argparse.Namespace) -> None:
     from .convert import quantize
 
     types = {"output_tensor_type": args.output_tensor_type, "token_embedding_type": args.token_embedding_type}
-    _print_files(quantize(args.source, args.target, args.type, pure=args.pure, **types))
+    more = {"pure": args.pure, "imatrix": args.imatrix}
+    _print_files(quantize(args.source, args.target, args.type, **more, **types))
 
 
 def _print_files(paths: Iterable[Path]) -> None:

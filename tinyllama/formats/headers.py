@@ -25,7 +25,14 @@ def gguf_names(config: Config) -> dict[str, str]:
 
 
 def gguf_header(
-    config: Config, vocabulary: Vocabulary, infos: list, file_type: int, name: str, metadata=None, template=""
+    config: Config,
+    vocabulary: Vocabulary,
+    infos: list,
+    file_type: int,
+    name: str,
+    metadata=None,
+    template="",
+    notes: dict[str, str | int] | None = None,
 ) -> tuple[bytes, list[int], int]:
     """Everything before the data, and where the data goes.
 
@@ -35,6 +42,7 @@ def gguf_header(
         name: of the model, for general.name.
         metadata: of the GGUF file that this one is made from: it is kept, but for what tells of its parts.
         template: of a chat, where there is no such file.
+        notes: further key-values, of how the file was made.
     Returns:
         the bytes up to the first tensor; each tensor's offset in the file; the file's size. Gaps are zeros.
     """
@@ -43,10 +51,11 @@ def gguf_header(
         needed = field != "merges" or vocabulary.kind == "bpe"  # SentencePiece has scores for them
         if needed and (values := getattr(vocabulary, field)):
             metadata.set(key, list(values), kind)
-    for key in [key for key in metadata if key in OWN or key.startswith("split.")]:
+    own = dict(zip(OWN, (2, file_type), strict=True)) | (notes or {})  # last, as llama-quantize has them
+    for key in [key for key in metadata if key in own or key.startswith("split.")]:
         del metadata[key]
-    for key, value in zip(OWN, (2, file_type), strict=True):  # last, as llama-quantize has them
-        metadata.set(key, value, U32)
+    for key, value in own.items():
+        metadata.set(key, value, STRING if isinstance(value, str) else U32)
     names = gguf_names(config)
     return gguf_start(metadata, [(names[tensor], type, shape) for tensor, type, shape in infos])
 
