@@ -75,22 +75,36 @@ FLATTEN void quantize_q4_1_2023(float x[][LANES], block_group *b) {
     round_steps(x, 0, b);
 }
 
-FLATTEN void quantize_iq4_nl(float x[][LANES], block_group *b) {
+FLATTEN void quantize_iq4_nl(float x[][LANES], float w[][LANES], block_group *b) {
     float inverse[LANES];
-    search_ratio(IQ4_NL, BLOCK, x, b->d, inverse);
+    search_ratio(0, BLOCK, x, w, b->d, inverse);
     EACH_LANE inverse[lane] = choose(b->d[lane] != 0, 1 / b->d[lane], 0);
     EACH_ELEMENT EACH_LANE b->q[j][lane] = value_index(inverse[lane] * x[j][lane]);
     EACH_LANE b->m[lane] = 0;
 }
 
-FLATTEN void quantize_group(const weight_type to, float x[][LANES], block_group *b) {
+/* Of the types that have a search only with an importance matrix. */
+INLINE int is_searched(const weight_type to) { return to == Q4_0 || to == Q4_1 || to == Q5_0 || to == Q5_1; }
+
+FLATTEN void search_group(const weight_type to, float x[][LANES], float w[][LANES], block_group *b) {
+    float inverse[LANES];
+    if (has_minimum(to)) {
+        search_affine(affine_search_of(to, 1), BLOCK, x, w, b->d, b->m, b->q);
+        return;
+    }
+    search_ratio(zero_of(to), BLOCK, x, w, b->d, inverse);
+    round_ratio(zero_of(to), BLOCK, x, inverse, b->q);
+    EACH_LANE b->m[lane] = 0;
+}
+
+FLATTEN void quantize_group(const weight_type to, float x[][LANES], float w[][LANES], block_group *b) {
     switch (to) {
     case Q4_0: quantize_symmetric(x, 8, b); break;
     case Q5_0: quantize_symmetric(x, 16, b); break;
     case Q4_1: quantize_affine(x, 15, b); break;
     case Q5_1: quantize_affine(x, 31, b); break;
     case Q8_0: quantize_nearest(x, 127, 0, b); break;
-    case IQ4_NL: quantize_iq4_nl(x, b); break;
+    case IQ4_NL: quantize_iq4_nl(x, w, b); break;
     case Q4_1_2023: quantize_q4_1_2023(x, b); break;
     default: quantize_nearest(x, 7, 8, b); /* q4_0 of 2023, either layout */
     }
@@ -173,43 +187,99 @@ FLATTEN void cast_numbers(const weight_type to, const float *x, long n, uint8_t 
         to_bf16(x, n, out);
 }
 
-FLATTEN void cast_super(const weight_type to, const float *x, uint8_t *out, int n) {
+/* How much errors count. */
+typedef struct {
+    const float *importance; /* of each column, or NULL: as without an importance matrix */
+    const file_blocks *from;
+    long row; /* the last whose mean square was asked for */
+    float mean;
+} weights_of_errors;
+
+static float mean_square(weights_of_errors *of, long row) {
+    const long n = of->from->n_cols;
+    float x[GROUP];
+    if (row == of->row) return of->mean;
+    of->row = row, of->mean = 0;
+    for (long i = 0; i < n; i += GROUP) {
+        const long left = n - i < GROUP ? n - i : GROUP;
+        load_numbers(of->from, row * n + i, left, GROUP, x);
+        for (long k = 0; k < left; k++) of->mean += x[k] * x[k];
+    }
+    return of->mean /= (float)n;
+}
+
+/* The importance of the elements of blocks `block`.. of `size`; any behind the last of all. */
+FLATTEN void load_importance(const weights_of_errors *of, const int size, long block, float w[][LANES]) {
+    const long n_blocks = of->from->n_cols / size;
+    float rows[GROUP];
+    for (int lane = 0; lane < LANES; lane++)
+        memcpy(rows + lane * size, of->importance + (block + lane) % n_blocks * size, (size_t)size * sizeof(float));
+    for (int j = 0; j < size; j += LANES) v_transpose(rows + j, size, w[j], LANES);
+}
+
+FLATTEN void weigh_blocks(const weight_type to, weights_of_errors *of, float x[][LANES], long block, float w[][LANES]) {
+    const long n_blocks = of->from->n_cols / BLOCK, last = of->from->n_rows - 1;
+    float mean[LANES] = {0};
+    load_importance(of, BLOCK, block, w);
+    if (to == IQ4_NL) {
+        EACH_ELEMENT EACH_LANE mean[lane] += x[j][lane] * x[j][lane];
+        EACH_LANE mean[lane] *= 2.0f / BLOCK;
+    } else {
+        for (int lane = 0; lane < LANES; lane++) {
+            const long row = (block + lane) / n_blocks;
+            mean[lane] = mean_square(of, row < last ? row : last);
+        }
+    }
+    weigh_elements(BLOCK, x, mean, w);
+}
+
+FLATTEN void cast_super(const weight_type to, const float *x, weights_of_errors *of, uint8_t *out, long block, int n) {
     super_group b;
     const destination each = {out, (size_t)types[to].bytes, n};
     for (int j = 0; j < LARGE; j += LANES) v_transpose(x + j, LARGE, b.x[j], LANES);
+    b.weighed = of->importance != NULL;
+    if (b.weighed) load_importance(of, LARGE, block, b.w);
     quantize_super(to, &b);
     put_super(to, &b, &each);
 }
 
-FLATTEN void cast_blocks(const weight_type to, const float *x, uint8_t *out, long n_blocks, long block, int n) {
-    float columns[BLOCK][LANES];
+FLATTEN void cast_blocks(const weight_type to, const float *x, weights_of_errors *of, uint8_t *out, long block, int n) {
+    float columns[BLOCK][LANES], w[BLOCK][LANES];
     block_group b;
     for (int j = 0; j < BLOCK; j += LANES) v_transpose(x + j, BLOCK, columns[j], LANES);
-    quantize_group(to, columns, &b);
-    put_group(to, &b, out, n_blocks, block, n);
+    if (of->importance && (to == IQ4_NL || is_searched(to)))
+        weigh_blocks(to, of, columns, block, w);
+    else if (to == IQ4_NL)
+        EACH_ELEMENT EACH_LANE w[j][lane] = columns[j][lane] * columns[j][lane];
+    if (of->importance && is_searched(to))
+        search_group(to, columns, w, &b);
+    else
+        quantize_group(to, columns, w, &b);
+    put_group(to, &b, out, of->from->n_cols / types[to].block, block, n);
 }
 
-FLATTEN int cast_to(const file_blocks *from, const weight_type to, uint8_t *out) {
+FLATTEN int cast_to(const file_blocks *from, const weight_type to, const float *importance, uint8_t *out) {
     const float limit = to == F16 || types[to].scale_bytes == 2 ? 65504 : FLT_MAX;
     const long block = types[to].block, group = LANES * (has_super_blocks(to) ? LARGE : BLOCK);
     const long n = from->n_rows * from->n_cols;
+    weights_of_errors of = {importance, from, -1, 0};
     float x[GROUP];
     for (long i = 0; i < n; i += group) {
         const long left = n - i < group ? n - i : group;
         load_numbers(from, i, left, group, x);
         if (!all_within(x, group, limit)) return -1;
         if (has_super_blocks(to))
-            cast_super(to, x, out + file_row_bytes(to, i), (int)(left / block));
+            cast_super(to, x, &of, out + file_row_bytes(to, i), i / block, (int)(left / block));
         else if (has_blocks(to))
-            cast_blocks(to, x, out, from->n_cols / block, i / block, (int)(left / block));
+            cast_blocks(to, x, &of, out, i / block, (int)(left / block));
         else
             cast_numbers(to, x, left, out + file_row_bytes(to, i));
     }
     return 0;
 }
 
-static int cast(const file_blocks *from, weight_type to, uint8_t *out) {
-#define CAST_CASE(id, ...) case id: return cast_to(from, id, out);
+static int cast(const file_blocks *from, weight_type to, const float *importance, uint8_t *out) {
+#define CAST_CASE(id, ...) case id: return cast_to(from, id, importance, out);
     switch (to) { /* each with its type known to the compiler */
         TYPES(CAST_CASE)
     default: return -1;

@@ -366,8 +366,9 @@ typedef struct {
     /* freqs: [head_dim / 2] pairs of cos and sin. */
     void (*rope)(const float *x, const float *freqs, long n_heads, long head_dim, float *out);
     void (*to_f16)(const float *x, long n, uint16_t *out);
-    /* Numbers (f32, f16 or bf16) as numbers or blocks of another type. -1 where one is NaN or too large for it. */
-    int (*cast)(const file_blocks *from, weight_type to, uint8_t *out);
+    /* Numbers (f32, f16 or bf16) as numbers or blocks of another type. -1 where one is NaN or too large for it.
+     * importance: [n_cols], how much errors in a column count; or NULL. */
+    int (*cast)(const file_blocks *from, weight_type to, const float *importance, uint8_t *out);
     /* Up to FEW tokens, the query heads of one key/value head, the span'th SPAN positions that each token sees: for
      * each row, the query heads of one token after those of another, its highest score, the sum of e^(score -
      * highest), and the values weighted by it. Nothing for rows that see none. */

@@ -48,6 +48,14 @@ FLATTEN void find_range(float x[][LANES], const int n, float *low, float *high) 
     }
 }
 
+/* w = w sqrt(mean + x^2). */
+FLATTEN void weigh_elements(const int n, float x[][LANES], const float *mean, float w[][LANES]) {
+    EACH_OF(n) {
+        const vec here = v_load(x[j]);
+        v_store(w[j], v_mul(v_load(w[j]), v_sqrt(v_add(v_load(mean), v_mul(here, here)))));
+    }
+}
+
 /* Bytes i..i+3 of integers that are packed: each byte holds, from its lowest bits on, `bits` of each of some q, from
  * bit `shift` on, that lie `apart`; `apart` bytes follow each other so. */
 FLATTEN void pack_word(uint32_t q[][LANES], const int bits, const int apart, const int shift, int i, uint32_t *word) {

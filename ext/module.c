@@ -511,8 +511,10 @@ static PyObject *py_attention(PyObject *module, PyObject *args) {
 }
 
 /* from: [n_rows, n_cols] of numbers; out: as many bytes as they have in the other type. */
-static int check_cast(const array *from, weight_type to, const array *out) {
+static int check_cast(const array *from, weight_type to, const array *out, const array *importance) {
     Py_ssize_t n_cols = from->view.shape[1], n_bytes = file_row_bytes(to, count(from));
+    if (importance->view.obj && count(importance) != n_cols)
+        return fail(PyExc_ValueError, "importance must be of %zd columns, not %zd", n_cols, count(importance));
     if (n_cols % types[to].block)
         return fail(PyExc_ValueError, "rows of blocks hold a multiple of %d weights, not %zd", types[to].block, n_cols);
     if (out->view.len != n_bytes || (uintptr_t)out->view.buf % sizeof(float))
@@ -525,16 +527,18 @@ static PyObject *py_cast(PyObject *module, PyObject *args) {
     static const char *const formats[N_TYPES] = {[F32] = FLOAT32, [F16] = FLOAT16, [BF16] = "H"};
     weight_type type, to;
     PyObject *numbers;
-    ARRAY x = INPUT("numbers", NULL, 2), out = OUTPUT("out", BYTES, 1);
+    ARRAY x = INPUT("numbers", NULL, 2), out = OUTPUT("out", BYTES, 1), importance = INPUT("importance", FLOAT32, 1);
     int overflows;
-    if (!PyArg_ParseTuple(args, "O&OO&O&", parse_type, &type, &numbers, parse_type, &to, parse_array, &out)) return NULL;
+    if (!PyArg_ParseTuple(args, "O&OO&O&|O&", parse_type, &type, &numbers, parse_type, &to, parse_array, &out,
+                          parse_array, &importance))
+        return NULL;
     if (!formats[type]) return result(fail(PyExc_ValueError, "numbers are f32, f16 or bf16, not %s", types[type].name));
     x.format = formats[type];
-    if (!parse_array(numbers, &x) || check_cast(&x, to, &out)) return NULL;
+    if (!parse_array(numbers, &x) || check_cast(&x, to, &out, &importance)) return NULL;
     file_blocks from = {type, x.view.shape[0], x.view.shape[1], x.view.buf};
     const kernels *k = active_kernels(); /* another thread may choose others meanwhile */
     Py_BEGIN_ALLOW_THREADS;
-    overflows = k->cast(&from, to, out.view.buf);
+    overflows = k->cast(&from, to, importance.view.obj ? importance.view.buf : NULL, out.view.buf);
     Py_END_ALLOW_THREADS;
     return result(overflows ? fail(PyExc_OverflowError, "NaN or numbers too large for %s", types[to].name) : 0);
 }
@@ -648,7 +652,7 @@ static PyMethodDef functions[] = {
     {"swiglu", py_swiglu, METH_VARARGS, "swiglu(gate, up, out, threads)"},
     {"rope", py_rope, METH_VARARGS, "rope(x, freqs, out, threads)"},
     {"attention", py_attention, METH_VARARGS, "attention(q, k, v, keys, values, pos, out, threads, window=0)"},
-    {"cast", py_cast, METH_VARARGS, "cast(type, numbers, to, out): numbers as bytes of another type; in this thread"},
+    {"cast", py_cast, METH_VARARGS, "cast(type, numbers, to, out[, importance]): numbers as bytes of another type"},
     {"read_all", py_read_all, METH_VARARGS,
      "read_all(data, threads): the sum of the words of an array or of a tuple of Weights, as fast as memory allows"},
     {"multiply_all", py_multiply_all, METH_VARARGS,

@@ -18,6 +18,7 @@ static inline vec v_sub(vec a, vec b) { return vsubq_f32(a, b); }
 static inline vec v_mul(vec a, vec b) { return vmulq_f32(a, b); }
 static inline vec v_div(vec a, vec b) { return vdivq_f32(a, b); }
 static inline vec v_fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
+static inline vec v_sqrt(vec x) { return vsqrtq_f32(x); }
 static inline vec v_max(vec a, vec b) { return vmaxq_f32(a, b); }
 static inline vec v_min(vec a, vec b) { return vminq_f32(a, b); }
 /* x * 2^n by adding n to the exponent, in two steps since 2^n itself may be out of range. */

@@ -19,6 +19,7 @@ static inline vec v_sub(vec a, vec b) { return a - b; }
 static inline vec v_mul(vec a, vec b) { return a * b; }
 static inline vec v_div(vec a, vec b) { return a / b; }
 static inline vec v_fma(vec a, vec b, vec c) { return a * b + c; }
+static inline vec v_sqrt(vec x) { return sqrtf(x); }
 static inline vec v_max(vec a, vec b) { return a > b ? a : b; }
 static inline vec v_min(vec a, vec b) { return a < b ? a : b; }
 static inline vec v_times_power(vec x, vec n) { return n != n ? n : ldexpf(x, (int)n); }

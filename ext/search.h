@@ -1,9 +1,10 @@
-/* Scales that make the error of a block small, to the bit those that ggml-quants.c finds without an importance
- * matrix: an element weighs more the larger it is.
+/* Scales that make the error of a block small, to the bit those that ggml-quants.c finds: an element weighs more the
+ * larger it is, and the more important its column is, where there is an importance matrix.
  *
  * A search rounds the elements at some inverse scales, and takes the scale that fits what they become best. x holds n
- * elements of each lane's block. Sums run down the elements in their order, and w * q * x is (w * q) * x: each product
- * rounds. Long sums are written with vectors: compilers would put arrays of them back to memory at each step. */
+ * elements of each lane's block, w what their errors weigh. Sums run down the elements in their order, and w * q * x is
+ * (w * q) * x: each product rounds. Long sums are written with vectors: compilers would put arrays of them back to
+ * memory at each step. */
 #include "lanes.h"
 
 /* The nearest integer, of two the even one, if |x| < 2^22, where x + 1.5 * 2^23 has no bits for a fraction; of any x
@@ -27,15 +28,16 @@ FLATTEN uint32_t to_unsigned(float q, int zero) { return (uint32_t)((int32_t)q +
 
 /* ---- x = d q + m, q in 0..top ---- */
 
-/* After top / range, the inverse scales (top + first + 0.1 i) / range, i <= last, are tried. */
+/* After top / range, the inverse scales (top + first + step i) / range, i <= last, are tried. */
 typedef struct {
     int top, last, squared;
-    float first;
+    float first, step;
 } affine_search;
 
-INLINE affine_search affine_search_of(const weight_type to) {
-    if (to == Q2_K) return (affine_search){3, 15, 0, -0.5f};
-    return to == Q4_K ? (affine_search){15, 20, 1, -1} : (affine_search){31, 15, 1, -0.5f};
+INLINE affine_search affine_search_of(const weight_type to, int weighed) {
+    const int top = (1 << types[to].bits) - 1;
+    if (weighed) return (affine_search){top, 36, 1, -0.9f, 0.05f};
+    return to == Q4_K ? (affine_search){top, 20, 1, -1, 0.1f} : (affine_search){top, 15, to != Q2_K, -0.5f, 0.1f};
 }
 
 typedef struct {
@@ -44,8 +46,8 @@ typedef struct {
     float error[LANES];
 } affine;
 
-/* |x|, and to that, where errors are squared, the root of the mean square of all. */
-FLATTEN void weigh(const affine_search how, const int n, float x[][LANES], float w[][LANES]) {
+/* Without an importance matrix: |x|, and to that, where errors are squared, the root of the mean square of all. */
+FLATTEN void weigh_affine(const affine_search how, const int n, float x[][LANES], float w[][LANES]) {
     float mean[LANES] = {0};
     if (how.squared) {
         EACH_OF(n) EACH_LANE mean[lane] += x[j][lane] * x[j][lane];
@@ -108,24 +110,23 @@ FLATTEN void keep_better(const affine *found, affine *best) {
 FLATTEN void span(const affine_search how, const int n, float x[][LANES], float *high, affine *first) {
     find_range(x, n, first->m, high);
     EACH_LANE {
-        first->origin[lane] = first->m[lane] = first->m[lane] < 0 ? first->m[lane] : 0;
+        first->origin[lane] = first->m[lane] = first->m[lane] > 0 ? 0 : first->m[lane];
         first->inverse[lane] = (float)how.top / (high[lane] - first->m[lane]);
-        first->d[lane] = 1 / first->inverse[lane]; /* 0 where all are equal */
+        first->d[lane] = 1 / first->inverse[lane] + 0.0f; /* where all are equal +0 */
     }
 }
 
 /* Each try starts from the best m so far. */
-FLATTEN void search_affine(const affine_search how, const int n, float x[][LANES], float *d, float *m,
+FLATTEN void search_affine(const affine_search how, const int n, float x[][LANES], float w[][LANES], float *d, float *m,
                            uint32_t steps[][LANES]) {
-    float w[BLOCK][LANES], q[BLOCK][LANES], high[LANES], sum_w[LANES] = {0}, sum_x[LANES] = {0};
+    float q[BLOCK][LANES], high[LANES], sum_w[LANES] = {0}, sum_x[LANES] = {0};
     affine best, found;
-    weigh(how, n, x, w);
     EACH_OF(n) EACH_LANE sum_w[lane] += w[j][lane], sum_x[lane] += w[j][lane] * x[j][lane];
     span(how, n, x, high, &best);
     round_affine(how.top, n, x, &best, q);
     find_error(how, n, x, w, q, &best);
     for (int i = 0; i <= how.last; i++) {
-        const float steps_tried = how.first + 0.1f * (float)i + (float)how.top;
+        const float steps_tried = how.first + how.step * (float)i + (float)how.top;
         EACH_LANE found.inverse[lane] = steps_tried / (high[lane] - best.m[lane]), found.origin[lane] = best.m[lane];
         round_affine(how.top, n, x, &found, q);
         fit(n, x, w, q, sum_w, sum_x, &found);
@@ -137,7 +138,7 @@ FLATTEN void search_affine(const affine_search how, const int n, float x[][LANES
     EACH_LANE d[lane] = best.d[lane], m[lane] = best.m[lane];
 }
 
-/* ---- x = d q, q one of some values ---- */
+/* ---- x = d q, q in -zero..zero - 1, or, with a zero of 0, one of the values of iq4_nl ---- */
 
 static const float NOTHING = 1e-15f; /* blocks whose largest element is smaller are zeros to ggml */
 
@@ -158,38 +159,38 @@ FLATTEN float nearest_value(float x) {
 }
 
 /* Number i of the inverse scales that are tried. */
-FLATTEN float inverse_of(const weight_type to, float largest, int i) {
-    if (to == Q6_K) return -(32 + 0.1f * (float)(i == 0 ? 0 : i < 10 ? i - 10 : i - 9)) / largest;
+FLATTEN float inverse_of(const int zero, float largest, int i) {
+    if (zero) return -((float)zero + 0.1f * (float)(i == 0 ? 0 : i < 10 ? i - 10 : i - 9)) / largest;
     return i ? (float)(i - 8 + iq4_values[0]) / largest : 1 / (-largest / (float)iq4_values[0]);
 }
 
-/* The sums of w x q and w q^2, where w is x^2. */
-FLATTEN void sum_products(const weight_type to, const int n, float x[][LANES], float q[][LANES], float *sum_qx,
-                          float *sum_q2) {
+/* The sums of w x q and w q^2. */
+FLATTEN void sum_products(const int zero, const int n, float x[][LANES], float w[][LANES], float q[][LANES],
+                          float *sum_qx, float *sum_q2) {
     vec qx = v_set1(0), q2 = qx;
     EACH_OF(n) {
-        const vec here = v_load(x[j]), value = v_load(q[j]), w = v_mul(here, here), wq = v_mul(w, value);
-        qx = v_add(qx, to == Q6_K ? v_mul(v_mul(w, here), value) : v_mul(wq, here));
+        const vec here = v_load(x[j]), value = v_load(q[j]), weight = v_load(w[j]), wq = v_mul(weight, value);
+        qx = v_add(qx, zero ? v_mul(v_mul(weight, here), value) : v_mul(wq, here));
         q2 = v_add(q2, v_mul(wq, value));
     }
     v_store(sum_qx, qx), v_store(sum_q2, q2);
 }
 
 /* d, and the inverse scale that it was found at. Of nothing, zeros. */
-FLATTEN void search_ratio(const weight_type to, const int n, float x[][LANES], float *d, float *best) {
+FLATTEN void search_ratio(const int zero, const int n, float x[][LANES], float w[][LANES], float *d, float *best) {
     float q[BLOCK][LANES], largest[LANES], inverse[LANES], sum_qx[LANES], sum_q2[LANES], gain[LANES];
     find_largest(x, n, largest);
-    EACH_LANE d[lane] = best[lane] = 0, gain[lane] = -1; /* the first is better in any case */
-    for (int i = 0; i < (to == Q6_K ? 19 : 16); i++) {
-        EACH_LANE inverse[lane] = inverse_of(to, largest[lane], i);
+    EACH_LANE d[lane] = best[lane] = gain[lane] = 0;
+    for (int i = 0; i < (zero ? 19 : 16); i++) {
+        EACH_LANE inverse[lane] = inverse_of(zero, largest[lane], i);
         EACH_OF(n) EACH_LANE {
             float step = inverse[lane] * x[j][lane];
-            q[j][lane] = to == Q6_K ? nearest_within(step, -32, 31) : nearest_value(step);
+            q[j][lane] = zero ? nearest_within(step, -zero, zero - 1) : nearest_value(step);
         }
-        sum_products(to, n, x, q, sum_qx, sum_q2);
+        sum_products(zero, n, x, w, q, sum_qx, sum_q2);
         EACH_LANE {
-            float qx = sum_qx[lane], q2 = sum_q2[lane], ratio = qx / q2;
-            int32_t better = (q2 > 0) & (qx * qx > gain[lane] * q2);
+            float qx = sum_qx[lane], q2 = sum_q2[lane], ratio = choose(q2 > 0, qx / q2, 0);
+            int32_t better = (i == 0) | ((q2 > 0) & (qx * qx > gain[lane] * q2));
             d[lane] = choose(better, ratio, d[lane]);
             gain[lane] = choose(better, ratio * qx, gain[lane]);
             best[lane] = choose(better, inverse[lane], best[lane]);
@@ -202,7 +203,83 @@ FLATTEN void search_ratio(const weight_type to, const int n, float x[][LANES], f
     }
 }
 
-/* ---- x = d q, each q in -4..3 in turn ---- */
+/* Unsigned q at an inverse scale that search_ratio has found. */
+FLATTEN void round_ratio(const int zero, const int n, float x[][LANES], const float *inverse, uint32_t q[][LANES]) {
+    EACH_OF(n) EACH_LANE {
+        uint32_t step = to_unsigned(nearest_within(inverse[lane] * x[j][lane], -zero, zero - 1), zero);
+        q[j][lane] = choose_bits(inverse[lane] != 0, step, 0);
+    }
+}
+
+/* ---- x = d q, q in 0..top, in bytes: below 0, which only rounding makes, q is one as well ---- */
+
+enum { MOST_PARTS = 16 };
+
+FLATTEN float up_to(float x, int32_t top) {
+    int32_t step = nearest_int(x);
+    return (float)(step < top ? step : top);
+}
+
+FLATTEN float as_byte(float q) { return (float)((int32_t)q & 255); }
+
+/* Of rounding at these inverse scales; the first time up_to isn't asked. */
+FLATTEN void find_error_from_0(const int n, const int top, int first, float x[][LANES], float w[][LANES],
+                               const float *inverse, float *error) {
+    float d[LANES];
+    EACH_LANE d[lane] = 1 / inverse[lane], error[lane] = 0;
+    EACH_OF(n) EACH_LANE {
+        float step = inverse[lane] * x[j][lane];
+        float q = first ? as_byte((float)nearest_int(step)) : up_to(step, top);
+        float off = x[j][lane] - d[lane] * q;
+        error[lane] += w[j][lane] * off * off;
+    }
+}
+
+/* Each q becomes the best for the d of all others, where that is better. */
+FLATTEN void improve_from_0(const int n, const int top, float x[][LANES], float w[][LANES], float q[][LANES],
+                            float *sum_qx, float *sum_q2) {
+    EACH_OF(n) EACH_LANE {
+        float here = x[j][lane], weight = w[j][lane], old = q[j][lane], qx = sum_qx[lane], q2 = sum_q2[lane];
+        float others_qx = qx - weight * here * old, others_q2 = q2 - weight * old * old;
+        float new = up_to(here * others_q2 / others_qx, top);
+        float new_qx = others_qx + weight * here * new, new_q2 = others_q2 + weight * new * new;
+        int32_t better = (others_qx > 0) & (others_q2 > 0) & (new != old) & (new_qx * new_qx * q2 > qx * qx * new_q2);
+        q[j][lane] = choose(better, as_byte(new), old);
+        sum_qx[lane] = choose(better, new_qx, qx);
+        sum_q2[lane] = choose(better, new_q2, q2);
+    }
+}
+
+/* Nine inverse scales are tried, then each q in turn. */
+FLATTEN void search_from_0(const int n, const int top, float x[][LANES], float w[][LANES], uint32_t steps[][LANES],
+                           float *d) {
+    float q[MOST_PARTS][LANES], largest[LANES] = {0}, best[LANES], inverse[LANES], least[LANES], error[LANES];
+    float qx[LANES] = {0}, q2[LANES] = {0};
+    EACH_OF(n) EACH_LANE largest[lane] = x[j][lane] > largest[lane] ? x[j][lane] : largest[lane];
+    EACH_LANE best[lane] = (float)top / largest[lane];
+    find_error_from_0(n, top, 1, x, w, best, least);
+    for (int i = -4; i <= 4; i++) {
+        if (i == 0) continue;
+        EACH_LANE inverse[lane] = (0.1f * (float)i + (float)top) / largest[lane];
+        find_error_from_0(n, top, 0, x, w, inverse, error);
+        EACH_LANE {
+            int32_t better = error[lane] < least[lane];
+            least[lane] = choose(better, error[lane], least[lane]);
+            best[lane] = choose(better, inverse[lane], best[lane]);
+        }
+    }
+    EACH_OF(n) EACH_LANE {
+        float step = up_to(best[lane] * x[j][lane], top);
+        qx[lane] += w[j][lane] * x[j][lane] * step;
+        q2[lane] += w[j][lane] * step * step;
+        q[j][lane] = as_byte(step);
+    }
+    for (int i = 0; i < 5; i++) improve_from_0(n, top, x, w, q, qx, q2);
+    EACH_LANE d[lane] = choose((largest[lane] >= NOTHING) & (q2[lane] > 0), qx[lane] / q2[lane], 0);
+    EACH_OF(n) EACH_LANE steps[j][lane] = choose_bits(largest[lane] >= NOTHING, to_unsigned(q[j][lane], 0), 0);
+}
+
+/* ---- x = d q, each q in -4..3 in turn; w is x^2 ---- */
 
 enum { PAIR = 2 }; /* blocks that a lane searches at once: steps wait for each other, so there are two at a time */
 

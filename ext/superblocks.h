@@ -3,10 +3,13 @@
  * lane. */
 #include "search.h"
 
-enum { LARGE = SUPER * BLOCK, PARTS = 16 };
+enum { LARGE = SUPER * BLOCK, PARTS = MOST_PARTS };
 
 typedef struct {
     float x[LARGE][LANES];
+    float w[LARGE][LANES]; /* with an importance matrix what errors weigh, and their sums in parts */
+    float sum_w[PARTS][LANES];
+    int weighed;
     uint32_t q[LARGE][LANES];                                  /* unsigned */
     float scale[PARTS][LANES], minimum[PARTS][LANES];          /* of parts; minima are subtracted */
     uint32_t small_scale[PARTS][LANES], small_minimum[PARTS][LANES]; /* as integers, unsigned */
@@ -20,26 +23,45 @@ INLINE int parts_of(const weight_type to) { return LARGE / types[to].shared; }
 
 /* ---- scales of the parts ---- */
 
-FLATTEN void round_ratio(const int n, float x[][LANES], const float *inverse, uint32_t q[][LANES]) {
-    EACH_OF(n) EACH_LANE {
-        uint32_t step = to_unsigned(nearest_within(inverse[lane] * x[j][lane], -32, 31), 32);
-        q[j][lane] = choose_bits(inverse[lane] != 0, step, 0);
+/* The importance of each element, in w, times the root of its square and once or twice the mean square; of q6_k, the
+ * importance alone. */
+FLATTEN void weigh_super(const weight_type to, super_group *b) {
+    const int n = part_of(to);
+    float mean[LANES] = {0};
+    EACH_OF(LARGE) EACH_LANE mean[lane] += b->x[j][lane] * b->x[j][lane];
+    EACH_LANE mean[lane] *= (to == Q2_K ? 1.0f : 2.0f) / LARGE;
+    if (to != Q6_K) weigh_elements(LARGE, b->x, mean, b->w);
+    for (int p = 0; p < parts_of(to); p++) {
+        EACH_LANE b->sum_w[p][lane] = 0;
+        EACH_OF(n) EACH_LANE b->sum_w[p][lane] += b->w[p * n + j][lane];
     }
 }
 
-FLATTEN void search_parts(const weight_type to, super_group *b) {
+/* As each search has it without an importance matrix. */
+FLATTEN void weigh_part(const weight_type to, float x[][LANES], float w[][LANES]) {
     const int n = part_of(to);
+    if (has_minimum(to))
+        weigh_affine(affine_search_of(to, 0), n, x, w);
+    else
+        EACH_OF(n) EACH_LANE w[j][lane] = x[j][lane] * x[j][lane];
+}
+
+FLATTEN void search_parts(const weight_type to, super_group *b) {
+    const int n = part_of(to), in_pairs = to == Q3_K && !b->weighed;
     float inverse[LANES];
-    for (int p = 0; p < parts_of(to); p += to == Q3_K ? PAIR : 1) {
-        float (*x)[LANES] = b->x + p * n;
+    for (int p = 0; p < parts_of(to); p += in_pairs ? PAIR : 1) {
+        float (*x)[LANES] = b->x + p * n, (*w)[LANES] = b->w + p * n;
         uint32_t (*q)[LANES] = b->q + p * n;
-        if (has_minimum(to))
-            search_affine(affine_search_of(to), n, x, b->scale[p], b->minimum[p], q);
-        else if (to == Q3_K)
+        if (in_pairs) {
             search_in_turn(n, x, b->scale + p, q);
+            continue;
+        }
+        if (!b->weighed) weigh_part(to, x, w);
+        if (has_minimum(to))
+            search_affine(affine_search_of(to, b->weighed), n, x, w, b->scale[p], b->minimum[p], q);
         else
-            search_ratio(to, n, x, b->scale[p], inverse);
-        if (to == Q6_K) round_ratio(n, x, inverse, q);
+            search_ratio(has_table(to) ? 0 : zero_of(to), n, x, w, b->scale[p], inverse);
+        if (to == Q6_K || to == Q3_K) round_ratio(zero_of(to), n, x, inverse, q);
     }
 }
 
@@ -55,11 +77,28 @@ FLATTEN void to_steps_from_0(const int n, const int top, float x[][LANES], uint3
     EACH_OF(n) EACH_LANE steps[j][lane] = (uint32_t)nearest_int(largest[lane] * x[j][lane]) & 255;
 }
 
+/* What bytes above 63, which ggml doesn't expect here, will be read as: their upper bits are those of others. */
+FLATTEN void overflow(uint32_t small[][LANES]) {
+    EACH_OF(4) EACH_LANE {
+        small[j + 4][lane] = (small[j + 4][lane] | (small[j][lane] >> 2 & 0x30)) & 63;
+        small[j][lane] &= 63;
+    }
+}
+
 FLATTEN void affine_scales(const weight_type to, super_group *b) {
     const int n = parts_of(to), top = to == Q2_K ? 15 : 63;
     EACH_OF(n) EACH_LANE b->minimum[j][lane] = -b->minimum[j][lane];
-    to_steps_from_0(n, top, b->scale, b->small_scale, b->d);
-    to_steps_from_0(n, top, b->minimum, b->small_minimum, b->m);
+    if (b->weighed) {
+        search_from_0(n, top, b->scale, b->sum_w, b->small_scale, b->d);
+        search_from_0(n, top, b->minimum, b->sum_w, b->small_minimum, b->m);
+    } else {
+        to_steps_from_0(n, top, b->scale, b->small_scale, b->d);
+        to_steps_from_0(n, top, b->minimum, b->small_minimum, b->m);
+    }
+    if (to == Q4_K && b->weighed) {
+        overflow(b->small_scale), overflow(b->small_minimum);
+        return;
+    }
     EACH_OF(n) EACH_LANE {
         uint32_t s = b->small_scale[j][lane], m = b->small_minimum[j][lane];
         b->small_scale[j][lane] = to == Q2_K ? s & 15 : s < 63 ? s : 63;
@@ -73,6 +112,11 @@ INLINE int scale_zero(const weight_type to) { return has_minimum(to) ? 0 : to ==
 FLATTEN void signed_scales(const weight_type to, super_group *b) {
     const int zero = scale_zero(to), n = parts_of(to);
     float largest[LANES], inverse[LANES];
+    if (to == Q3_K && b->weighed) {
+        search_ratio(zero, n, b->scale, b->sum_w, b->d, inverse);
+        round_ratio(zero, n, b->scale, inverse, b->small_scale);
+        return;
+    }
     find_largest(b->scale, n, largest);
     EACH_LANE {
         int32_t empty = to == Q6_K ? fabsf(largest[lane]) < NOTHING : largest[lane] == 0;
@@ -123,7 +167,9 @@ FLATTEN void halve(float *x, uint16_t *half) {
     v_store(x, v_load_f16(half));
 }
 
+/* Where b->weighed, w holds the importance of each element. */
 FLATTEN void quantize_super(const weight_type to, super_group *b) {
+    if (b->weighed) weigh_super(to, b);
     search_parts(to, b);
     if (to == IQ4_XS) {
         signed_scales(to, b);

@@ -72,3 +72,13 @@ def nasty_rows() -> dict[str, np.ndarray]:
         "half of it zero": np.where(steps % 512 < 256, 0, x),
     }
     return {name: np.ascontiguousarray(x, np.float32) for name, x in rows.items()}
+
+
+def nasty_importance() -> np.ndarray:
+    """[1024] mean squares, of four kinds: alike, with huge ones, with many zeros, of every magnitude."""
+    bits = np.random.PCG64(7).random_raw(1024).reshape(4, 256)
+    powers = np.ldexp(np.float32(1), (bits % 100).astype(int) - 66)
+    alike, one = (bits[0] % 1000 + 1) / 1000, np.float32(1)
+    huge = np.where(bits[1] % 100 < 95, one, np.ldexp(one, (bits[1] // 100 % 40).astype(int)))
+    zeros = np.where((bits[2] % 10 < 7) | (np.arange(256) >= 192), 0, bits[2] // 10 % 1000)
+    return np.concatenate([alike, huge, zeros, powers[3]]).astype(np.float32)

@@ -26,6 +26,7 @@ OPTIONS = {
     "output f16": {"output_type": "f16"},
     "embedding q8_0": {"embedding_type": "q8_0"},
     "pure, output q4_0, embedding q5_1": {"pure": True, "output_type": "q4_0", "embedding_type": "q5_1"},
+    "importance": {"weighed": True},
 }
 NAMES = {
     "token_embd": "tok_embeddings.weight",
@@ -85,6 +86,15 @@ def test_the_data_are_llama_quantizes_to_the_byte(sources, tmp_path, case, mix):
     data = path.read_bytes()[gguf.GGUFReader(path).data_offset :]
     assert hashlib.sha256(data).hexdigest() == GOLDEN["sha256"][case][mix]
     assert open_checkpoint(path).metadata["general.file_type"] == MIXES[mix].number
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("case", mixed.WHOLE)
+def test_with_an_importance_matrix_the_data_are_llama_quantizes_too(sources, tmp_path, case, mix):
+    source = sources[case]
+    (path,) = quantize(source, tmp_path / "out.gguf", mix, imatrix=mixed.importance(source))
+    data = path.read_bytes()[gguf.GGUFReader(path).data_offset :]
+    assert hashlib.sha256(data).hexdigest() == GOLDEN["weighed"][case][mix]
 
 
 @pytest.mark.parametrize("mix", MIXES)

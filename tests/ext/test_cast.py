@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from nasty import GGUF_TYPES, OF_2023, SUPERBLOCKS, nasty, nasty_rows
+from nasty import GGUF_TYPES, OF_2023, SUPERBLOCKS, nasty, nasty_importance, nasty_rows, normal
 
 pytest.importorskip("tinyllama._native", reason="the C backend is not built")
 
@@ -129,6 +129,28 @@ def test_what_the_type_can_t_hold_is_refused_wherever_it_stands(level, to):
                     cast(x, "f32", to)
 
 
+@cache
+def weighed(to: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Hard rows, and rows whose blocks don't fill what is cast at once; the same by the definition."""
+    names = "normal", "outliers", "far below 0", "magnitudes in a muddle", "zeros of both signs"
+    hard = np.concatenate([nasty_rows()[name][:16] for name in names])
+    rows = [hard, normal((7, 768), 3), normal((1, 256), 4)]
+    return [(x, quant.cast(x, "f32", to, nasty_importance()[: x.shape[1]])) for x in rows]
+
+
+@pytest.mark.parametrize("to", [*NUMBERS, *BLOCKS])
+def test_it_gives_them_with_an_importance_matrix(level, to):
+    for x, expected in weighed(to):
+        expect(Native(2).cast(x, "f32", to, nasty_importance()[: x.shape[1]]), expected)
+
+
+@pytest.mark.parametrize("source", ["f16", "bf16"])
+@pytest.mark.parametrize("to", ["q4_0", "q5_1", "iq4_nl", "q4_k"])
+def test_importance_counts_whatever_the_numbers_are(level, source, to):
+    blocks, importance = quant.quantize(normal((5, 1024), 5), source), nasty_importance()
+    expect(Native(2).cast(blocks, source, to, importance), quant.cast(blocks, source, to, importance))
+
+
 X = np.ones((2, 64), np.float32)
 
 
@@ -149,6 +171,10 @@ X = np.ones((2, 64), np.float32)
         (("f32", X.reshape(1, 128), "iq4_xs", np.empty(68, np.uint8)), ValueError),
         (("f32", X, "q6_k", np.empty(72, np.uint8)), ValueError),
         (("f32", None, "q4_0", np.empty(72, np.uint8)), TypeError),
+        (("f32", X, "q4_0", np.empty(72, np.uint8), X[0, :32]), ValueError),
+        (("f32", X, "q4_0", np.empty(72, np.uint8), X), ValueError),
+        (("f32", X, "q4_0", np.empty(72, np.uint8), X[0].astype(np.float64)), TypeError),
+        (("f32", X, "q4_0", np.empty(72, np.uint8), None), TypeError),
     ],
 )
 def test_what_doesn_t_fit_is_refused(arguments, error):

@@ -24,6 +24,7 @@ import mixed  # noqa: E402
 from tinyllama.commands.mixes import MIXES  # noqa: E402
 
 SAID: list[str] = []
+KEPT: list[ctypes.Array] = []  # that llama.cpp has pointers to
 #: What may be asked for besides a mix; types by ggml's numbers.
 OPTIONS = {
     "": {},
@@ -36,6 +37,10 @@ OPTIONS = {
         "token_embedding_type": 7,
     },
 }
+
+
+#: Of these cases, which have an eighth of a layer at least, the types with an importance matrix.
+WEIGHED = "grouped", "80 layers, grouped", "tied", "qwen2"
 
 
 @llama_cpp.llama_log_callback
@@ -53,6 +58,17 @@ def quantize(source: Path, target: Path, number: int, **options) -> bool:
     return not llama_cpp.llama_model_quantize(
         str(source).encode(), str(target).encode(), ctypes.byref(params)
     )
+
+
+def importance(source: Path) -> ctypes.Array:
+    """A model's importance matrix as llama.cpp takes it; its last row ends it."""
+    found = mixed.importance(source)
+    rows = (llama_cpp.llama_cpp.llama_model_imatrix_data * (len(found) + 1))()
+    for row, (name, means) in zip(rows, found.items(), strict=False):
+        data = (ctypes.c_float * len(means))(*means)
+        row.name, row.data, row.size = name.encode(), data, len(means)
+        KEPT.append(data)
+    return rows
 
 
 def types_of(source: Path, number: int, **options) -> dict[str, str]:
@@ -76,10 +92,16 @@ def in_short(types: list[str]) -> str:
     return runs[0][0] if len(runs) == 1 else ", ".join(f"{n} {type}" for type, n in runs)
 
 
+def digest(file: Path) -> str:
+    """Of the data of a GGUF file."""
+    data = file.read_bytes()[gguf.GGUFReader(file).data_offset :]
+    return hashlib.sha256(data).hexdigest()
+
+
 def main() -> None:
     """Write llama_quantize.json beside this script."""
     llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
-    types, sums = {}, {}
+    types, sums, weighed = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "f16.gguf", Path(folder) / "out.gguf"
         for case, numbers in mixed.CASES.items():
@@ -89,13 +111,20 @@ def main() -> None:
                 if not asked or (fits and numbers.get("n_layers", 4) < 10):
                     of_mix = {mix: types_of(source, row.number, **options) for mix, row in MIXES.items()}
                     types[f"{case}; {asked}".strip("; ")] = of_mix
+            if case in WEIGHED:
+                matrix = importance(source)
+                of_mix = {mix: types_of(source, row.number, imatrix=matrix) for mix, row in MIXES.items()}
+                types[f"{case}; importance"] = of_mix
         for case, numbers in mixed.WHOLE.items():
             mixed.write(source, **(mixed.CASES[case] | numbers))
+            matrix = importance(source)
             for mix, row in MIXES.items():
                 if quantize(source, target, row.number):
-                    data = target.read_bytes()[gguf.GGUFReader(target).data_offset :]
-                    sums.setdefault(case, {})[mix] = hashlib.sha256(data).hexdigest()
-    record = {"llama_cpp_python": llama_cpp.__version__, "types": types, "sha256": sums}
+                    sums.setdefault(case, {})[mix] = digest(target)
+                assert quantize(source, target, row.number, imatrix=matrix)
+                weighed.setdefault(case, {})[mix] = digest(target)
+    version = llama_cpp.__version__
+    record = {"llama_cpp_python": version, "types": types, "sha256": sums, "weighed": weighed}
     (HERE / "llama_quantize.json").write_text(json.dumps(record, indent=0) + "\n")
 
 

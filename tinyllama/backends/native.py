@@ -130,12 +130,10 @@ class Native(Backend):
         self, blocks: np.ndarray, type: str, to: str, importance: np.ndarray | None = None
     ) -> np.ndarray:
         """As quant.cast, in the calling thread; blocks become float32 first, as there."""
-        if importance is not None:
-            return quant.cast(blocks, type, to, importance)
         if TYPES[type].block > 1:
             blocks, type = quant.dequantize(blocks, type), "f32"
         out = np.empty(TYPES[to].nbytes(blocks.shape), np.uint8)
-        _native.cast(type, blocks, to, out)
+        _native.cast(type, blocks, to, out, *([] if importance is None else [importance]))
         return TYPES[to].view(out, blocks.shape)
 
     def prepared_bytes(self, tensor: Tensor) -> int:

@@ -15,10 +15,12 @@ a quantized one are those that today's llama-quantize writes, and mixes.py says 
 """
 
 import hashlib
+import math
 import os
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -41,7 +43,7 @@ from ..quant import TYPES
 from ..tensor import Piece
 from . import plans
 from .importance import NO_IMPORTANCE, importance_of
-from .mixes import MIXES, Choice, find_mix, find_type
+from .mixes import MIXES, UNWEIGHED, Choice, find_mix, find_type
 from .plans import Output, Rows
 
 PLAIN = {0: "f32", 1: "f16", "f32": "f32", "f16": "f16", "bf16": "bf16"}  #: what convert's ftype may be
@@ -54,6 +56,7 @@ N_THREADS = min(4, os.cpu_count() or 1)
 MEMORY = 200_000_000  # bytes: Python, NumPy and the chunks of all threads
 WRITING_SPEED = 500e6  # bytes a second of an ordinary SSD, for the estimate
 QUANTIZING_SPEED = 80e6  # weights a second and thread, of the slowest types
+WEIGHED_SPEED = 25e6  # with an importance matrix, whose searches try more
 
 
 def convert(
@@ -132,6 +135,8 @@ def quantize(
         tied, weighed = OUTPUT not in checkpoint.tensors, imatrix is not None
         choice = Choice(mix, checkpoint.config, tied, pure, *asked, weighed)
         types = plans.mixed_types(checkpoint, choice, importance.means)
+        if weighed and set(types.values()) <= UNWEIGHED:
+            warnings.warn(f"{mix} makes no use of an importance matrix", stacklevel=2)
         output = plans.gguf_file(checkpoint, target, types, MIXES[mix].number, importance)
         return _write("quantize", [output], source, plans.notes(checkpoint, choice, types))
 
@@ -194,9 +199,10 @@ def _is_mapped(piece: Piece) -> bool:
 
 def _announce(verb: str, outputs: list[Output], total: int, notes: Iterable[str]) -> None:
     """Say what it will need and become, and refuse what the machine doesn't have."""
-    quantized = [rows.shape for output in outputs for rows in output.rows if TYPES[rows.type].block > 1]
-    n_weights = sum(n_rows * n_cols for n_rows, n_cols in quantized)
-    seconds = max(total / WRITING_SPEED, n_weights / (QUANTIZING_SPEED * N_THREADS))
+    quantized = [rows for output in outputs for rows in output.rows if TYPES[rows.type].block > 1]
+    speeds = [QUANTIZING_SPEED if rows.importance is None else WEIGHED_SPEED for rows in quantized]
+    computing = sum(math.prod(rows.shape) / speed for rows, speed in zip(quantized, speeds, strict=True))
+    seconds = max(total / WRITING_SPEED, computing / N_THREADS)
     first, last = outputs[0].path, outputs[-1].path
     names = first.name if first == last else f"{first.name} … {last.name}"
     needs = f"takes about {seconds:.0f} s and {human(MEMORY)} of memory"

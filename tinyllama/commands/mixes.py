@@ -28,6 +28,7 @@ SUBSTITUTES = {
     "iq4_xs": "iq4_nl",
 }
 PLAIN = ("f32", "f16", "bf16")
+UNWEIGHED = {*PLAIN, "q8_0"}  # what an importance matrix doesn't change
 #: What a tensor may be told to become.
 TYPES = (*PLAIN, "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", *SUBSTITUTES)
 
