@@ -37,32 +37,30 @@ FLATTEN void weigh_super(const weight_type to, super_group *b) {
     }
 }
 
-/* As each search has it without an importance matrix. */
-FLATTEN void weigh_part(const weight_type to, float x[][LANES], float w[][LANES]) {
-    const int n = part_of(to);
-    if (has_minimum(to))
-        weigh_affine(affine_search_of(to, 0), n, x, w);
-    else
-        EACH_OF(n) EACH_LANE w[j][lane] = x[j][lane] * x[j][lane];
+/* Each search is written out twice, with the number of its steps known to the compiler. */
+FLATTEN void search_part(const weight_type to, const int weighed, super_group *b, int p) {
+    const int n = part_of(to), zero = has_table(to) ? 0 : zero_of(to);
+    const affine_search how = affine_search_of(to, weighed);
+    float plain[BLOCK][LANES], inverse[LANES], (*x)[LANES] = b->x + p * n, (*w)[LANES] = weighed ? b->w + p * n : plain;
+    uint32_t (*q)[LANES] = b->q + p * n;
+    if (has_minimum(to)) {
+        if (!weighed) weigh_affine(how, n, x, plain);
+        search_affine(how, n, x, w, b->scale[p], b->minimum[p], q);
+        return;
+    }
+    if (!weighed) EACH_OF(n) EACH_LANE plain[j][lane] = x[j][lane] * x[j][lane];
+    search_ratio(zero, n, x, w, b->scale[p], inverse);
+    if (zero) round_ratio(zero, n, x, inverse, q);
 }
 
 FLATTEN void search_parts(const weight_type to, super_group *b) {
-    const int n = part_of(to), in_pairs = to == Q3_K && !b->weighed;
-    float inverse[LANES];
-    for (int p = 0; p < parts_of(to); p += in_pairs ? PAIR : 1) {
-        float (*x)[LANES] = b->x + p * n, (*w)[LANES] = b->w + p * n;
-        uint32_t (*q)[LANES] = b->q + p * n;
-        if (in_pairs) {
-            search_in_turn(n, x, b->scale + p, q);
-            continue;
-        }
-        if (!b->weighed) weigh_part(to, x, w);
-        if (has_minimum(to))
-            search_affine(affine_search_of(to, b->weighed), n, x, w, b->scale[p], b->minimum[p], q);
-        else
-            search_ratio(has_table(to) ? 0 : zero_of(to), n, x, w, b->scale[p], inverse);
-        if (to == Q6_K || to == Q3_K) round_ratio(zero_of(to), n, x, inverse, q);
-    }
+    const int n = part_of(to), n_parts = parts_of(to);
+    if (b->weighed)
+        for (int p = 0; p < n_parts; p++) search_part(to, 1, b, p);
+    else if (to == Q3_K)
+        for (int p = 0; p < n_parts; p += PAIR) search_in_turn(n, b->x + p * n, b->scale + p, b->q + p * n);
+    else
+        for (int p = 0; p < n_parts; p++) search_part(to, 0, b, p);
 }
 
 /* ---- these as small integers ---- */
