@@ -345,7 +345,7 @@ def attention(choices: Choices) -> Call:
 
 
 def cast(choices: Choices) -> Call:
-    """Numbers as another type: the bytes of the definition, or OverflowError from both."""
+    """Numbers as another type, also with an importance matrix: the definition's bytes, or both overflow."""
     source, to = choices.pick(NUMBERS), choices.pick(CASTS)
     n_rows, n_cols = choices.number(5), choices.size()
     if TYPES[to].block > 1:
@@ -358,12 +358,15 @@ def cast(choices: Choices) -> Call:
         if source == "f16"
         else (x.view(np.uint32) >> 16).astype(np.uint16)
     )
+    more = {}
+    if choices.pick([False, True]):
+        more["importance"] = np.nan_to_num(np.abs(choices.floats((n_cols,)))).clip(0, 1e18)
     try:
-        expected = quant.cast(blocks, source, to).tobytes()
+        expected = quant.cast(blocks, source, to, **more).tobytes()
     except OverflowError:
         expected = None
     out = np.empty(TYPES[to].nbytes(x.shape), np.uint8)
-    arguments = {"type": source, "numbers": blocks, "to": to, "out": out}
+    arguments = {"type": source, "numbers": blocks, "to": to, "out": out, **more}
 
     def holds():
         must(out.tobytes() == expected, f"other bytes of {to} from {source}")

@@ -88,6 +88,7 @@ def test_the_data_are_llama_quantizes_to_the_byte(sources, tmp_path, case, mix):
     assert open_checkpoint(path).metadata["general.file_type"] == MIXES[mix].number
 
 
+@pytest.mark.filterwarnings("ignore:.* makes no use of an importance matrix")
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("case", mixed.WHOLE)
 def test_with_an_importance_matrix_the_data_are_llama_quantizes_too(sources, tmp_path, case, mix):

@@ -42,7 +42,7 @@ from ..machine.places import find
 from ..quant import TYPES
 from ..tensor import Piece
 from . import plans
-from .importance import NO_IMPORTANCE, importance_of
+from .importance_matrix import NO_IMPORTANCE, importance_of
 from .mixes import MIXES, UNWEIGHED, Choice, find_mix, find_type
 from .plans import Output, Rows
 

@@ -17,7 +17,7 @@ from ..ops import rope_factors
 from ..quant import BLOCK, TYPES
 from ..tensor import Piece, Tensor, turned_order
 from ..tokenizer import token_texts
-from .importance import NO_IMPORTANCE, Importance
+from .importance_matrix import NO_IMPORTANCE, Importance
 from .mixes import Choice, block, file_order, needs_importance
 from .printing import counted
 from .tables import type_table
