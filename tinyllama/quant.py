@@ -6,10 +6,9 @@ Quantization cuts each row of a weight into blocks of 32 and stores, for a block
     q4_0, q5_0, q8_0:   (q - zero) * d           q4_1, q5_1:   q * d + m
 
 superblocks/ has the types whose scales are quantized, too. A type is a class, which registers itself in
-TYPES: its layout, its quantizer, its dequantizer, its numbers in files, and what the C backend prepares it
-as. This is the definition: every quantizer gives ggml's bytes, and every faster one gives the same bytes as
-this one. The `_2023` types are those of llama.cpp's ggml files of March 2023 (commits 26c084662 of 10 March,
-planar, and f1eaff472 of 12 March); the others are GGUF's (ggml-quants.c of today's ggml).
+TYPES: its layout, quantizer, dequantizer, numbers in files, and what the C backend prepares it as. This is
+the definition: quantizers give ggml's bytes, and faster ones the same. The `_2023` types are llama.cpp's of
+March 2023 (commits 26c084662 of the 10th, planar, and f1eaff472 of the 12th), the others today's.
 """
 
 import numpy as np

@@ -113,7 +113,7 @@ def quantize(
             ggml file "Q4_0" (2) or "Q4_1" (3).
         pure: the same type for all matrices.
         output_tensor_type, token_embedding_type: of these two, whatever the mix says: one of mixes.TYPES.
-        imatrix: an importance matrix, a file or what `commands.imatrix` gives, or the mean square of each
+        imatrix: an importance matrix, a file or what `tinyllama.imatrix` gives, or the mean square of each
             input by GGUF's names of matrices: an error of a weight counts the more, the larger its input is.
     Returns the files written. Raises TinyllamaError where the source isn't whole, is quantized already, or
     has no place in this format; then no file is written or changed.
