@@ -173,8 +173,8 @@ def mixed_types(checkpoint: Checkpoint, choice: Choice, known: Iterable[str] = (
             is_matrix = len(tensor.shape) == 2
             types[tensor.name] = choice.type_of(tensor.name, tensor.shape[1]) if is_matrix else kept
         lacking = needs_importance(choice.mix, types.items(), known)
-        needed = f"{choice.mix} of {lacking} is bad without an importance matrix of it: choose Q2_K"
-        require(not lacking, needed)
+        bad = f"{choice.mix} of {lacking} is bad without an importance matrix that knows it"
+        require(not lacking, f"{bad}: give one (--imatrix), or choose Q2_K")
     return types
 
 
