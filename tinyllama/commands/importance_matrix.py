@@ -46,7 +46,7 @@ def importance_of(
     source = path or "the importance matrix"
     with naming(source):
         for name, mean in ((names[name], means[name]) for name in means if names.get(name) in matrices):
-            n_cols, mean = matrices[name].shape[1], np.asarray(mean, np.float32)
+            n_cols, mean = matrices[name].shape[1], np.ascontiguousarray(mean, np.float32).ravel()
             other = f"is of another model: it has {mean.size} inputs of {name}, not {n_cols}"
             require(mean.size == n_cols or name == EMBEDDING, other)
             fine = np.isfinite(mean).all() and mean.min() >= 0

@@ -178,7 +178,7 @@ def fitting(x, weights, top: int):
 
 
 def unsigned(x, weights, top: int):
-    """scale * q with q from 0 to top: the scale and q. Of x below 0, which only rounding makes, q is a byte.
+    """scale * q with q from 0 to top: the scale and q. Of x below 0, which only rounding makes, -1 is 255.
 
     Nine trials are judged by their errors, the largest x becoming top, or up to 0.4 more or less; then the
     descent begins from the best.
