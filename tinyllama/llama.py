@@ -345,8 +345,7 @@ def generate(prompt, model: str | Path | None = None, **settings) -> Completion 
 
     Args:
         prompt: text, or token ids. Of a list of such, all are continued together, and a list comes back.
-        model, backend, threads, mmap, dtype, inexact_as, gpu_layers: as `load` takes them.
-        each, cancel: see `Llama.stream`.
+        model, backend, threads, mmap, dtype, inexact_as, gpu_layers: of `load`; each, cancel: `Llama.stream`.
         settings: the fields of `settings.Settings`: n_predict=128, seed=-1, temp=0.8, top_k=40, ...
     Raises:
         TinyllamaError: no such model, a setting that makes no sense, a prompt that is empty or too long.
