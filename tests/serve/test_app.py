@@ -117,7 +117,7 @@ def test_score_is_that_of_the_library(client, llama):
         ("/v1/score", {"prompt": "a", "top": 21}, "top must be"),
         ("/v1/score", {"prompt": "a", "n": 21}, "'n' isn't supported"),
         ("/v1/taps", {"prompt": "a"}, "taps must be"),
-        ("/v1/taps", {"prompt": "a", "taps": ["nothing"]}, "nothing is named 'nothing'"),
+        ("/v1/taps", {"prompt": "a", "taps": ["nothing"]}, "nothing in this model is named 'nothing'"),
         ("/v1/taps", {"prompt": "a", "taps": ["*"] * 65}, "64 patterns"),
         ("/v1/taps", {"prompt": "a", "taps": ["*" * 201]}, "200 characters"),
         ("/v1/taps", {"prompt": "a " * 1500, "taps": ["*"]}, "bytes, and at most"),
