@@ -20,8 +20,9 @@ from .generation import Generation
 from .model import Model, Step, build, forward_texts, unembed
 from .ops import KVCache
 from .settings import Settings, default_ctx_size
-from .taps.edits import edited, editing, is_edited
-from .taps.watch import kept_bytes, traced
+from .taps.edits import Editing, edited, is_edited
+from .taps.names import matching
+from .taps.watch import require_run, traced
 from .texts.beginning import beginning
 from .texts.completion import Completion, Token
 from .texts.drafts import Pace
@@ -80,16 +81,14 @@ class Llama(AbstractContextManager):
         if not (isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str | list | tuple)):
             require(each is None, "each has settings of several prompts, and there is one")
             text = self.begin(prompt, settings_of(**settings), self.remembered.recall, cancel)
-            run = {"at_once": min(text.settings.batch_size, len(text.prompt_ids)), "tapped": bool(text.watch)}
-            self.backend.require_run(self.config, text.cache.n_ctx, n_bytes=kept_bytes(text), **run)
+            require_run(self, [text], text.cache.n_ctx)
             return text
         each = each or [{}] * len(prompt)
         require(len(each) == len(prompt), f"each names {len(each)} texts, and there are {len(prompt)}")
         wanted = [settings_of(**settings | own) for own in each]
         together = Together(self, max(some.batch_size for some in wanted), cancel)
         texts = [together.begin(one, some) for one, some in zip(prompt, wanted, strict=True)]
-        longest, kept = max(text.most for text in texts), sum(map(kept_bytes, texts))
-        self.backend.require_run(self.config, longest, n_bytes=kept)
+        require_run(self, texts, max(text.most for text in texts))
         return Texts(texts, together, partial(self.backend.running, cancel))
 
     def begin(self, prompt, wanted: Settings, recall: Callable, cancel=None) -> Generation:
@@ -179,11 +178,12 @@ class Llama(AbstractContextManager):
             changes: by a name, or a pattern as of `trace`: f(array), which returns another array of the same
                 shape, or changes this one and returns None. `taps.edits` says more.
         """
-        return editing(self, changes)
+        return Editing(self, changes)
 
     def forward(self, tokens: list[int], cache: KVCache, *, last=False, taps=None, cancel=None) -> np.ndarray:
         """`run` for one text: [n_tokens, vocab_size], or [1, vocab_size] of the last token."""
-        return self.run([Step(tokens, cache, 1 if last else len(tokens), taps or {})], cancel=cancel)[0]
+        known = {own: taps[name] for name, own in matching(self.config, [*taps]).items()} if taps else {}
+        return self.run([Step(tokens, cache, 1 if last else len(tokens), known)], cancel=cancel)[0]
 
     def run(self, steps: Sequence[Step], *, cancel=None, checked: bool = True) -> list[np.ndarray]:
         """`model.forward_texts` with this model's weights and backend: of each [n_logits, vocab_size].
@@ -218,11 +218,7 @@ class Llama(AbstractContextManager):
             raise TinyllamaError(f"{self.checkpoint.path}: {what}")
 
     def unembed(self, residual: np.ndarray) -> np.ndarray:
-        """What a residual stream says about the next token: [n_tokens, dim] -> logits [n_tokens, vocab_size].
-
-        Of an earlier layer's residual ("layers.3.residual" of `trace`), what the model would say if it
-        stopped there: the logit lens.
-        """
+        """As `model.unembed`, of a residual stream of `trace`: of an earlier layer's it is the logit lens."""
         with self.backend.running():
             return self.backend.to_numpy(unembed(self.model(), self.backend, residual))
 
@@ -246,6 +242,7 @@ class Llama(AbstractContextManager):
 
         Raises TinyllamaError where cache and computation don't fit into memory.
         """
+        run["tapped"] = run.get("tapped") or is_edited(self)
         self.backend.require_run(self.config, n_ctx, **run)
         return self.backend.new_cache(self.config, n_ctx, self.checkpoint)
 

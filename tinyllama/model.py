@@ -12,7 +12,7 @@ import numpy as np
 
 from .config import Config
 from .errors import check_cancelled
-from .ops import INNER, KVCache, Tap, rope_factors, tapped
+from .ops import INNER, KVCache, Tap, rope_factors
 from .tensor import Tensor
 
 
@@ -123,11 +123,14 @@ def seeing(ops, steps: Sequence[Step], prefix: str = "") -> Callable:
         return lambda name, array: array
 
     def see(name: str, array):
-        name = prefix + name
-        if not any(name in step.taps for step in steps):
+        taps = [step.taps.get(prefix + name) for step in steps]
+        if not any(taps):
             return array
         whole = ops.to_numpy(array)
-        return ops.array(np.concatenate([tapped(s.taps, name, whole[rows]) for s, rows in _rows(steps)]))
+        parts = [(tap, whole[rows]) for tap, (_, rows) in zip(taps, _rows(steps), strict=True)]
+        seen = [(part, tap(part) if tap and len(part) else None) for tap, part in parts]
+        changed = any(new is not None for _, new in seen)
+        return ops.array(np.concatenate([p if new is None else new for p, new in seen])) if changed else array
 
     return see
 

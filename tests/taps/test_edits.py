@@ -15,6 +15,7 @@ from tinyllama.model import tap_shapes
 from tinyllama.ops import rope_freqs, softmax
 
 BACKENDS = [name for name, reason in available().items() if reason is None]
+LONG = "Once upon a time, there was a little girl named Lily who had a small dog and a big red ball. " * 2
 PROMPT = "Once upon a time, there was a little girl named Lily"
 LIMIT = {
     "numpy": 1e-8,
@@ -164,15 +165,20 @@ def test_an_edit_holds_for_whatever_computes(how, llama):
     assert ways[how]() == before  # nothing that was computed inside is remembered
 
 
-def test_texts_of_an_edit_are_those_of_the_whole_prompt_computed_anew(llama):
-    """A cache from before the edit would hide it: keys and values of the prompt are computed with it."""
-    edit = ablate("layers.0.attention.v", positions=[2, 3])
-    plain = llama.generate(PROMPT, temp=0, n_predict=12)
-    text = llama.stream(PROMPT, temp=0, n_predict=12)
+def test_nothing_is_remembered_into_an_edit_or_out_of_it(llama):
+    """Caches of texts are taken over from about 17 tokens on: they would hide that the prompt is edited."""
+    edit, settings = ablate("layers.0.attention.v"), {"temp": 0, "n_predict": 12}
+    plain = llama.generate(LONG, **settings, remember=False)
+    llama.generate(LONG, **settings)
+    again = llama.generate(LONG, **settings)
+    assert again == plain and again.timings.n_remembered > 0
+    text = llama.stream(LONG, **settings)
     with llama.edit(edit):
-        fresh = llama.generate(PROMPT, temp=0, n_predict=12, remember=False)
-        assert llama.generate(PROMPT, temp=0, n_predict=12) == fresh == text.finish()
-    assert llama.generate(PROMPT, temp=0, n_predict=12) == plain
+        inside = [llama.generate(LONG, **settings) for _ in range(2)]
+        fresh = llama.generate(LONG, **settings, remember=False)
+        assert inside == [fresh, fresh] != [plain, plain] and text.finish() == fresh
+        assert [one.timings.n_remembered for one in inside] == [0, 0]
+    assert llama.generate(LONG, **settings) == plain
 
 
 def test_texts_together_are_edited_as_each_alone(llama):
@@ -266,3 +272,101 @@ def test_a_cancelled_pass_inside_of_an_edit_leaves_the_model_as_it_was(llama):
         text = llama.stream(PROMPT, cancel=flag, n_predict=5)
         assert text.finish() == "" and text.stop_reason == "cancelled"
     np.testing.assert_array_equal(llama.logits(PROMPT), plain)
+
+
+def opened(llama, edit):
+    """A generator that is inside of an edit until it is closed."""
+    with llama.edit(edit):
+        yield
+
+
+def test_edits_that_do_not_end_in_the_order_of_their_beginning_end_all_the_same(llama):
+    plain, doubled = llama.logits(PROMPT), {"layers.0.residual": lambda x: 2 * x}
+    with llama.edit(doubled):
+        expected = llama.logits(PROMPT)
+    first, second = opened(llama, {"norm": lambda x: x + 1}), opened(llama, doubled)
+    next(first), next(second)
+    first.close()
+    np.testing.assert_array_equal(llama.logits(PROMPT), expected)
+    second.close()
+    np.testing.assert_array_equal(llama.logits(PROMPT), plain)
+
+
+def test_an_edit_that_another_thread_ends_has_ended(llama):
+    plain, begun = llama.logits(PROMPT), opened(llama, {"norm": lambda x: x + 1})
+    next(begun)
+    thread = threading.Thread(target=begun.close)
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(llama.logits(PROMPT), plain)
+
+
+def test_what_was_begun_inside_goes_on_outside_without_the_edit(llama):
+    async def after_the_end():
+        async def later():
+            await ended.wait()
+            return llama.logits(PROMPT)
+
+        ended = asyncio.Event()
+        with llama.edit({"norm": lambda x: x + 1}):
+            task = asyncio.create_task(later())
+            await asyncio.sleep(0)
+        ended.set()
+        return await task
+
+    np.testing.assert_array_equal(asyncio.run(after_the_end()), llama.logits(PROMPT))
+
+
+def test_an_edit_may_be_entered_again_and_is_checked_when_it_is_made(llama):
+    plain, edit = llama.logits(PROMPT), llama.edit({"norm": lambda x: x + 1})
+    with edit:
+        once = llama.logits(PROMPT)
+    with edit, edit:
+        assert error(llama.logits(PROMPT), once) > 1e-4
+    np.testing.assert_array_equal(llama.logits(PROMPT), plain)
+    with pytest.raises(TinyllamaError, match="nothing in this model is named 'nope'"):
+        llama.edit({"nope": abs})
+
+
+def test_a_function_may_ask_the_model_itself_which_is_not_edited_then(llama):
+    other = llama.trace(PROMPT, "layers.1.residual")["layers.1.residual"]
+    with llama.edit(
+        {"layers.1.residual": lambda x: llama.trace(PROMPT, "layers.1.residual")["layers.1.residual"]}
+    ):
+        found = llama.trace(PROMPT, "layers.1.residual")["layers.1.residual"]
+    np.testing.assert_array_equal(found, other)
+
+
+def test_a_text_of_whose_tokens_nobody_wants_logits_is_not_shown(llama):
+    """Of a long prompt's pieces only the last has logits; other texts go through the model beside it."""
+
+    def largest(array):
+        assert array.size
+        return array / array.max()
+
+    with llama.edit({"norm": largest}):
+        texts = llama.generate([LONG, "Tom"], temp=0, n_predict=4, batch_size=4)
+        alone = [llama.generate(prompt, temp=0, n_predict=4, batch_size=4) for prompt in (LONG, "Tom")]
+    assert texts == alone
+
+
+def test_a_token_that_looks_at_nothing_is_named_by_its_tap(llama):
+    with (
+        pytest.raises(TinyllamaError, match=r"edit of layers\.1\.attention\.scores: a token is left"),
+        llama.edit({"layers.1.attention.scores": lambda x: np.full_like(x, -np.inf)}),
+    ):
+        llama.logits(PROMPT)
+
+
+def test_taps_of_names_that_there_are_not_are_refused(llama):
+    with pytest.raises(TinyllamaError, match="nothing in this model is named 'nrm'"):
+        llama.forward([1, 2], llama.new_cache(2), taps={"nrm": print})
+
+
+def test_attention_that_runs_in_numpy_is_in_the_memory_that_is_asked_for(llama, monkeypatch):
+    asked = []
+    monkeypatch.setattr(type(llama.backend), "require_run", lambda *_, **run: asked.append(run["tapped"]))
+    llama.logits(PROMPT)
+    with llama.edit(ablate("layers.1.attention.weights")):
+        llama.logits(PROMPT)
+    assert asked == [False, True]

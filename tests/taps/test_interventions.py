@@ -1,7 +1,10 @@
 """Ready-made edits do what transformers' hooks do on the same weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import tiny
 import torch
 from twin import twin
 
@@ -9,6 +12,7 @@ import tinyllama
 from tinyllama import ablate, patch, scale, steer
 from tinyllama.backends import available
 from tinyllama.errors import TinyllamaError
+from tinyllama.taps.edits import Place
 
 BACKENDS = [name for name, reason in available().items() if reason is None]
 PROMPT = "Once upon a time, there was a little girl named Lily"
@@ -170,9 +174,16 @@ REFUSED = {
     "NaN": (lambda: ablate("norm", value=np.nan), "value must be a number"),
     "heads that are text": (
         lambda: ablate("norm", heads="two"),
-        "heads, dims and positions are whole numbers",
+        "heads, dims, positions and layers are whole",
     ),
     "a factor that is none": (lambda: scale("norm", np.nan), "times must be a number, not nan"),
+    "a mask for numbers": (lambda: ablate("norm", heads=np.array([True])), "are whole numbers from 0 on"),
+    "positions from the end": (lambda: ablate("norm", positions=-1), "are whole numbers from 0 on, not -1"),
+    "a factor in quotes": (lambda: scale("norm", "2"), "times must be a number, not '2'"),
+    "half a layer": (lambda: steer(np.ones(256), 1.5), "layers are whole numbers from 0 on, not 1.5"),
+    "no vector": (lambda: steer("up", 1), "a vector is an array of numbers"),
+    "a factor that no float32 holds": (lambda: scale("norm", 1e300), "times must be a number, not 1e\\+300"),
+    "no taps": (lambda: patch(5), "taps must be what trace gave, a dict, not 5"),
     "another width": (lambda: steer(np.ones(3), 0), r"a vector of \(3,\) can't be added to \[dim\]"),
     "a strength that is none": (lambda: steer(np.ones(256), 0, np.inf), "strength must be a number"),
     "taps without it": (
@@ -199,3 +210,59 @@ def test_what_makes_no_sense_is_refused_in_one_line(made, message):
     llama = tinyllama.load("small", "numpy")
     with pytest.raises(TinyllamaError, match=message), llama.edit(made()):
         llama.logits(PROMPT)
+
+
+@pytest.mark.parametrize("none", [[], {}, ()])
+def test_nowhere_is_not_everywhere(none, llama):
+    taps = llama.trace(OTHER, "layers.1.residual")
+    plain = llama.logits(PROMPT)
+    with llama.edit(patch(taps, positions=none) | ablate("norm", positions=[*none])):
+        np.testing.assert_array_equal(llama.logits(PROMPT), plain)
+
+
+def test_what_was_traced_is_patched_by_any_of_its_names(llama):
+    ours, theirs = (llama.trace(OTHER, name) for name in ("layers.*.residual", "l_out-1"))
+    found = []
+    for edit in (
+        patch(ours, "layers.1.residual", 3),
+        patch(ours, "blocks.1.hook_resid_post", 3),
+        patch(theirs, "layers.1.residual", 3),
+        patch(theirs, positions=3),
+    ):
+        with llama.edit(edit):
+            found.append(llama.logits(PROMPT))
+    for logits in found[1:]:
+        np.testing.assert_array_equal(logits, found[0])
+
+
+@pytest.mark.parametrize("kind", ["weights", "scores"])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda name: ablate(name, heads=1, value=0.5),
+        lambda name: ablate(name, value="mean"),
+        lambda name: scale(name, 0),
+        lambda name: scale(name, -2),
+    ],
+    ids=["a number", "mean", "times 0", "times -2"],
+)
+@pytest.mark.filterwarnings("error")
+def test_no_token_sees_the_future_by_what_is_done_to_attention(made, kind, llama):
+    name, ids = f"layers.1.attention.{kind}", llama.tokens(PROMPT)
+    with llama.edit(made(name)):
+        first = llama.logits(ids[:5])
+        weights = llama.trace(ids, "layers.1.attention.weights")["layers.1.attention.weights"]
+        whole = llama.logits(ids)[:5]
+    assert not np.triu(weights, k=1).any()
+    if "mean" not in made.__code__.co_consts:  # which depends on all tokens that are computed
+        assert_same(llama, whole, first)
+
+
+def test_a_window_hides_what_is_too_old_from_edits_too():
+    config = replace(tiny.CONFIG, sliding_window=3)
+    place = Place("layers.0.attention.weights", np.arange(2, 6), config)
+    made = np.full((4, 4, 6), 0.25, np.float32)
+    ((function,),) = ablate("layers.0.attention.weights", value=9).values()
+    age = np.arange(2, 6)[:, None] - np.arange(6)
+    seen = (age >= 0) & (age < 3)
+    np.testing.assert_array_equal(function(made, place)[0], np.where(seen, 9, 0.25).astype(np.float32))

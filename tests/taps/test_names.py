@@ -1,5 +1,7 @@
 """Values have our names, TransformerLens's and llama.cpp's."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from twin import twin
 import tinyllama
 from tinyllama.errors import TinyllamaError
 from tinyllama.model import tap_shapes
-from tinyllama.taps.names import NAMES, matching
+from tinyllama.taps.names import NAMES, matching, others_names
 
 PROMPT = "Once upon a time, there was a little girl"
 
@@ -54,9 +56,25 @@ def test_a_pattern_means_names_of_others_only_where_none_of_ours_match(llama):
 
 def test_a_name_that_matches_nothing_is_refused_with_the_nearest(llama):
     with pytest.raises(
-        TinyllamaError, match=r"named 'blocks.9.attn.hook_patern': did you mean blocks\.\d\.attn"
+        TinyllamaError, match=r"named 'blocks.1.attn.hook_patern': did you mean blocks\.\d\.attn"
     ):
-        llama.trace(PROMPT, "blocks.9.attn.hook_patern")
+        llama.trace(PROMPT, "blocks.1.attn.hook_patern")
+    for name in ("layers.9.residual", "l_out-9"):
+        with pytest.raises(TinyllamaError, match=f"named '{name}': its layers are 0 to 3"):
+            llama.trace(PROMPT, name)
+
+
+def test_names_of_queries_before_their_norm_are_none_of_ours_after_it(llama):
+    """Of Qwen3 ours are normalized, and theirs aren't yet."""
+    names = others_names(replace(llama.config, family="qwen3"))
+    assert (
+        names["Qcur_normed-1"] == "layers.1.attention.q" and names["Kcur_normed-1"] == "layers.1.attention.k"
+    )
+    assert not {"Qcur-1", "Kcur-1", "blocks.1.attn.hook_q", "blocks.1.attn.hook_k"} & names.keys()
+
+
+def test_patterns_may_be_a_list(llama):
+    assert [*llama.trace(PROMPT, ["norm", "logits"])] == ["norm", "logits"]
 
 
 #: TransformerLens's values, from transformers' modules: (module of a layer, input or output, layer's axes).

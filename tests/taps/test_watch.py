@@ -10,6 +10,8 @@ from tinyllama.backends import available
 from tinyllama.commands import main
 from tinyllama.errors import TinyllamaError
 from tinyllama.machine import limits
+from tinyllama.ops import FEW
+from tinyllama.texts.drafts import Pace
 
 BACKENDS = [name for name, reason in available().items() if reason is None]
 PROMPT = "Once upon a time, there was a little girl named Lily. She had a little"
@@ -35,9 +37,18 @@ def assert_as_traced(llama, text, prompt=PROMPT):
             assert np.mean((found - expected) ** 2) <= LIMITS[llama.backend.name] * np.mean(expected**2), name
 
 
-@pytest.mark.parametrize("settings", [{}, {"draft_lookup": True}, {"batch_size": 4}, {"remember": False}])
-def test_they_are_those_of_a_trace_of_the_whole_text(settings, llama):
-    text = llama.generate(PROMPT, temp=0, n_predict=12, taps=NAMES, **settings)
+DRAFTS = {"draft_lookup": True, "repeat_penalty": 0.7}  # a text that repeats itself
+
+
+@pytest.mark.parametrize("settings", [{}, DRAFTS, {"batch_size": 4}, {"remember": False}])
+def test_they_are_those_of_a_trace_of_the_whole_text(settings, llama, monkeypatch):
+    note = Pace.note  # every pass takes a second, so that guesses pay
+    monkeypatch.setattr(Pace, "note", lambda self, n_tokens, _: note(self, n_tokens, 1.0))
+    monkeypatch.setattr(llama, "pace", Pace())
+    for n_tokens in [*range(1, FEW + 1)] * 3:
+        llama.pace.note(n_tokens, 1.0)
+    text = llama.generate(PROMPT, temp=0, n_predict=24, taps=NAMES, **settings)
+    assert bool(text.timings.n_drafted) == (settings is DRAFTS)
     assert {*text.tokens[0].taps} == {f"layers.{n}.attention.weights" for n in range(4)} | {*NAMES[1:]}
     assert_as_traced(llama, text)
 

@@ -8,8 +8,8 @@ makes such dicts. An edit holds in the thread (or asyncio task) of its `with`, f
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,8 +21,6 @@ from ..errors import Cancelled, TinyllamaError, require
 from ..model import Step
 from ..ops import INNER, Tap
 from .names import matching
-
-Edit = dict[str, Callable]  # by a name or pattern: f(array) or f(array, at), as `Llama.edit` takes it
 
 
 @dataclass(frozen=True)
@@ -44,32 +42,53 @@ class Place:
         what, config = self.name.rpartition(".")[2], self.config
         if ".attention." not in self.name or what in ("norm", "output"):
             return None
-        return 0 if self.is_inner else 1, config.n_kv_heads if what in (
-            "k",
-            "v",
-            "k_rope",
-        ) else config.n_heads
+        n_heads = config.n_kv_heads if what in ("k", "v", "k_rope") else config.n_heads
+        return 0 if self.is_inner else 1, n_heads
+
+    def seen(self, n_past: int) -> np.ndarray:
+        """Of an inner value, which past tokens each token sees: [n_tokens, n_past]."""
+        age = self.positions[:, None] - np.arange(n_past)
+        return (age >= 0) & (age < (self.config.sliding_window or n_past))
 
 
 # --- while it holds -------------------------------------------------------------------------------
 
-_edits: ContextVar[tuple] = ContextVar("edits", default=())  # (model, edit by our names), the oldest first
+_held: ContextVar[tuple["Held", ...]] = ContextVar("held", default=())  # the oldest first
 
 
-@contextmanager
-def editing(llama, edit: Mapping[str, Callable]) -> Iterator[None]:
-    """What `Llama.edit` says."""
-    require(isinstance(edit, Mapping), f"an edit is a dict, name -> function, not {edit!r:.60}")
-    ours: dict[str, list[Callable]] = {}
-    for pattern in edit:
-        functions = [_with_place(function) for function in functions_of(edit, pattern)]
-        for name in dict.fromkeys(matching(llama.config, [pattern]).values()):
-            ours.setdefault(name, []).extend(functions)
-    token = _edits.set((*_edits.get(), (llama, ours)))
-    try:
-        yield
-    finally:
-        _edits.reset(token)
+class Editing(AbstractContextManager):
+    """What `Llama.edit` gives: inside of each `with` of it, an edit holds.
+
+    Raises TinyllamaError, when it is made, where a name matches nothing or something isn't a function.
+    """
+
+    def __init__(self, llama, edit: Mapping[str, Callable]):
+        require(isinstance(edit, Mapping), f"an edit is a dict, name -> function, not {edit!r:.60}")
+        self.llama, self.functions, self._open = llama, {}, []
+        for pattern in edit:
+            functions = [_with_place(function) for function in functions_of(edit, pattern)]
+            for name in dict.fromkeys(matching(llama.config, [pattern]).values()):
+                self.functions.setdefault(name, []).extend(functions)
+
+    def __enter__(self) -> None:
+        held = Held(self)
+        self._open.append(held)
+        _held.set((*_held.get(), held))
+
+    def __exit__(self, *_) -> None:
+        mine = [held for held in _held.get() if held.by is self and held.holds]
+        last = (mine or self._open)[-1]  # a generator may be closed by another thread than began it
+        last.holds = False
+        self._open.remove(last)
+        _held.set(tuple(held for held in _held.get() if held.holds))
+
+
+@dataclass(eq=False)
+class Held:
+    """An edit during one `with`. Threads and tasks that were begun inside see that it ends."""
+
+    by: Editing
+    holds: bool = True
 
 
 def functions_of(edit: Mapping, name: str) -> list[Callable]:
@@ -84,26 +103,25 @@ def functions_of(edit: Mapping, name: str) -> list[Callable]:
 def _with_place(function: Callable) -> Callable:
     """f(array, at), of a function that may take the array alone."""
     try:
-        required = [
-            one for one in inspect.signature(function).parameters.values() if one.default is one.empty
-        ]
-    except ValueError:  # of NumPy's own functions nobody knows
-        required = []
-    positional = [one for one in required if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    return function if len(positional) > 1 else lambda array, at: function(array)
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # NumPy's own functions have no signature
+        parameters = ()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [one for one in parameters if one.default is one.empty and one.kind in positional]
+    return function if len(required) > 1 else lambda array, at: function(array)
 
 
 def is_edited(llama) -> bool:
     """Whether values of a model are replaced, here and now."""
-    return any(edited is llama for edited, _ in _edits.get())
+    return any(held.by.llama is llama and held.holds for held in _held.get())
 
 
 def edited(llama, step: Step) -> Step:
     """A step whose taps are also those of all edits that hold: each edit sees what those before it made."""
     functions: dict[str, list[Callable]] = {}
-    for model, edit in _edits.get():
-        for name in edit if model is llama else ():
-            functions.setdefault(name, []).extend(edit[name])
+    for held in _held.get():
+        for name in held.by.functions if held.by.llama is llama and held.holds else ():
+            functions.setdefault(name, []).extend(held.by.functions[name])
     n_past = len(step.cache) + len(step.tokens)
     change = partial(_changed, config=llama.config, n_past=n_past)
     taps = {name: partial(change, name, some, step.taps.get(name)) for name, some in functions.items()}
@@ -118,15 +136,17 @@ def _changed(
     n_tokens = array.shape[name.endswith(INNER)]
     at = Place(name, np.arange(n_past - n_tokens, n_past), config)
     for function in functions:
-        given = array.copy()
+        given, outside = array.copy(), _held.set(())  # what a function computes itself isn't edited
         try:
             new = function(given, at)
         except Exception as error:
             named = isinstance(error, TinyllamaError) and str(error).startswith(f"edit of {name}")
             if named or isinstance(error, Cancelled):
                 raise
-            cause = " ".join(str(error).split())
-            raise TinyllamaError(f"edit of {name}: {type(error).__name__}: {cause}") from error
+            cause = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+            raise TinyllamaError(f"edit of {name}: {cause}") from error
+        finally:
+            _held.reset(outside)
         array = _checked(name, given if new is None else new, array)
     seen = then and then(array)
     return array if seen is None else seen
@@ -142,5 +162,7 @@ def _checked(name: str, new: object, old: np.ndarray) -> np.ndarray:
     wrong = np.isnan(numbers) | np.isinf(numbers) & (numbers != old)
     if name.endswith("scores"):
         wrong &= numbers != -np.inf
+        looks = (numbers > -np.inf).any(axis=-1).all()
+        require(looks or wrong.any(), f"edit of {name}: a token is left that looks at nothing")
     require(not wrong.any(), f"edit of {name}: NaN or infinity came back")
     return numbers

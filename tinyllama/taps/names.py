@@ -1,10 +1,11 @@
 """What the values inside a model are called, here and by others, and which of them a pattern means."""
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from ..config import Config
-from ..errors import require
+from ..errors import TinyllamaError, require
 from ..model import tap_shapes
 from ..texts.keywords import nearest
 
@@ -39,6 +40,8 @@ def others_names(config: Config) -> dict[str, str]:
     found = {"blocks.0.hook_resid_pre": "embedding"}
     for layer in range(config.n_layers):
         for ours, *others in NAMES:
+            if config.qk_norms and ours.endswith((".q", ".k")):  # theirs are those before the norm
+                others = [ours[-1].upper() + "cur_normed-{}"]
             found |= {other.format(layer): ours.format(layer) for other in others if other}
         if layer:
             found[f"blocks.{layer}.hook_resid_pre"] = f"layers.{layer - 1}.residual"
@@ -62,8 +65,24 @@ def matching(config: Config, patterns: str | Sequence[str]) -> dict[str, str]:
             name: ours for name, ours in others.items() if fnmatchcase(name, pattern)
         }
         if not known:
-            meant = nearest(pattern, [*order, *others])
-            there = f"did you mean {meant}?" if meant else f"there are {', '.join([*order][:9])}, ..."
-            require(False, f"nothing in this model is named {pattern!r:.80}: {there}")
+            raise TinyllamaError(f"nothing in this model is named {pattern!r:.80}: {_hint(config, pattern)}")
         found |= known
     return dict(sorted(found.items(), key=lambda pair: order[pair[1]]))
+
+
+def _hint(config: Config, pattern: str) -> str:
+    """What somebody may have meant by a name that there isn't."""
+    layer = re.match(r"(?:layers|blocks)\.(\d+)\.|.*-(\d+)$", pattern)
+    if layer and int(layer[1] or layer[2]) >= config.n_layers:
+        return f"its layers are 0 to {config.n_layers - 1}"
+    names = [*tap_shapes(config, 1), *others_names(config)]
+    meant = nearest(pattern, names)
+    return f"did you mean {meant}?" if meant else f"there are {', '.join(names[:9])}, ..."
+
+
+def synonyms(name: str) -> set[str]:
+    """All names of the value that has this one."""
+    layer = re.search(r"\d+", name)
+    general = re.sub(r"\d+", "{}", name, count=1)
+    rows = [row for row in NAMES if general in row]
+    return {name} | {other.format(layer and layer[0]) for row in rows for other in row if other}

@@ -9,11 +9,14 @@ import numpy as np
 from ..config import Config
 from ..model import Step, tap_shapes
 from ..ops import INNER, Tap
+from .edits import is_edited
 from .names import matching
 
 
 def traced(llama, ids: list[int], patterns: Sequence[str], cancel=None) -> dict[str, np.ndarray]:
     """What `Llama.trace` says: name -> array."""
+    if patterns and not isinstance(patterns[0], str):  # a list of them, as `taps` takes it
+        patterns = patterns[0]
     names, kept, n = matching(llama.config, patterns or "*"), {}, len(ids)
     ours, shapes = {*names.values()}, tap_shapes(llama.config, n)
     n_logits = n if ours & {"norm", "logits"} else 1
@@ -72,3 +75,11 @@ class Watch:
 def kept_bytes(text) -> int:
     """Bytes that the tokens of a Generation keep at most."""
     return text.watch.n_bytes(text.most - len(text.prompt_ids), text.most) if text.watch else 0
+
+
+def require_run(llama, texts: list, n_ctx: int) -> None:
+    """Refuse texts, of which the longest has n_ctx, that don't fit into memory with what tokens keep."""
+    at_once = max(min(text.settings.batch_size, len(text.prompt_ids)) for text in texts)
+    tapped = is_edited(llama) or any(text.watch for text in texts)
+    kept = sum(map(kept_bytes, texts))
+    llama.backend.require_run(llama.config, n_ctx, at_once=at_once, n_bytes=kept, tapped=tapped)
