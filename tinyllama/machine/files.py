@@ -134,6 +134,16 @@ def written(*targets: str | Path) -> Iterator[list[Path]]:
             file.close()
 
 
+def require_place(target: Path, name: str | Path | None = None) -> None:
+    """Raise TinyllamaError where no file can be; `name` is what the user called it."""
+    name, folder = name or target, target.parent
+    require(folder.is_dir(), f"{name}: there is no folder {Path(name).parent}")
+    require(os.access(folder, os.W_OK), f"{name}: nothing can be written to the folder {Path(name).parent}")
+    with suppress(FileNotFoundError):
+        is_file = stat.S_ISREG(os.lstat(target).st_mode)
+        require(is_file, f"{name}: is a folder, a link, a pipe or a device; name another file to write")
+
+
 def reserve(file: BinaryIO, size: int) -> None:
     """Make a file `size` zeros long, on Linux with all its room on the disk; elsewhere that grows."""
     file.truncate(size)
@@ -146,11 +156,8 @@ def reserve(file: BinaryIO, size: int) -> None:
 
 def _claim(target: Path, path: Path) -> BinaryIO:
     """The unfinished file of a target, empty and locked."""
-    require(target.parent.is_dir(), f"{target}: there is no folder {target.parent}")
-    for place in (target, path):
-        with suppress(FileNotFoundError):
-            is_file = stat.S_ISREG(os.lstat(place).st_mode)
-            require(is_file, f"{place}: is a folder, a link, a pipe or a device; name another file to write")
+    require_place(target)
+    require_place(path)
     file = path.open("ab")
     try:
         if fcntl:
