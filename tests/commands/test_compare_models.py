@@ -1,6 +1,8 @@
 """Two models held against each other: every figure against a few lines that compute it another way."""
 
 import json
+import math
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -139,6 +141,18 @@ def test_the_first_step_above_the_limit_is_named(models, found):
     assert f"First step whose error is above 0.01 (8-bit): {over[0]}" in " ".join(strict.table().split())
 
 
+def test_scores_that_one_of_two_models_does_not_compute_do_not_count():
+    config = replace(tiny.CONFIG, vocab_size=open_checkpoint("small").config.vocab_size)
+    checkpoint = replace(open_checkpoint("small"), config=config, tensors=tiny.tensors(config))
+    windowed = replace(checkpoint, config=replace(config, sliding_window=4))
+    for sides in ((checkpoint, windowed), (windowed, checkpoint)):
+        both = (Llama(side, Backend(1), "tiny") for side in sides)
+        found = compare(*both, TEXT, ctx_size=SIZE, n_steps=16, progress=False)
+        assert all(math.isfinite(step.error) and math.isfinite(step.largest) for step in found.steps)
+        (scores,) = (step for step in found.steps if step.name == "layers.0.attention.scores")
+        assert scores.error == 0
+
+
 # --- predictions ----------------------------------------------------------------------------------
 
 
@@ -178,17 +192,40 @@ def test_any_batch_size_gives_the_same(models, found, batch_size):
     assert cut.divergence.kld[0] == pytest.approx(found.divergence.kld[0], rel=1e-3)
 
 
+def stopped_at(share: float, models, all_of_it: Later, **how) -> Compared:
+    with cancellable(Later(int(share * (10**9 - all_of_it.n)))):
+        return compare(*models, TEXT, ctx_size=SIZE, progress=False, partial=True, **how)
+
+
 def test_who_stops_gets_what_the_windows_until_then_gave(models, found):
-    how, all_of_it = {"ctx_size": SIZE, "n_steps": 0, "progress": False}, Later(10**9)
+    how, all_of_it = {"ctx_size": SIZE, "progress": False}, Later(10**9)
     with cancellable(all_of_it):
-        compare(*models, TEXT, **how)
-    half = (10**9 - all_of_it.n) // 2
-    with cancellable(Later(half)):
-        some = compare(*models, TEXT, **how, partial=True)
-    assert 0 < some.n_windows < found.n_windows
+        compare(*models, TEXT, n_steps=0, **how)
+    some = stopped_at(0.5, models, all_of_it)
+    assert 0 < some.n_windows < found.n_windows and some.steps == []
     assert some.windows == pytest.approx(found.windows[: some.n_windows], rel=1e-3)
-    with cancellable(Later(half)), pytest.raises(Cancelled):
-        compare(*models, TEXT, **how)
+    (note,) = some.notes
+    assert note == f"stopped after {some.n_windows} of {found.n_windows} windows, before steps and weights"
+    assert f"Note: {note}." in " ".join(some.table().split())
+    half = Later((10**9 - all_of_it.n) // 2)
+    with cancellable(half), pytest.raises(Cancelled):
+        compare(*models, TEXT, n_steps=0, **how)
+
+
+def test_who_stops_after_the_windows_gets_what_is_known_of_steps_and_weights(models, found, tmp_path):
+    all_of_it = Later(10**9)
+    with cancellable(all_of_it):
+        compare(*models, TEXT, ctx_size=SIZE, n_steps=8, progress=False)
+    seen = set()
+    for share in (0.6, 0.65, 0.7, 0.8, 0.95):
+        some = stopped_at(share, models, all_of_it, n_steps=8)
+        if some.n_windows == found.n_windows:
+            seen.add(some.notes[-1].split(",")[0].split(" of ")[0].rstrip("0123456789"))
+            assert len(some.shares) < len(found.shares)
+            some.html(tmp_path / "page.html")
+            assert some.notes[-1] in " ".join(some.table().split())
+            assert "The KL divergence is" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "stopped after " in seen
 
 
 # --- which models ---------------------------------------------------------------------------------
@@ -245,8 +282,15 @@ def test_different_vocabularies_are_refused(models):
         ({"n_steps": 3}, "n_steps must be 0 or at least 8, not 3"),
         ({"limit": "loose"}, "limit must be a number or one of rounding, 8-bit, 4-bit, not 'loose'"),
         ({"limit": -1}, "limit must be"),
+        ({"limit": "inf"}, "limit must be"),
+        ({"limit": math.nan}, "limit must be"),
+        ({"limit": [1]}, "limit must be"),
         ({"ctx_size": 4096}, "a window takes 4096: lower ctx_size"),
+        ({"ctx_size": "a"}, "ctx_size must be at least 8, not 'a'"),
+        ({"n_steps": 8.5}, "n_steps must be 0 or at least 8, not 8.5"),
         ({"text": ""}, "there is no text"),
+        ({"text": 5}, "the text must be str or bytes, not int"),
+        ({"text": "Once", "text_name": "story.txt"}, "story.txt has 2 tokens: too few"),
     ],
 )
 def test_what_makes_no_sense_is_refused(models, wrong, message):
@@ -317,6 +361,35 @@ def test_a_comparison_becomes_json(found):
     assert parsed["steps"][1]["name"] == "layers.0.attention.norm"
 
 
+def test_json_has_no_infinity(found):
+    wrong = replace(found.divergence, ppl=(math.inf, math.nan))
+    wrong = replace(found, divergence=wrong, windows=[math.inf])
+    parsed = json.loads(json.dumps(wrong.as_dict(), allow_nan=False))
+    assert parsed["divergence"]["ppl"] == [None, None] and parsed["windows"] == [None]
+
+
+def test_pages_and_pictures_do_not_replace_the_models(found, folder):
+    for write in (found.html, found.plot):
+        with pytest.raises(TinyllamaError, match=r"q4\.gguf: would replace what it is made from"):
+            write(folder / "q4.gguf")
+        with pytest.raises(TinyllamaError, match="there is no folder"):
+            write(folder / "nowhere" / "x.png")
+
+
+def test_a_page_of_models_whose_paths_are_no_utf_8_is_written(found, tmp_path):
+    name = os.fsdecode(b"/models/f\xfcr.gguf")
+    replace(found, a=replace(found.a, name=name)).html(tmp_path / "page.html")
+    assert "f?r.gguf" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_picture_of_a_kind_that_matplotlib_does_not_draw_is_refused(found, tmp_path):
+    pytest.importorskip("matplotlib")
+    for name in ("found", "found.doc"):
+        with pytest.raises(TinyllamaError, match=f"{name}: the name of a picture ends in .png"):
+            found.plot(tmp_path / name)
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_the_picture_shows_errors_shares_and_the_text(found, tmp_path):
     pytest.importorskip("matplotlib")
     found.plot(tmp_path / "found.png")
@@ -346,8 +419,12 @@ def test_the_command_has_llama_perplexity_s_two_steps(folder, arguments, tmp_pat
     base = ["--kl-divergence-base", str(tmp_path / "base.kld")]
     assert main(["compare", str(folder / "f16.gguf"), *arguments, *base]) == 0
     assert capsys.readouterr().out.startswith("perplexity ")
-    assert main(["compare", str(folder / "q4.gguf"), *base, "--kl-divergence"]) == 0
-    assert "log-probabilities from a file" in capsys.readouterr().out
+    assert (
+        main(["compare", str(folder / "q4.gguf"), *base, "--kl-divergence", "-c", "64", "--steps", "9"]) == 0
+    )
+    out, err = capsys.readouterr()
+    assert "log-probabilities from a file" in out
+    assert f"warning: -c, --steps are ignored: {tmp_path / 'base.kld'} has the windows of its text" in err
 
 
 @pytest.mark.parametrize(
@@ -355,8 +432,14 @@ def test_the_command_has_llama_perplexity_s_two_steps(folder, arguments, tmp_pat
     [
         (["a", "b", "c"], "compares two models, not 3"),
         (["a", "b"], "argument -f: name the text"),
-        (["a", "-f", "x"], "argument -f: is for two models"),
-        (["a", "b", "-p", "x"], "argument -p: is for two backends"),
+        (["a", "-f", "x"], "-f: is for two models, not for two backends: name a second model, or a prompt"),
+        (["a", "b", "-p", "x"], "argument -p: is for two backends, not for two models"),
+        (["a", "--steps", "8"], "argument --steps: is for two models, not for two backends"),
+        (["a", "b", "-f", "x", "--steps", "3"], "argument --steps: must be 0 or at least 8, not 3"),
+        (["a", "--kl-divergence-base", "x"], "argument -f: name the text that is read"),
+        (["a", "-f", "x", "--kl-divergence-base", "y", "--html", "z"], "not for a base file that is written"),
+        (["a", "-f", "x", "--kl-divergence-base", "y", "--steps", "9"], "--steps: is for two models, not"),
+        (["a", "b", "-f", "x", "--backends", "numpy,"], "argument --backends: a name is missing"),
         (["a", "--kl-divergence"], "needs one model and --kl_divergence_base FILE"),
         (["a", "b", "-f", "x", "--backends", "c,c,c"], "name at most 2, not 3"),
         (["--html", "x.html"], "argument --html: is for two models"),
@@ -371,6 +454,52 @@ def test_arguments_that_make_no_sense_are_refused_in_a_line(wrong, message, caps
 def test_a_page_that_has_no_place_is_refused_before_anything_is_computed(arguments, capsys):
     assert main(["compare", "a", "b", *arguments, "--html", "nowhere/page.html"]) == 1
     assert capsys.readouterr().err == "tinyllama: nowhere/page.html: there is no folder nowhere\n"
+
+
+@pytest.mark.parametrize("option", ["--html", "--plot", "--kl-divergence-base"])
+@pytest.mark.parametrize("name", ["q4.gguf", "text.png", "old.html"])
+def test_nothing_that_is_read_and_nothing_else_is_replaced(folder, tmp_path, option, name, capsys):
+    for file in ("text.png", "old.html"):
+        (tmp_path / file).write_text(TEXT, encoding="utf-8")
+    path = folder / name if name == "q4.gguf" else tmp_path / name
+    before = path.read_bytes()
+    sides = [str(folder / "f16.gguf"), str(folder / "q4.gguf"), "-f", str(tmp_path / "text.png")]
+    other = "--plot" if option == "--html" else "--html"
+    more = [other, str(path)] if name == "old.html" else []
+    assert main(["compare", *sides, option, str(path), *more]) == 1
+    line = capsys.readouterr().err
+    assert "name another file to write\n" in line and str(path) in line and line.count("\n") == 1
+    assert path.read_bytes() == before
+
+
+def test_the_base_file_that_is_read_is_not_replaced(folder, tmp_path, capsys):
+    (tmp_path / "base").write_bytes(b"_logits_")
+    base = ["--kl-divergence-base", str(tmp_path / "base"), "--kl-divergence"]
+    assert main(["compare", str(folder / "q4.gguf"), *base, "--html", str(tmp_path / "base")]) == 1
+    assert "base: would replace what it is made from" in capsys.readouterr().err
+
+
+def test_a_picture_s_ending_is_looked_at_before_anything_is_computed(arguments, capsys):
+    pytest.importorskip("matplotlib")
+    assert main(["compare", "a", "b", *arguments, "--plot", "found.doc"]) == 1
+    assert "found.doc: the name of a picture ends in .png" in capsys.readouterr().err
+
+
+def test_the_text_is_named_as_it_was(folder, tmp_path, capsys):
+    (tmp_path / "story.txt").write_text("Once upon a time, there was a dog.", encoding="utf-8")
+    story = ["-f", str(tmp_path / "story.txt")]
+    assert main(["compare", str(folder / "f16.gguf"), str(folder / "q4.gguf"), *story]) == 1
+    assert re.search(
+        r"story\.txt has \d+ tokens, and a window takes 512: lower ctx_size \(-c\)", capsys.readouterr().err
+    )
+
+
+def test_a_context_beyond_the_trained_one_is_said_once_with_the_model(folder, tmp_path, capsys):
+    (tmp_path / "text").write_text(TEXT, encoding="utf-8")
+    sides = [str(folder / "f16.gguf"), str(folder / "q4.gguf")]
+    assert main(["compare", *sides, "-f", str(tmp_path / "text"), "-c", "4096"]) == 1
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(warned) == 1 and "f16.gguf was trained on 2048 tokens, ctx_size (-c) is 4096" in warned[0]
 
 
 def test_a_file_that_is_no_base_is_named(folder, capsys):

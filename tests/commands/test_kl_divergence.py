@@ -12,6 +12,7 @@ from tinyllama.commands.compare_models import compare, save_base
 from tinyllama.commands.convert import convert, quantize
 from tinyllama.commands.kl_divergence import (
     BaseFile,
+    check_rows,
     packed,
     score,
     statistics,
@@ -162,6 +163,7 @@ def test_a_file_that_cannot_be_whole_is_not_there(tmp_path):
         (lambda data: data[:-2], "it was cut short"),
         (lambda data: data[:8] + b"\0" * 12 + data[20:], "is damaged: 0 windows of 0 tokens"),
         (lambda data: data[:20] + b"\xff" * 4 + data[24:], "tokens that aren't in the vocabulary"),
+        (lambda data: data + b"\0\0", "is damaged: 2 bytes follow its last row"),
         (lambda data: b"", "is empty"),
     ],
 )
@@ -173,11 +175,25 @@ def test_damaged_files_are_named(tmp_path, damage, message):
         BaseFile(tmp_path / "bad")
 
 
-def test_rows_of_nan_are_refused():
-    rows = packed(random_logits(2, 50))
-    rows[1, :4] = 0xFFFF
-    with pytest.raises(TinyllamaError, match="NaN or infinity"):
-        unpacked(rows, 50)
+@pytest.mark.parametrize("scale", [0, 1, 4, 30])
+def test_rows_that_were_written_are_probabilities(scale):
+    check_rows(packed(random_logits(40, 51, scale=scale)), 51)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(slice(4), 0xFFFF), (1, 0x7F80), (3, 0xFF80), (slice(4, 54), 0xFFFF), (slice(54), 0)]
+)
+def test_rows_that_are_no_probabilities_are_refused_with_the_file_s_name(tmp_path, place, value):
+    rows = packed(random_logits(5, 50))
+    rows[3, place] = value
+    with writing(tmp_path / "base", np.arange(12).reshape(1, 12), 50) as keep:
+        keep(random_logits(5, 50))
+    data = (tmp_path / "base").read_bytes()
+    (tmp_path / "base").write_bytes(data[: -rows.nbytes] + rows.tobytes())
+    with pytest.raises(
+        TinyllamaError, match="base: is damaged: it holds probabilities that don't add up to 1"
+    ):
+        [*BaseFile(tmp_path / "base").predictions(0, 3)]
 
 
 # --- llama-perplexity -----------------------------------------------------------------------------
@@ -243,3 +259,25 @@ def test_a_file_of_another_vocabulary_is_refused(models, tmp_path):
         keep(random_logits(5, 50))
     with pytest.raises(TinyllamaError, match="different vocabularies, of 50 and 1536 tokens"):
         compare(tmp_path / "base", models[1])
+
+
+def test_an_error_of_the_model_does_not_blame_the_file(models, file, monkeypatch):
+    def fail(*_, **__):
+        raise TinyllamaError("q4_0.gguf: computes NaN")
+
+    monkeypatch.setattr(models[1], "forward", fail)
+    with pytest.raises(TinyllamaError, match=r"^q4_0"):
+        compare(file, models[1], progress=False)
+
+
+def test_what_a_file_has_already_is_ignored_and_said(models, file):
+    with pytest.warns(UserWarning, match=r"^text, ctx_size, n_steps, limit: ignored, since .*base\.kld has"):
+        compare(file, models[1], TEXT, ctx_size=16, n_steps=8, limit=1, progress=False)
+
+
+def test_a_file_does_not_replace_the_model_that_it_is_made_from(models, tmp_path):
+    for path, message in ((models[0].checkpoint.path, "would replace"), (tmp_path / "no" / "x", "no folder")):
+        with pytest.raises(TinyllamaError, match=message):
+            save_base(models[0], TEXT, path, 64)
+        with pytest.raises(TinyllamaError, match=message):
+            compare(*models, TEXT, ctx_size=64, base=path)

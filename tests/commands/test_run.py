@@ -262,4 +262,4 @@ def test_perplexity_of_a_text_that_is_too_short_says_by_how_much(run, tmp_path):
 
 def test_perplexity_warns_of_windows_that_the_model_was_not_trained_on(run, text_file):
     err = run("perplexity", "-f", text_file, "-c", "3000")[2]
-    assert "warning: the model was trained on 2048 tokens" in err
+    assert "small was trained on 2048 tokens" in err

@@ -113,11 +113,24 @@ def test_bos_takes_the_place_of_each_windows_first_token_if_the_model_wants_one(
 
 
 def test_a_text_that_fills_no_window_is_refused_with_both_figures(llama):
-    with pytest.raises(TinyllamaError, match=r"the text has 3 tokens, .* 512"):
+    with pytest.raises(TinyllamaError, match=r"the text has 30 tokens, .* 512: lower ctx_size"):
+        perplexity(FakeLlama(200, add_bos=True), b"abc" * 10, 512)
+
+
+def test_a_text_that_fills_no_window_of_any_size_is_too_short():
+    with pytest.raises(TinyllamaError, match="the text has 3 tokens: too few, a window takes at least 8"):
         perplexity(FakeLlama(200, add_bos=True), b"abc", 512)
 
 
-@pytest.mark.parametrize("sizes", [(7, 512), (0, 512), (-1, 512), (64, 0)])
+@pytest.mark.parametrize("wrong", [5, None, ["abc"]])
+def test_what_is_no_text_is_named(wrong):
+    with pytest.raises(TinyllamaError, match="the text must be str or bytes, not"):
+        perplexity(FakeLlama(200, add_bos=True), wrong, 64)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(7, 512), (0, 512), (-1, 512), (64, 0), ("a", 512), (64.0, 512), (64, None)]
+)
 def test_sizes_that_leave_nothing_to_compute_are_refused(sizes):
     with pytest.raises(TinyllamaError, match="_size must be at least"):
         perplexity(FakeLlama(200, add_bos=True), b"abc" * 100, *sizes)

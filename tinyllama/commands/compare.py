@@ -25,6 +25,7 @@ from ..model import Model, build, forward, tap_shapes
 from ..ops import KVCache
 from ..texts.perplexity import log_softmax
 from ..tokenizer import make_tokenizer
+from .outputs import save_picture
 from .printing import columns
 
 
@@ -195,4 +196,4 @@ def plot(comparison: Comparison, path: str | Path) -> None:
     axes.grid(alpha=0.3)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.figure.legend(fontsize="small", loc="outside right upper")
-    axes.figure.savefig(path)
+    save_picture(axes.figure, path)

@@ -11,16 +11,16 @@ Windows go through both models one after the other, and only sums and a few numb
 """
 
 import math
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..backends.numpy import one_blas_thread
 from ..errors import Cancelled, naming, require
 from ..llama import Llama, load
 from ..texts.perplexity import (
@@ -33,17 +33,16 @@ from ..texts.perplexity import (
     with_bos,
 )
 from . import kl_divergence
-from .compare_shares import Share, mixtures, shares
-from .compare_steps import LIMITS, Step, batches, is_comparable, run_steps
-from .compare_tensors import TensorError, inputs_of, pairs, tensor_error
+from .compare_inside import Inside, named_limit
+from .compare_shares import Share
+from .compare_steps import Step
+from .compare_tensors import TensorError
 from .inspect import type_of
 from .kl_divergence import BaseFile, Divergence, score, statistics
-from .tables import by_layer
+from .outputs import require_new, require_picture
 
 WORST = 10  # tokens that are shown, those with the largest divergence
 BEFORE = 12  # tokens that are shown before each
-MOST = 1.3  # parts of one whole, together
-TOO_MUCH = "the parts add up to {:.0%}: arithmetic in 8 bits rounds otherwise whatever changes (not on numpy)"
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,10 @@ class Compared:
     scores: np.ndarray = None  # of each token scored, kl_divergence.SCORES
 
     def as_dict(self) -> dict:
-        """All of it but `scores`, in plain dicts, lists, strings and numbers."""
+        """All of it but `scores`, in plain dicts, lists, strings and numbers; None for infinity."""
         found = asdict(replace(self, scores=None))
         del found["scores"]
-        return found
+        return finite(found)
 
     def table(self) -> str:
         """All of it for a terminal."""
@@ -105,12 +104,15 @@ class Compared:
 
     def plot(self, path: str | Path) -> None:
         """Save a picture: the error of steps over the layers, and the divergence over the text."""
+        require_new([path], [self.a.name, self.b.name])
+        require_picture(path)
         from .compare_report import plot
 
         plot(self, path)
 
     def html(self, path: str | Path) -> None:
         """Save a page that needs nothing but itself."""
+        require_new([path], [self.a.name, self.b.name])
         from .compare_page import save
 
         save(self, path)
@@ -121,13 +123,14 @@ def compare(
     b,
     text: str | bytes | None = None,
     *,
-    ctx_size: int = 512,
+    ctx_size: int | None = None,
     batch_size: int = 512,
-    n_steps: int = 512,
+    n_steps: int | None = None,
     limit: str | float | None = None,
     base: str | Path | None = None,
     progress: bool = True,
     partial: bool = False,
+    text_name: str = "the text",
     **loading,
 ) -> Compared:
     """Compare a model with the one that it should be like.
@@ -137,58 +140,92 @@ def compare(
             has the text in it.
         b: a `Llama`, or what `load` takes.
         text: as of `perplexity`; its special tokens are plain text.
-        ctx_size: tokens in a window.
+        ctx_size: tokens in a window; by default 512.
         batch_size: tokens that go through a model at once.
-        n_steps: so many tokens of the first window are used to compare the values in the models; 0: compare
-            predictions only.
+        n_steps: so many tokens of the first window are used to compare the values in the models; by default
+            512; 0: compare predictions only.
         limit: what the error of a step may be: a number, or a name of `compare_steps.LIMITS`; by default what
             the types of the weights lead to.
         base: a file to write, with what a expects.
         progress: show bars.
-        partial: when it is told to stop, return what the windows until then gave, if there are any.
+        partial: when it is told to stop, return what was found until then, if there is a window.
+        text_name: what messages call the text.
         loading: as of `load`.
     Raises:
         TinyllamaError: the models have different vocabularies, there isn't the memory for both, ...
     """
-    check_steps(n_steps, limit)
     how = {"batch_size": batch_size, "progress": progress, "partial": partial and not base}
     if isinstance(a, BaseFile) or _is_base_file(a):
         file = a if isinstance(a, BaseFile) else BaseFile(a)
+        check_sizes(file.ctx_size, batch_size)
+        asked = {"text": text, "ctx_size": ctx_size, "n_steps": n_steps, "limit": limit, "base": base}
+        if ignored := ", ".join(name for name, value in asked.items() if value is not None):
+            has = f"{file.path} has the windows of its text, and no steps"
+            warnings.warn(f"{ignored}: ignored, since {has}", stacklevel=2)
         return _with_file(file, _opened(b, loading), **how)
+    ctx_size, n_steps = 512 if ctx_size is None else ctx_size, 512 if n_steps is None else n_steps
     check_sizes(ctx_size, batch_size)
-    a, b = _opened(a, loading), _opened(b, loading)
+    is_whole = isinstance(n_steps, Integral) and (n_steps == 0 or n_steps >= SHORTEST)
+    require(is_whole, f"n_steps must be 0 or at least {SHORTEST}, not {n_steps!r:.40}")
+    named_limit(limit)
     require(text, "there is no text to compare models on")
+    a, b = _opened(a, loading), _opened(b, loading)
+    require_new([base], [a.checkpoint.path, b.checkpoint.path])
     _require_same_vocabulary(a, b)
-    plain = plain_windows(a.tokenizer, text, ctx_size)
-    windows, at_once = with_bos(plain, a.tokenizer), min(batch_size, ctx_size)
+    plain = plain_windows(a.tokenizer, text, ctx_size, name=text_name)
+    windows = with_bos(plain, a.tokenizer)
+    inside = Inside(a, b, windows[0, :n_steps], limit, progress)
     with kl_divergence.writing(base, plain, a.config.vocab_size) if base else nullcontext() as keep:
-        inside = _inside(a, b, windows[0, :n_steps], limit, progress) if n_steps else {}
-        cache = a.new_cache(ctx_size, at_once=at_once, n_logits=2 * at_once)
-
-        def expected(_, window: np.ndarray) -> Iterator[np.ndarray]:
-            return (logits for logits, _ in predictions(a, window, batch_size, cache))
-
-        scores = _scores(expected, b, windows, keep, **how)
-    return _compared(side_of(a), b, windows, scores, **inside)
+        scores = _scores(_expected(a, ctx_size, batch_size), b, windows, keep, **how)
+    found, notes = {}, []
+    if len(scores) < len(windows):
+        notes = [f"stopped after {len(scores)} of {len(windows)} windows, before steps and weights"]
+    elif n_steps:
+        try:
+            for more in inside.parts():
+                found |= more
+        except Cancelled:
+            if not partial:
+                raise
+            notes = [inside.stopped(found)]
+    found["notes"] = found.get("notes", []) + notes
+    return _compared(side_of(a), b, windows, scores, **found)
 
 
 def save_base(
-    llama, text: str | bytes, path: str | Path, ctx_size: int = 512, batch_size: int = 512, progress=True
+    llama,
+    text: str | bytes,
+    path: str | Path,
+    ctx_size: int = 512,
+    batch_size: int = 512,
+    progress=True,
+    text_name: str = "the text",
 ) -> Perplexity:
     """Write what a model expects on a text to a file, which models can be compared with; score the text, too.
 
-    Arguments as of `perplexity`.
+    Arguments as of `perplexity`; text_name: what messages call the text.
     """
     check_sizes(ctx_size, batch_size)
-    windows = plain_windows(llama.tokenizer, text, ctx_size)
+    require_new([path], [llama.checkpoint.path])
+    windows = plain_windows(llama.tokenizer, text, ctx_size, name=text_name)
     with kl_divergence.writing(path, windows, llama.config.vocab_size) as keep:
         return perplexity(llama, text, ctx_size, batch_size, progress, keep=keep)
 
 
-def check_steps(n_steps: int, limit: str | float | None) -> None:
-    """Raise TinyllamaError where what `compare` is told of steps makes no sense."""
-    require(n_steps == 0 or n_steps >= SHORTEST, f"n_steps must be 0 or at least {SHORTEST}, not {n_steps}")
-    named_limit(limit)
+def finite(found):
+    """Dicts and lists with None in the place of NaN and infinity, which JSON has no words for."""
+    if isinstance(found, dict):
+        return {name: finite(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
+
+
+def _expected(a: Llama, ctx_size: int, batch_size: int) -> Callable:
+    """What `_scores` takes of a base model that runs."""
+    at_once = min(batch_size, ctx_size)
+    cache = a.new_cache(ctx_size, at_once=at_once, n_logits=2 * at_once)
+    return lambda _, window: (logits for logits, _ in predictions(a, window, batch_size, cache))
 
 
 def _is_base_file(a) -> bool:
@@ -196,20 +233,6 @@ def _is_base_file(a) -> bool:
         return False
     with naming(a), open(a, "rb") as file:
         return file.read(len(kl_divergence.MAGIC)) == kl_divergence.MAGIC
-
-
-def named_limit(limit: str | float | None, bits: float = 16) -> tuple[str, float]:
-    """A limit of `compare_steps.LIMITS`, or a number, with its name; None: that of so many bits a weight."""
-    if limit is None:
-        limit = "rounding" if bits >= 16 else "8-bit" if bits >= 8 else "4-bit"
-    if limit in LIMITS:
-        return limit, LIMITS[limit][0]
-    try:
-        number = float(limit)
-    except ValueError:
-        number = -1.0
-    require(number >= 0, f"limit must be a number or one of {', '.join(LIMITS)}, not {limit!r:.40}")
-    return "", number
 
 
 def side_of(llama: Llama) -> Side:
@@ -233,47 +256,15 @@ def _require_same_vocabulary(a: Llama, b: Llama) -> None:
     require(token < 0, f"{both}: token {token} is {ours!r:.40} and {theirs!r:.40}")
 
 
-def _inside(a: Llama, b: Llama, tokens: np.ndarray, limit, progress: bool) -> dict:
-    """Compare steps and tensors; what `Compared` says of them."""
-    if not is_comparable(a.config, b.config):
-        sizes = [f"{side.config.n_layers} layers of {side.config.dim}" for side in (a, b)]
-        return {"notes": [f"steps and tensors can't be compared: one has {sizes[0]}, the other {sizes[1]}"]}
-    bar = partial(tqdm, disable=not progress, leave=False)
-    steps, inputs = run_steps(a, b, tokens, bar(batches(len(tokens)), "steps", unit=" batches"))
-    both = pairs(a.checkpoint, b.checkpoint)
-    names, tensors = inputs_of(both), []
-    with one_blas_thread():  # products are small, and threads take longer to meet than to multiply
-        for name in bar(both, "tensors"):
-            tensors.append(tensor_error(name, *both[name], inputs.get(names.get(name))))
-    bits = min(side.pieces[0].kind.bits_per_weight for pair in both.values() for side in pair)
-    limit, found, notes = named_limit(limit, bits), [], []
-    if (a.backend.name, a.backend.options) != (b.backend.name, b.backend.options):
-        notes = ["on two backends no weights are exchanged, which would tell which of them count most"]
-    else:
-        kinds = [kind for kind, _ in by_layer(tensor.name for tensor in tensors if tensor.error)]
-        mixed = [*mixtures(a.model(), b.model(), kinds)]
-        found = shares(a, b, tokens, bar(mixed, "mixtures"))
-        whole = sum(share.part for share in found[: len(kinds)])
-        notes = [TOO_MUCH.format(whole)] * (whole > MOST)
-    return {
-        "shares": found,
-        "notes": notes,
-        "n_step_tokens": len(tokens),
-        "steps": steps,
-        "limit": limit,
-        "first_over": next((step.name for step in steps if step.error > limit[1]), None),
-        "tensors": sorted(tensors, key=lambda tensor: -tensor.worst),
-    }
-
-
 def _with_file(file: BaseFile, b: Llama, **how) -> Compared:
     n, m = file.vocab_size, b.config.vocab_size
     different = f"{file.path} and {b.checkpoint.path} have different vocabularies, of {n} and {m} tokens"
     require(n == m, different)
     windows = with_bos(file.windows, b.tokenizer)
-    with naming(file.path):
-        scores = _scores(lambda i, _: file.predictions(i, how["batch_size"]), b, windows, None, **how)
-    return _compared(Side(str(file.path)), b, windows, scores)
+    scores = _scores(lambda i, _: file.predictions(i, how["batch_size"]), b, windows, None, **how)
+    stopped = f"stopped after {len(scores)} of {len(windows)} windows"
+    notes = [stopped] * (len(scores) < len(windows))
+    return _compared(Side(str(file.path)), b, windows, scores, notes=notes)
 
 
 def _scores(

@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from ..errors import naming
 from ..machine.files import written
 from ..machine.limits import human
 from . import compare_charts as charts
@@ -38,8 +39,8 @@ $tensors
 
 def save(found, path: str | Path) -> None:
     """Write the page: the whole file, or none."""
-    with written(path) as (unfinished,):
-        unfinished.write_text(page(found), encoding="utf-8")
+    with naming(path), written(path) as (unfinished,):
+        unfinished.write_text(page(found), encoding="utf-8", errors="replace")  # a path may be no UTF-8
 
 
 def page(found) -> str:
@@ -53,7 +54,7 @@ def page(found) -> str:
         "predictions": "".join(map(_row, predictions(found, 4))),
         "trail": charts.trail(found.scores["kld"].ravel()),
         "quantiles": "".join(_quantiles(found)),
-        "inside": _steps(found) + _weights(found) if found.steps else "",
+        "inside": (_steps(found) if found.steps else "") + (_weights(found) if found.tensors else ""),
         "surprises": "".join(_surprises(found)),
     }
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(parts)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..machine.limits import human
 from .kl_divergence import KLD_QUANTILES, P_QUANTILES
+from .outputs import save_picture
 from .printing import columns, counted
 from .tables import split_name
 
@@ -63,8 +64,9 @@ def verdict(found) -> Iterator[str]:
         named = f"{limit:g} ({name})" if name else f"{limit:g}"
         where = f"First step whose error is above {named}: {found.first_over}."
         yield where if found.first_over else f"Every step's error stays below {named}."
-    first = [kind for kind in kinds(found) if kind.part is not None and kind.more > 0 and kind.part >= 0.01]
-    if first and some.kld[0] > 0:
+    all_kinds = kinds(found)
+    first = [kind for kind in all_kinds if kind.more > 0 and (kind.part or 0) >= 0.01]
+    if first and some.kld[0] > 0 and all(kind.part is not None for kind in all_kinds):  # none is left to run
         best = max(first, key=lambda kind: kind.part / kind.more)
         alone, more = f"{best.part:.0%} of the divergence by themselves", f"{human(best.more)} more"
         yield f"To keep finer first: {best.name}, whose weights make {alone}, and in base take {more}."
@@ -75,8 +77,8 @@ def table(found) -> str:
     """All for a terminal."""
     parts = ["\n".join(columns([_side("base", found.a), _side("Q", found.b)], "<<<", indent=""))]
     parts += [fill(" ".join(verdict(found)), WIDTH), "\n".join(_predictions(found))]
-    if found.steps:
-        parts += ["\n".join(_steps(found)), "\n".join(_weights(found))]
+    parts += ["\n".join(_steps(found))] if found.steps else []
+    parts += ["\n".join(_weights(found))] if found.tensors else []
     return "\n\n".join([*parts, "\n".join(_surprises(found))])
 
 
@@ -228,4 +230,4 @@ def plot(found, path: str | Path) -> None:
     for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    save_picture(figure, path)

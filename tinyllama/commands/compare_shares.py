@@ -7,13 +7,14 @@ about the part of the whole that goes away where these weights are kept as they 
 Weights are shared with the loaded models: a mixture takes no memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..config import WHOLE
 from ..model import Model, forward
+from ..ops import KVCache
 from ..texts.perplexity import predictions
 from .kl_divergence import score
 
@@ -58,15 +59,17 @@ def mixtures(a: Model, b: Model, kinds: list[str]) -> Iterator[tuple[str, Model]
         yield f"layers.{number}", replace(a, layers=[*a.layers[:number], other, *a.layers[number + 1 :]])
 
 
-def shares(a, b, window: np.ndarray, mixed, batch_size: int = 512) -> list[Share]:
-    """Measure what each mixture does.
+def shares(
+    a, b, window: np.ndarray, mixed: Iterable[tuple[str, Model]], batch_size: int = 512
+) -> Iterator[Share]:
+    """Measure what each mixture does, one after the other.
 
     Args:
         a, b: `Llama`s of the same shape and backend.
         window: tokens, [n_tokens], the second half of which is scored.
         mixed: `mixtures` of the two, wrapped in a bar.
     """
-    cache = a.new_cache(len(window), at_once=len(window), n_logits=2 * len(window))
+    cache = share_cache(a, len(window))
     expected = [logits for logits, _ in predictions(a, window, batch_size, cache)]
 
     def kld(llama) -> float:
@@ -75,5 +78,11 @@ def shares(a, b, window: np.ndarray, mixed, batch_size: int = 512) -> list[Share
         return float(np.concatenate([score(base, *some)["kld"] for base, some in pairs]).mean())
 
     whole = kld(b)
-    found = [(name, kld(Mixed(a, model))) for name, model in mixed]
-    return [Share(name, some, some / whole if whole else 0.0) for name, some in found]
+    for name, model in mixed:
+        some = kld(Mixed(a, model))
+        yield Share(name, some, some / whole if whole else 0.0)
+
+
+def share_cache(a, n_tokens: int) -> KVCache:
+    """What `shares` needs for so many tokens; raises TinyllamaError where there isn't the memory."""
+    return a.new_cache(n_tokens, at_once=n_tokens, n_logits=2 * n_tokens)

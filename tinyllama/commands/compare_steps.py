@@ -17,7 +17,7 @@ import numpy as np
 
 from ..config import Config
 from ..model import tap_shapes
-from ..ops import INNER
+from ..ops import INNER, KVCache
 
 AT_ONCE = 32  # tokens whose values are in memory: of all layers
 SAMPLE = 128  # tokens of which the inputs of weights are kept
@@ -72,8 +72,11 @@ class Sums:
         self.n = 0
 
     def add(self, ours: np.ndarray, theirs: np.ndarray) -> None:
-        """Values of the first and second model, of any shape; minus infinity, of scores, doesn't count."""
-        finite = np.isfinite(ours)
+        """Values of the first and second model, of any shape; minus infinity, of scores, doesn't count.
+
+        One of them may attend to a window of tokens, and the other to all.
+        """
+        finite = np.isfinite(ours) & np.isfinite(theirs)
         ours, theirs = ours[finite].astype(np.float64), theirs[finite].astype(np.float64)
         difference = np.abs(ours - theirs)
         self.n += ours.size
@@ -98,6 +101,14 @@ def batches(n_tokens: int) -> range:
     return range(0, n_tokens, AT_ONCE)
 
 
+def step_caches(a, b, n_tokens: int) -> list[KVCache]:
+    """What both models need to run so many tokens; raises TinyllamaError where there isn't the memory."""
+    shapes = tap_shapes(a.config, n_tokens)
+    kept = 4 * sum(map(math.prod, shapes.values())) * AT_ONCE // n_tokens  # bytes, of one model
+    computed = {"at_once": AT_ONCE, "n_logits": AT_ONCE, "n_bytes": kept, "tapped": True}
+    return [llama.new_cache(n_tokens, **computed) for llama in (a, b)]
+
+
 def run_steps(a, b, tokens: np.ndarray, starts: Iterable[int]) -> tuple[list[Step], dict[str, np.ndarray]]:
     """Run the same tokens through two models, and compare all that they compute on the way.
 
@@ -109,10 +120,7 @@ def run_steps(a, b, tokens: np.ndarray, starts: Iterable[int]) -> tuple[list[Ste
         the steps in the order of the forward pass, and values of the first model that go into weights, "norm"
         and those in INPUTS of each layer: [n_inputs, n_in], of at most SAMPLE tokens.
     """
-    n, shapes = len(tokens), tap_shapes(a.config, len(tokens))
-    kept = 4 * sum(map(math.prod, shapes.values())) * AT_ONCE // n  # bytes, of one model
-    computed = {"at_once": AT_ONCE, "n_logits": AT_ONCE, "n_bytes": kept, "tapped": True}
-    caches = [llama.new_cache(n, **computed) for llama in (a, b)]
+    shapes, caches = tap_shapes(a.config, len(tokens)), step_caches(a, b, len(tokens))
     sums, inputs, wanted = {name: Sums() for name in shapes}, {}, set(_inputs(a.config.n_layers))
     for start in starts:
         ours, some, skipped = {}, tokens[start : start + AT_ONCE], 0 if start else 1

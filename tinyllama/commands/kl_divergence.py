@@ -36,6 +36,7 @@ MAGIC = b"_logits_"
 HEADER = np.dtype([("magic", "S8"), ("ctx_size", "<u4"), ("vocab_size", "<i4"), ("n_windows", "<i4")])
 FLOOR = 16  # nats: what is so much less likely isn't told apart
 STEPS = 65535  # the largest step
+STEP = FLOOR / STEPS  # nats, the largest
 HEAD = 4  # uint16 that scale and least take
 
 #: Of each token scored.
@@ -172,8 +173,17 @@ def packed(logits: np.ndarray) -> np.ndarray:
 def unpacked(rows: np.ndarray, vocab_size: int) -> np.ndarray:
     """Rows of a file -> log-probabilities, [n_tokens, vocab_size] in float64."""
     scale, least = rows[:, :HEAD].copy().view("<f4").astype(np.float64).T[..., None]
-    require(np.isfinite(scale).all() and np.isfinite(least).all(), "is damaged: it holds NaN or infinity")
     return scale * rows[:, HEAD : HEAD + vocab_size] + least
+
+
+def check_rows(rows: np.ndarray, vocab_size: int) -> None:
+    """Raise TinyllamaError unless rows of a file are probabilities that add up to 1."""
+    rounding = STEP / 2 + vocab_size * math.exp(-FLOOR)  # what is less likely than FLOOR is stored as that
+    for start in range(0, len(rows), ROWS):
+        with np.errstate(all="ignore"):
+            total = np.exp(unpacked(rows[start : start + ROWS], vocab_size)).sum(axis=-1)
+        right = np.abs(total - 1) <= rounding + 1e-3
+        require(right.all(), "is damaged: it holds probabilities that don't add up to 1; write it again")
 
 
 def row_size(vocab_size: int) -> int:
@@ -240,6 +250,8 @@ class BaseFile:
             size = file_size(ctx_size, vocab_size, n_windows)
             short = f"has {len(self._file):,} bytes, and {sizes} take {size:,}: it was cut short"
             require(len(self._file) >= size, short)
+            more = f"is damaged: {len(self._file) - size:,} bytes follow its last row"
+            require(len(self._file) == size, more)
             tokens = np.frombuffer(self._file, "<i4", n_windows * ctx_size, HEADER.itemsize)
             known = tokens.min() >= 0 and tokens.max() < vocab_size
             require(known, "is damaged: it has tokens that aren't in the vocabulary")
@@ -251,4 +263,7 @@ class BaseFile:
         """The rows of a window, batch by batch, as `texts.perplexity.predictions` gives logits."""
         for start in range(0, n_scored(self.ctx_size), batch_size):
             self._file.check()
-            yield self._rows[window, start : start + batch_size]
+            rows = self._rows[window, start : start + batch_size]
+            with naming(self.path):
+                check_rows(rows, self.vocab_size)
+            yield rows

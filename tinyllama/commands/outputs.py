@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterable
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 
-from ..errors import TinyllamaError, require
+from ..errors import TinyllamaError, naming, require
 from ..formats import stamp
-from ..machine.files import require_place
+from ..machine.files import require_place, written
 
 
 def require_new(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
@@ -40,3 +41,25 @@ def _files(source: str | Path | None) -> list[str | Path]:
         return [source or "", *(name for name, *_ in stamp(source)[1:])]
     except TinyllamaError:  # no model, or one that isn't here: whoever reads it says so
         return [source or ""]
+
+
+def require_picture(path: str | Path | None) -> None:
+    """Raise TinyllamaError where matplotlib isn't here, or doesn't draw such a file; None stands for none."""
+    if path is not None:
+        require(find_spec("matplotlib"), "--plot needs matplotlib: pip install 'tinyllama-lab[notebooks]'")
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        endings = [*FigureCanvasBase.get_supported_filetypes()]
+        drawn = f"{path}: the name of a picture ends in .png, or in one of {', '.join(endings)}"
+        require(_ending(path) in endings, drawn)
+
+
+def save_picture(figure, path: str | Path) -> None:
+    """Write a figure of matplotlib: the whole file, or none."""
+    require_picture(path)
+    with naming(path), written(path) as (unfinished,):
+        figure.savefig(unfinished, format=_ending(path))
+
+
+def _ending(path: str | Path) -> str:
+    return Path(path).suffix[1:].lower()

@@ -25,6 +25,7 @@ from ..machine.terminal import say, status_line
 from ..texts.completion import STOP_REASONS, Timings
 from .cli import ON_HUB, read_template
 from .control_vectors import ControlVectors
+from .outputs import require_new, require_picture
 from .printing import counted, harmless, unescape
 from .prompt_cache import PromptCache
 
@@ -271,7 +272,8 @@ def bench(args: argparse.Namespace) -> None:
     """Measure how fast this computer runs a model."""
     from . import bench, bench_report
 
-    _check_plot(args)
+    require_new([args.plot])
+    require_picture(args.plot)
     names = "shape", "type", "threads", "mmap", "n_predict", "prefill", "tokens", "texts", "against"
     how = {name: getattr(args, name) for name in names}
     with status_line() as progress:
@@ -287,8 +289,13 @@ def compare(args: argparse.Namespace) -> None:
     from .compare_arguments import asked
 
     does, *sides = asked(args)
-    _check_plot(args)
-    {"backends": _compare_backends, "models": _compare_models, "base": _save_base}[does](args, *sides)
+    base = args.kl_divergence_base
+    inputs, outputs = [*sides[0], args.file], [args.plot, args.html]
+    (inputs if does == "file" else outputs).append(base)
+    require_new(outputs, inputs)
+    require_picture(args.plot)
+    models = {"models": _compare_models, "file": _compare_models}
+    ({"backends": _compare_backends, "base": _save_base} | models)[does](args, *sides)
 
 
 def _compare_backends(args: argparse.Namespace, models: Sequence, backends: Sequence[str]) -> None:
@@ -302,31 +309,31 @@ def _compare_backends(args: argparse.Namespace, models: Sequence, backends: Sequ
 
 
 def _save_base(args: argparse.Namespace, models: Sequence, backends: Sequence) -> None:
-    from .compare_models import save_base
+    from .compare_models import finite, save_base
 
     text, path, llama = _read_text(args.file), args.kl_divergence_base, _load_side(args, *models, *backends)
-    score = save_base(llama, text, path, args.ctx_size, args.batch_size)
-    _print_found({"base": path} | asdict(score), lambda _: str(score), args)
+    _warn_of_context(llama, args.ctx_size)
+    score = save_base(llama, text, path, args.ctx_size, args.batch_size, text_name=args.file)
+    _print_found({"base": path} | finite(asdict(score)), lambda _: str(score), args)
     say(f"{path}: {human(os.path.getsize(path))}")
 
 
 def _compare_models(args: argparse.Namespace, models: Sequence, backends: Sequence) -> None:
-    from .compare_models import check_steps, compare
+    from .compare_inside import named_limit
+    from .compare_models import compare
     from .kl_divergence import BaseFile
 
-    check_steps(args.steps, args.limit)
-    how = {name: getattr(args, name) for name in ("ctx_size", "batch_size", "limit")} | {
-        "n_steps": args.steps
-    }
-    base = args.kl_divergence_base
+    how, base = {"batch_size": args.batch_size}, args.kl_divergence_base
     if args.kl_divergence:
         first, text = [BaseFile(base)], None
-        if args.file:
-            say(f"warning: -f is ignored: {base} has the text")
+        args.ctx_size = first[0].ctx_size
     else:
-        first, text, how["base"] = [], _read_text(args.file), base
-    opened = first + [_load_side(args, *side) for side in zip(models, backends, strict=True)]
-    found = compare(*opened, text, **how, partial=True)  # after Ctrl-C
+        named_limit(args.limit)
+        first, text = [], _read_text(args.file)
+        how |= {"ctx_size": args.ctx_size, "n_steps": args.steps, "limit": args.limit, "base": base}
+    opened = [_load_side(args, *side) for side in zip(models, backends, strict=True)]
+    _warn_of_context(min(opened, key=lambda llama: llama.config.max_seq_len), args.ctx_size)
+    found = compare(*first, *opened, text, **how, partial=True, text_name=args.file)  # after Ctrl-C
     _print_found(found.as_dict() if args.json else found, lambda found: found.table(), args)
     if args.plot:
         found.plot(args.plot)
@@ -337,17 +344,7 @@ def _compare_models(args: argparse.Namespace, models: Sequence, backends: Sequen
 def _load_side(args: argparse.Namespace, model: str, backend: str | None) -> Llama:
     """One of the models that are compared."""
     options = dict.fromkeys(OPTIONS) | {"model": model, "backend": backend}
-    llama = _load(argparse.Namespace(**vars(args) | options))
-    _warn_of_context(llama, args.ctx_size)
-    return llama
-
-
-def _check_plot(args: argparse.Namespace) -> None:
-    """Before anything takes time."""
-    for path in filter(None, (args.plot, getattr(args, "html", None))):
-        require(Path(path).parent.is_dir(), f"{path}: there is no folder {Path(path).parent}")
-    found = not args.plot or find_spec("matplotlib")
-    require(found, "--plot needs matplotlib: pip install 'tinyllama-lab[notebooks]'")
+    return _load(argparse.Namespace(**vars(args) | options))
 
 
 def _print_found(found, show: Callable, args: argparse.Namespace) -> None:
@@ -372,7 +369,7 @@ def _load(args: argparse.Namespace, tell: Callable[[str], None] = say) -> Llama:
 
 def _warn_of_context(llama: Llama, ctx_size: int | None) -> None:
     if ctx_size and ctx_size > (trained := llama.config.max_seq_len):
-        say(f"warning: the model was trained on {trained} tokens, ctx_size is {ctx_size}")
+        say(f"warning: {llama.name} was trained on {trained} tokens, ctx_size (-c) is {ctx_size}")
 
 
 def _read_text(path: str) -> str:

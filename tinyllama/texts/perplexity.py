@@ -14,6 +14,7 @@ Perplexities compare between models that share a vocabulary, bits per byte betwe
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
@@ -96,7 +97,8 @@ def perplexity(
 def check_sizes(ctx_size: int, batch_size: int) -> None:
     """Raise TinyllamaError where they leave nothing to compute."""
     for name, size, least in (("ctx_size", ctx_size, SHORTEST), ("batch_size", batch_size, 1)):
-        require(size >= least, f"{name} must be at least {least}, not {size}")
+        is_whole = isinstance(size, Integral) and size >= least
+        require(is_whole, f"{name} must be at least {least}, not {size!r:.40}")
 
 
 def windows_of(tokenizer, text: str | bytes, ctx_size: int, special: bool = False) -> np.ndarray:
@@ -104,11 +106,15 @@ def windows_of(tokenizer, text: str | bytes, ctx_size: int, special: bool = Fals
     return with_bos(plain_windows(tokenizer, text, ctx_size, special), tokenizer)
 
 
-def plain_windows(tokenizer, text: str | bytes, ctx_size: int, special: bool = False) -> np.ndarray:
-    """A text's tokens, cut into windows: [n_windows, ctx_size]."""
+def plain_windows(
+    tokenizer, text: str | bytes, ctx_size: int, special: bool = False, name: str = "the text"
+) -> np.ndarray:
+    """A text's tokens, cut into windows: [n_windows, ctx_size]; messages call it by its name."""
+    require(isinstance(text, str | bytes), f"{name} must be str or bytes, not {type(text).__name__}")
     tokens = np.asarray(tokenizer.encode(text, special=special))
-    n_windows = len(tokens) // ctx_size
-    require(n_windows, f"the text has {len(tokens)} tokens, and a window takes {ctx_size}: lower ctx_size")
+    n_windows, has = len(tokens) // ctx_size, f"{name} has {len(tokens)} tokens"
+    require(len(tokens) >= SHORTEST, f"{has}: too few, a window takes at least {SHORTEST}")
+    require(n_windows, f"{has}, and a window takes {ctx_size}: lower ctx_size (-c)")
     return tokens[: n_windows * ctx_size].reshape(n_windows, ctx_size)
 
 
