@@ -50,3 +50,20 @@ def test_all_tensors_are_behind_a_line(chromium, address):
     assert not row.is_visible()
     page.get_by_text("that differ, the worst first").click()
     assert row.is_visible()
+
+
+def test_blocks_that_scroll_sideways_show_it_with_a_shadow_that_goes_at_the_end(chromium, address):
+    page = chromium.new_page(viewport={"width": 400, "height": 800})
+    page.goto(address)
+    block = page.locator(".wide", has=page.get_by_label("KL divergence over the text"))
+    assert block.evaluate("block => block.scrollWidth > block.clientWidth")
+
+    def right_edge() -> bytes:
+        box = block.bounding_box()
+        return block.page.screenshot(
+            full_page=True, clip={"x": box["x"] + box["width"] - 3, "y": box["y"], "width": 2, "height": 2}
+        )
+
+    at_the_beginning = right_edge()
+    block.evaluate("block => block.scrollLeft = 1000")
+    assert right_edge() != at_the_beginning

@@ -14,7 +14,7 @@ import tiny
 
 import tinyllama
 from tinyllama.backends import Backend, available
-from tinyllama.commands import compare_steps, main
+from tinyllama.commands import compare_report, compare_steps, main
 from tinyllama.commands.compare_models import Compared, compare
 from tinyllama.commands.convert import convert, quantize
 from tinyllama.commands.kl_divergence import score
@@ -328,6 +328,7 @@ def test_the_page_stands_by_itself(found, tmp_path):
     tags = Tags()
     tags.feed(page)
     assert tags.open == [] and tags.addresses == ["data:,"] and "://" not in page and "$" not in page
+    assert "on a scale of square roots" in page
     assert "q4.gguf against f16.gguf" in page and "layer 3, attention.q: " in page
 
 
@@ -394,6 +395,16 @@ def test_the_picture_shows_errors_shares_and_the_text(found, tmp_path):
     pytest.importorskip("matplotlib")
     found.plot(tmp_path / "found.png")
     assert (tmp_path / "found.png").stat().st_size > 10_000
+
+
+def test_every_axis_of_the_picture_is_named(found, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(compare_report, "save_picture", lambda figure, path: drawn.append(figure))
+    found.plot(tmp_path / "found.png")
+    axes = drawn[0].axes
+    assert [each.get_xlabel() for each in axes] == ["layer", "layer", "token scored"]
+    assert all(each.get_ylabel() for each in axes)
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -211,7 +211,8 @@ def plot(found, path: str | Path) -> None:
             errors = [max(step.error, 1e-18) for step in groups[name]]
             axes.plot(errors, marker="os^vD"[number], ms=4, label=name)
         axes.axhline(found.limit[1], color="grey", linestyle="--", linewidth=1, label="limit")
-        axes.set(yscale="log", ylabel="mean squared difference\n/ mean square", title="Error of steps")
+        axes.set(xlabel="layer", ylabel="mean squared difference\n/ mean square", title="Error of steps")
+        axes.set_yscale("log")
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     if layers:
@@ -224,7 +225,7 @@ def plot(found, path: str | Path) -> None:
     axes.plot(kld, linewidth=0.4, color="C0", alpha=0.5)
     n = max(1, len(kld) // 100)
     means = np.add.reduceat(kld, np.arange(0, len(kld), n)) / np.diff([*range(0, len(kld), n), len(kld)])
-    axes.plot(np.arange(0, len(kld), n), means, color="C1", label=f"mean of {n} tokens")
+    axes.plot(np.arange(0, len(kld), n), means, color="C1", label=f"mean of {counted(n, 'token')}")
     axes.set(xlabel="token scored", ylabel="nats", title="KL divergence over the text")
     axes.legend(fontsize="small", loc="upper right", frameon=False)
     for axes in figure.axes:
