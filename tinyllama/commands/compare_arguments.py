@@ -3,6 +3,7 @@
 import argparse
 
 from ..machine.terminal import say
+from .cli import SHORTEST
 
 #: The options that each of them takes, beside models, --backends, -t and --json.
 TAKEN = {
@@ -45,8 +46,8 @@ def asked(args: argparse.Namespace) -> tuple[str, list, list]:
     if does in ("models", "base") and not args.file:
         wrong("argument -f: name the text that is read")
     vars(args).update({name: value for name, value in DEFAULTS.items() if getattr(args, name) is None})
-    if 0 < args.steps < 8:
-        wrong(f"argument --steps: must be 0 or at least 8, not {args.steps}")
+    if 0 < args.steps < SHORTEST:
+        wrong(f"argument --steps: must be 0 or at least {SHORTEST}, not {args.steps}")
     models, backends = models or [None], args.backends or (["numpy", "c"] if does == "backends" else [None])
     if "" in backends:
         wrong("argument --backends: a name is missing beside the comma")
