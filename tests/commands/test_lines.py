@@ -100,3 +100,19 @@ def test_a_signal_leaves_the_texts_that_are_whole(run, file, monkeypatch):
     status, out, err = run("generate", "-f", file, "--each-line", *QUICK)
     assert (status, out) == (130, "")
     assert "stopped: interrupted after 0 of 3 texts" in err and "tokens/s" in err
+
+
+def test_a_value_that_is_not_there_is_refused_before_anything_is_said(run):
+    status, out, err = run("generate", "-p", "Tom", "--json", "--taps", "nothing", *QUICK)
+    assert (status, out) == (1, "") and "nothing in this model is named 'nothing'" in err
+    assert "1 prompt" not in err
+
+
+def test_tapped_values_are_written_token_by_token(monkeypatch):
+    pieces = []
+    monkeypatch.setattr("builtins.print", lambda *what, **how: pieces.append(what))
+    argv = ["generate", "-p", "Tom", "--json", "--taps", "layers.*.residual", *QUICK, "--temp", "0"]
+    assert main(argv) == 0
+    monkeypatch.undo()
+    text = "".join("".join(what) for what in pieces)
+    assert max(len("".join(what)) for what in pieces) < len(text) / 10

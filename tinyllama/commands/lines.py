@@ -13,6 +13,7 @@ from ..llama import Llama
 from ..machine.limits import human, peak_memory
 from ..machine.terminal import say, status_line
 from ..settings import Settings, default_ctx_size
+from ..taps.names import matching
 from ..texts.completion import STOP_REASONS
 from ..texts.jobs import Jobs
 from .printing import counted, escape, harmless, unescape
@@ -29,6 +30,7 @@ def generate(llama: Llama, text: str, args: argparse.Namespace) -> None:
         TinyllamaError: a line is no prompt; names it.
     """
     wanted, prompts = Settings(**args.settings), [*_prompts(llama, text, args)]
+    matching(llama.config, wanted.taps)  # a wrong name is refused before anything is said
     say(f"{counted(len(prompts), 'prompt')}, {llama.backend.title}\n")
     jobs, found, warned = Jobs(llama, wanted.batch_size), {}, set()
     n_begun, n_printed, shown = 0, 0, 0.0
@@ -81,8 +83,12 @@ def _print(prompt: str, run: Generation, as_json: bool) -> None:
     if as_json:
         about = {"prompt": prompt, "text": str(text), "ids": text.ids}
         about |= {"stop_reason": text.stop_reason, "seed": text.seed}
-        taps = {"taps": [token.as_dict()["taps"] for token in text.tokens]} if run.watch else {}
-        line = json.dumps(about | taps)
+        line = json.dumps(about)
+        if run.watch:  # token by token: as text, numbers take many times their memory
+            print(line[:-1], end=', "taps": [')
+            for number, token in enumerate(text.tokens):
+                print(", " * bool(number), json.dumps(token.as_dict()["taps"]), sep="", end="")
+            line = "]}"
     else:
         line = escape(prompt + text)
         line = harmless(line) if sys.stdout.isatty() else line
