@@ -51,6 +51,14 @@ def path(small, tmp_path):
     return tmp_path / "prompt.cache"
 
 
+def test_a_cache_of_edited_values_is_not_saved(small, tmp_path):
+    with small.edit({"layers.0.residual": lambda array: 2 * array}):
+        cache = filled(small)
+    with pytest.raises(TinyllamaError, match=r"what `Llama\.edit` has changed"):
+        cache.save(tmp_path / "x")
+    assert not [*tmp_path.iterdir()]
+
+
 # --- there and back -------------------------------------------------------------------------------
 
 

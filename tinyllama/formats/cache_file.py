@@ -91,6 +91,7 @@ def write(cache, path: str | Path, n_tokens: int | None = None) -> None:
     with naming(path):
         require(len(ids), "a cache without tokens has nothing to save")
         require(cache.model, "a cache of no model can't be saved: `Llama.new_cache` makes one that can")
+        require(not cache.edited, "what `Llama.edit` has changed isn't the model's: it can't be saved")
         about = {"format": "tinyllama prompt cache", "version": VERSION, "model": identity(cache.model)}
         about |= {"name": cache.model.path.name, "dtype": cache.dtype}
         about |= {"n_tokens": str(len(ids)), "n_many": str(min(cache.n_many, len(ids)))}
