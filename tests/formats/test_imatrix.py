@@ -159,3 +159,15 @@ def test_where_nothing_can_be_written_nothing_is_left(tmp_path):
     with pytest.raises(TinyllamaError, match="there is no folder"):
         matrix.write(tmp_path / "none" / "x")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("kind", ["gguf", "older"])
+def test_one_that_does_not_fit_into_memory_is_refused(tmp_path, free_memory, kind):
+    path = tmp_path / "x"
+    path.write_bytes(older((QUERY, 1, [1.0] * 5000)))
+    if kind == "gguf":
+        imatrix.read(path).write(path)
+    free_memory(1 << 14)
+    with pytest.raises(TinyllamaError, match=r"reading it needs 20 kB of memory") as told:
+        imatrix.read(path)
+    assert str(told.value).startswith(f"{path}: ")

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import check_cancelled, naming, require
 from ..machine.files import MappedFile, kind_of, written
+from ..machine.limits import require_memory
 from ..quant import TYPES
 from ..tensor import Piece
 from .gguf import check_layout, read_part, recognizes
@@ -22,7 +23,7 @@ def read(path: str | Path, key: str, value: str, what: str) -> tuple[Metadata, d
     Args:
         what: such a file is, for messages: "a control vector".
     Raises:
-        TinyllamaError: names the file, where it is something else, damaged, or holds NaN or infinity.
+        TinyllamaError: names the file, where it is something else, damaged, larger than memory, or holds NaN.
     """
     file = MappedFile(path)
     with naming(file.path):
@@ -35,6 +36,7 @@ def read(path: str | Path, key: str, value: str, what: str) -> tuple[Metadata, d
             require(type_id == TYPES["f32"].gguf_id, f"the tensor {name} must hold float32 numbers")
             pieces[name] = Piece(file, part.start + offset, "f32", shape)
         check_layout(pieces, part)
+        require_memory(sum(piece.nbytes for piece in pieces.values()), "reading it")
         arrays = {name: np.array(piece.blocks()) for name, piece in pieces.items()}
         for name, array in arrays.items():
             require(np.isfinite(array).all(), f"the tensor {name} holds NaN or infinity: the file is damaged")

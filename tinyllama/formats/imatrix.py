@@ -25,6 +25,7 @@ import numpy as np
 
 from ..errors import naming, require
 from ..machine.files import MappedFile
+from ..machine.limits import require_memory
 from . import arrays
 from .cursor import LONGEST_NAME, STRING, U32, Cursor
 from .gguf import MOST, recognizes
@@ -96,6 +97,8 @@ def _read_gguf(file: MappedFile) -> ImportanceMatrix:
 def _read_older(file: MappedFile) -> ImportanceMatrix:
     cursor, sums, counts, datasets = Cursor(file), {}, {}, []
     cursor.limit = len(file)
+    with naming(file.path):
+        require_memory(len(file), "reading it")
     with naming(file.path), naming(f"is not {WHAT}, or damaged"):
         (n_matrices,) = cursor.numbers("I", "the number of matrices")
         require(0 < n_matrices <= MOST, f"{n_matrices} matrices can't be right")
