@@ -119,6 +119,28 @@ def test_what_cannot_be_mean_squares_is_refused(made, matrix, value):
     refused(lambda: made(means), "the importance matrix", "attention.wo.weight", "mean squares")
 
 
+@pytest.mark.parametrize("value", [2.0**41, 1e36, 3e38])
+def test_mean_squares_that_would_overflow_are_refused(made, matrix, value, tmp_path):
+    matrix.sums[WO][3] = 0
+    means = matrix.means()
+    means[WO][3] = 2.0**40
+    made(means)
+    (tmp_path / "made.gguf").unlink()
+    means[WO][3] = value
+    path = tmp_path / "large.gguf"
+    ImportanceMatrix(means, dict.fromkeys(means, 1), (), 1, 1).write(path)
+    refused(lambda: made(path), str(path), "layers.0.attention.wo.weight go up to", "1.1e+12 is the largest")
+    assert not (tmp_path / "made.gguf").exists()
+
+
+def test_it_is_not_replaced_by_what_it_makes(source, matrix, tmp_path):
+    path = tmp_path / "imatrix.gguf"
+    matrix.write(path)
+    before = path.read_bytes()
+    refused(lambda: quantize(source, path, "Q4_0", imatrix=path), str(path), "would replace what it is made")
+    assert path.read_bytes() == before
+
+
 def test_a_matrix_of_another_model_is_refused(made, matrix, tmp_path):
     shorter = {name: means[:128] for name, means in matrix.means().items()}
     refused(lambda: made(shorter), "another model", "128", "256")
@@ -129,6 +151,7 @@ def test_a_matrix_of_another_model_is_refused(made, matrix, tmp_path):
 def test_what_is_no_importance_matrix_is_refused(source, made, tmp_path):
     refused(lambda: made(source), str(source), "importance matrix")
     refused(lambda: made(tmp_path / "none.gguf"), "none.gguf")
+    refused(lambda: made(3), "imatrix is a file, an ImportanceMatrix or a dict, not 3")
 
 
 def test_a_ggml_file_has_no_place_for_it(tmp_path, matrix):

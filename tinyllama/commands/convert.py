@@ -32,8 +32,8 @@ from tqdm.auto import tqdm
 
 from ..backends import get_backend
 from ..config import OUTPUT
-from ..errors import TinyllamaError, cancellable, check_cancelled, naming, require
-from ..formats import Checkpoint, format_of, ggml, meta, open_checkpoint, stamp
+from ..errors import cancellable, check_cancelled, naming, require
+from ..formats import Checkpoint, format_of, ggml, meta, open_checkpoint
 from ..formats.imatrix import ImportanceMatrix
 from ..machine.files import MappedFile, reserve, written
 from ..machine.interrupts import interruptible
@@ -44,6 +44,7 @@ from ..tensor import Piece
 from . import plans
 from .importance_matrix import NO_IMPORTANCE, importance_of
 from .mixes import MIXES, UNWEIGHED, Choice, find_mix, find_type
+from .outputs import require_new
 from .plans import Output, Rows
 
 PLAIN = {0: "f32", 1: "f16", "f32": "f32", "f16": "f16", "bf16": "bf16"}  #: what convert's ftype may be
@@ -90,7 +91,7 @@ def convert(
         else:
             types, file_type = plans.plain_types(checkpoint, type)
             outputs = [plans.gguf_file(checkpoint, outfile, types, file_type)]
-        return _write("convert", outputs, source)
+        return _write("convert", outputs, [source])
 
 
 def quantize(
@@ -128,7 +129,7 @@ def quantize(
             one_type = f"{path}: a ggml file holds matrices of one type: convert it to GGUF first"
             require(not any(asked), one_type)
             require(imatrix is None, f"{path}: an importance matrix needs a GGUF file: convert it first")
-            return _write("quantize", plans.quantized_ggml_files(opened, target, mix), source)
+            return _write("quantize", plans.quantized_ggml_files(opened, target, mix), [source])
         with naming(path):
             checkpoint = module.read(opened)
         importance = NO_IMPORTANCE if imatrix is None else importance_of(imatrix, checkpoint)
@@ -138,7 +139,8 @@ def quantize(
         if weighed and set(types.values()) <= UNWEIGHED:
             warnings.warn(f"{mix} makes no use of an importance matrix", stacklevel=2)
         output = plans.gguf_file(checkpoint, target, types, MIXES[mix].number, importance)
-        return _write("quantize", [output], source, plans.notes(checkpoint, choice, types))
+        made_from = [source, imatrix] if isinstance(imatrix, (str, Path)) else [source]
+        return _write("quantize", [output], made_from, plans.notes(checkpoint, choice, types))
 
 
 def _beside(source: str | Path, checkpoint: Checkpoint, type: str, format: str) -> Path:
@@ -151,21 +153,19 @@ def _beside(source: str | Path, checkpoint: Checkpoint, type: str, format: str) 
     return path.with_name(f"{re.sub('-00001-of-[0-9]{5}$', '', path.stem)}-{ending}")
 
 
-def _write(verb: str, outputs: list[Output], source: str | Path, notes: Iterable[str] = ()) -> list[Path]:
+def _write(verb: str, outputs: list[Output], made_from: list, notes: Iterable[str] = ()) -> list[Path]:
     """Write files. They appear under their names when all are whole, and not at all if anything fails.
 
     Args:
         verb: for the announcement and the progress bar.
-        source: the model that they are made from: none of its files is replaced. The md5 sums in its
+        made_from: the model, and other files: none of all these is replaced. The md5 sums in the model's
             checklist.chk, if it has one, are checked meanwhile.
         notes: lines to print before.
     """
     targets, total = [output.path for output in outputs], sum(output.size for output in outputs)
     pieces = (piece for output in outputs for rows in output.rows for piece in rows.pieces)
     sources = list({id(piece.data): piece.data for piece in pieces if _is_mapped(piece)}.values())
-    for target in filter(Path.exists, targets):
-        made_from = any(target.samefile(path) for path in [*(file.path for file in sources), *_files(source)])
-        require(not made_from, f"{target}: would replace what it is made from: name another file to write")
+    require_new(targets, [*made_from, *(file.path for file in sources)])
     sums = meta.read_checklist(sources[0].path.parent) if sources[0].path.suffix == ".pth" else {}
     with written(*targets) as paths, ExitStack() as files:
         _announce(verb, outputs, total, notes)
@@ -183,14 +183,6 @@ def _write(verb: str, outputs: list[Output], source: str | Path, notes: Iterable
         for file in sources:
             file.check()
     return targets
-
-
-def _files(source: str | Path) -> list[Path]:
-    """All files that reading a model looks at."""
-    try:
-        return [Path(name) for name, *_ in stamp(source)[1:]]
-    except TinyllamaError:
-        return []  # a later part of a ggml model alone
 
 
 def _is_mapped(piece: Piece) -> bool:

@@ -1,7 +1,7 @@
 """What an importance matrix tells `quantize`: how much errors count, and what the new file says about it."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from ..formats.imatrix import ImportanceMatrix, read
 from .printing import counted
 
 LONGEST = 127  # bytes of a text among the key-values, as llama-quantize cuts it
+#: The largest mean square that weights are quantized with: of inputs of a million, and 16-bit ones end at
+#: 65,504. The searches square and add up what errors count, which leaves float32 some way above.
+LARGEST = 2.0**40
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ def importance_of(
     Raises TinyllamaError where it is of another model, or holds what can't be mean squares.
     """
     path = imatrix if isinstance(imatrix, (str, Path)) else None
-    found = read(path) if path else imatrix
+    is_one = path is not None or isinstance(imatrix, (ImportanceMatrix, Mapping))
+    require(is_one, f"imatrix is a file, an ImportanceMatrix or a dict, not {imatrix!r:.60}")
+    found = imatrix if path is None else read(path)
     means = found.means() if isinstance(found, ImportanceMatrix) else found
     known, names = {}, {gguf: meta for meta, gguf in gguf_names(checkpoint.config).items()}
     matrices = {name: tensor for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 2}
@@ -51,6 +56,9 @@ def importance_of(
             require(mean.size == n_cols or name == EMBEDDING, other)
             fine = np.isfinite(mean).all() and mean.min() >= 0
             require(fine, f"its numbers of {name} can't be mean squares: NaN, infinity or below 0")
+            largest = mean.max()
+            too_large = f"its mean squares of {name} go up to {largest:.1e}, and {LARGEST:.1e} is the largest"
+            require(largest <= LARGEST, f"{too_large} that weights can be quantized with")
             if mean.size == n_cols:  # else it is of the ids that an embedding is looked up with
                 known[name] = mean
         require(known, f"is of another model: it has no matrix of {checkpoint.path.name}")
