@@ -137,6 +137,44 @@ def test_a_layer_without_a_direction_is_refused(llama):
         ControlVector.of(llama, PAIRS).edit(layers=[1, 7])
 
 
+def test_one_of_another_model_is_named_at_the_first_step(llama):
+    fits = np.ones(llama.config.dim, np.float32)
+    for directions, words in (({1: fits[1:]}, "have 255 numbers"), ({1: fits, 30: fits}, "layers go to 30")):
+        vector = ControlVector(directions, name="happy.gguf")
+        with llama.edit(vector.edit()), pytest.raises(TinyllamaError) as told:
+            llama.logits("Once")
+        assert str(told.value).startswith("edit of layers.0.residual: happy.gguf: is of another model: its")
+        assert words in str(told.value)
+
+
+@pytest.mark.parametrize("strength", [1e39, -1e39, np.inf, np.nan, 1e38])
+def test_a_strength_that_overflows_is_refused_before_anything_runs(strength):
+    with pytest.raises(TinyllamaError, match=r"^happy.gguf: .* times its directions, .* overflows$"):
+        ControlVector({1: ROW}, name="happy.gguf").edit(strength)
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda: ControlVector({}), "the control vector: holds no direction"),
+        (lambda: ControlVector({1: ROW * np.nan}), "its direction of layer 1 holds NaN"),
+        (lambda: ControlVector({1: ROW}).edit("x"), "strength must be a number, not 'x'"),
+        (lambda: ControlVector({1: ROW}).edit(layers=2), "layers are numbers"),
+        (lambda: ControlVector.read(None), "a control vector is in a file, not in None"),
+        (lambda: ControlVector.of("small", ["ab", "cd"]), r"a pair is \(positive, negative\), not 'ab'"),
+        (lambda: ControlVector.of("small", [("a", "b", "c")]), "a pair is"),
+    ],
+)
+def test_what_can_be_no_direction_pair_or_strength_is_refused_at_the_door(wrong, words):
+    with pytest.raises(TinyllamaError, match=words):
+        wrong()
+
+
+def test_a_model_may_be_given_by_its_name(llama):
+    found = ControlVector.of("small", PAIRS, "mean")
+    assert found.directions.keys() == ControlVector.of(llama, PAIRS, "mean").directions.keys()
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
