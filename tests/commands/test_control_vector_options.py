@@ -1,6 +1,9 @@
 """Control vectors from the command line: options of generate and chat, and the command that makes them."""
 
+import gc
 import io
+import shutil
+import weakref
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,6 +13,9 @@ import pytest
 import tinyllama
 from tinyllama import ControlVector
 from tinyllama.commands import main
+from tinyllama.commands import run as commands
+from tinyllama.commands.convert import convert
+from tinyllama.machine.download import small_folder
 
 QUICK = ["-n", "12", "--temp", "0", "-t", "1", "--backend", "numpy"]
 ONCE = "Once upon a time"
@@ -95,6 +101,7 @@ def test_a_chat_is_steered_too(run, llama, files, monkeypatch):
         (["--control-vector-scaled", "a.gguf"], 2, "FILE:SCALE"),
         (["--control-vector-scaled", ":2"], 2, "FILE:SCALE"),
         (["--control-vector-layer-range", "1"], 2, "expected 2 arguments"),
+        (["--control-vector-layer-range", "1", "2"], 2, "needs --control_vector"),
         (["--control-vector", "a", "--prompt-cache", "b"], 2, "--prompt_cache"),
     ],
 )
@@ -104,10 +111,63 @@ def test_what_can_not_be_applied_is_refused_in_one_line(run, options, status, wo
 
 
 def test_a_range_of_layers_without_directions_is_refused(run, files):
-    options = ["--control-vector", str(files[0]), "--control-vector-layer-range", "4", "9"]
+    options = ["--control-vector", str(files[0]), "--control-vector-layer-range", "0", "0"]
     status, out, err = run("generate", "-p", ONCE, *QUICK, *options)
     assert (status, out) == (1, "")
-    assert "has directions of layers 1 to 3, and none of 4 to 9" in err.splitlines()[-1]
+    assert "has directions of layers 1 to 3, and none of 0 to 0" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("layers", [("2", "9"), ("3", "2"), ("-2", "1"), ("1", "-2")])
+def test_a_range_that_the_model_does_not_have_is_refused(run, files, layers):
+    options = ["--control-vector", str(files[0]), "--control-vector-layer-range", *layers]
+    status, out, err = run("generate", "-p", ONCE, *QUICK, *options)
+    wrong = f"--control-vector-layer-range {' '.join(layers)}: this model's layers are 0 to 3"
+    assert (status, out) == (1, "") and wrong in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("scale", ["1e39", "nan", "1e38", "-inf"])
+def test_a_scale_that_overflows_is_refused_before_the_model_is_loaded(run, files, scale):
+    status, out, err = run("generate", "-p", ONCE, *QUICK, "--control-vector-scaled", f"{files[0]}:{scale}")
+    (line,) = err.splitlines()
+    assert (status, out) == (1, "")
+    assert line.startswith(f"tinyllama: --control-vector-scaled: {files[0]}: ") and "overflows" in line
+
+
+def test_a_model_that_a_chat_goes_on_with_is_steered_too(run, llama, files, tmp_path, monkeypatch):
+    vector = ControlVector.read(files[0])
+    with llama.edit(vector.edit()):
+        wanted = llama.generate(ONCE, n_predict=12, temp=0, chat=True, chat_template="chatml")
+    (tmp_path / "said").write_text(f"/model {small_folder()}\n{ONCE}\n")
+    with (tmp_path / "said").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        options = ["-m", "small", "--chat-template", "chatml", "--control-vector", str(files[0])]
+        status, out, err = run("chat", *options, *QUICK)
+    assert status == 0 and out.strip() == str(wanted).strip(), err
+
+
+@pytest.mark.parametrize("is_steered", [False, True])
+def test_a_model_that_a_chat_has_left_is_forgotten(run, files, tmp_path, monkeypatch, is_steered):
+    models, loaded, alive = [str(tmp_path / f"{number}.gguf") for number in range(4)], [], []
+    convert("small", "f16", models[0], "gguf")
+    for path in models[1:]:
+        shutil.copy(models[0], path)
+    load = commands._load
+
+    def counting(args, tell):
+        gc.collect()
+        alive.append(sum(model() is not None for model in loaded))
+        llama = load(args, tell)
+        loaded.append(weakref.ref(llama))
+        return llama
+
+    monkeypatch.setattr(commands, "_load", counting)
+    said = [ONCE, *(line for path in models[1:] for line in (f"/model {path}", ONCE))]
+    (tmp_path / "said").write_text("\n".join([*said, ""]))
+    steering = ["--control-vector", str(files[0])] if is_steered else []
+    with (tmp_path / "said").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        status, _, err = run("chat", "-m", models[0], "--chat-template", "chatml", *QUICK, *steering)
+    assert status == 0 and alive == [0, 1, 2, 2], err  # as many as `load` keeps
 
 
 def test_one_of_another_model_is_refused_before_anything_is_written(run, tmp_path):
@@ -140,6 +200,19 @@ def test_cvector_writes_what_python_makes_of_the_same_pairs(run, llama, prompts,
     assert found.directions.keys() == wanted.directions.keys()
     for layer, direction in found.directions.items():
         assert np.array_equal(direction, wanted.directions[layer])
+
+
+def test_cvector_replaces_nothing_it_is_made_from_and_looks_for_the_folder_first(run, prompts, tmp_path):
+    before = Path(prompts[1]).read_bytes()
+    for target, words in (
+        (prompts[1], "would replace what it is made from"),
+        (prompts[3], "would replace what it is made from"),
+        (str(tmp_path / "none" / "x.gguf"), "there is no folder"),
+    ):
+        status, out, err = run("cvector", *prompts, "-o", target)
+        (line,) = err.splitlines()  # nothing was loaded
+        assert (status, out) == (1, "") and line.startswith(f"tinyllama: {target}: {words}")
+    assert Path(prompts[1]).read_bytes() == before
 
 
 def test_prompts_without_a_counterpart_are_refused(run, prompts, tmp_path):

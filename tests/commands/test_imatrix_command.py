@@ -13,6 +13,7 @@ import pytest
 import tinyllama
 from tinyllama.commands import imatrix as command
 from tinyllama.commands import main
+from tinyllama.commands.convert import convert
 from tinyllama.errors import TinyllamaError, cancellable
 from tinyllama.formats import imatrix as files
 from tinyllama.llama import Llama
@@ -139,6 +140,20 @@ def test_it_needs_a_chunk_of_text_and_a_place_for_its_file(run, text_file, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
+def test_it_replaces_neither_the_model_nor_the_text(run, text_file, tmp_path):
+    model = tmp_path / "f16.gguf"
+    convert("small", "f16", model, "gguf")
+    before = model.read_bytes()
+    for target in (str(model), text_file):
+        status, out, err = run("-m", str(model), "-f", text_file, "-o", target)
+        (line,) = err.splitlines()[-1:]
+        wanted = f"tinyllama: {target}: would replace what it is made from: name another file to write"
+        assert (status, out, line) == (1, "", wanted)
+    assert model.read_bytes() == before
+    with pytest.raises(TinyllamaError, match="would replace"):
+        command.imatrix(model, TEXT, path=model)
+
+
 def test_an_output_matrix_that_is_the_embedding_is_left_out_with_a_warning(smollm2_file):
     llama = tinyllama.load(str(smollm2_file))
     with pytest.warns(UserWarning, match="process_output is ignored"):
@@ -146,10 +161,11 @@ def test_an_output_matrix_that_is_the_embedding_is_left_out_with_a_warning(smoll
     assert "output.weight" not in found.sums
 
 
-def test_what_there_is_is_written_now_and_then_and_stays_when_it_is_interrupted(
-    llama, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize("often", [0.0, 1e9])
+def test_an_interrupted_run_leaves_what_all_chunks_until_then_gave(
+    llama, tmp_path, monkeypatch, capsys, often
 ):
-    monkeypatch.setattr(command, "OFTEN", 0.0)
+    monkeypatch.setattr(command, "OFTEN", often)
     path, add = tmp_path / "x.gguf", command.Sums.add
 
     def add_three(self, chunk):
@@ -176,7 +192,21 @@ def test_a_run_that_is_stopped_before_anything_was_written_leaves_nothing(llama,
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("wrong", [{"ctx_size": 4}, {"batch_size": 0}, {"chunks": 0}])
+@pytest.mark.parametrize("text", [None, ["a", "b"], "", 3])
+def test_what_is_no_text_is_refused(llama, text):
+    with pytest.raises(TinyllamaError, match="there is no text to run"):
+        command.imatrix(llama, text, **QUIET)
+
+
+def test_a_model_is_loaded_as_load_does(llama):
+    found = command.imatrix("small", TEXT, 64, chunks=1, backend="numpy", threads=1, **QUIET)
+    other = command.imatrix(llama, TEXT, 64, chunks=1, **QUIET)
+    assert all(np.array_equal(sums, other.sums[name]) for name, sums in found.sums.items())
+    with pytest.raises(TinyllamaError, match="nowhere"):
+        command.imatrix("small", TEXT, 64, backend="nowhere", **QUIET)
+
+
+@pytest.mark.parametrize("wrong", [{"ctx_size": 4}, {"batch_size": 0}, {"chunks": 0}, {"chunks": 1.5}])
 def test_sizes_that_make_no_sense_are_refused(llama, wrong):
     with pytest.raises(TinyllamaError, match=f"{next(iter(wrong))} must be at least"):
         command.imatrix(llama, TEXT, **wrong, **QUIET)

@@ -52,6 +52,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.command is None:
         parser.print_help(sys.stderr)
         sys.exit(2)
+    if args.command in ("generate", "chat"):
+        steered = args.control_vector or args.control_vector_scaled
+        if args.control_vector_layer_range and not steered:
+            args.parser.error("argument --control_vector_layer_range: needs --control_vector")
     if args.command == "chat":
         args.settings = _settings(args)
     if args.command == "generate":
@@ -65,7 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         alone = (args.prompt_cache_all or args.prompt_cache_ro) and not args.prompt_cache
         if alone or args.prompt_cache == "":
             args.parser.error("argument --prompt_cache: name the file")
-        if args.prompt_cache and (args.control_vector or args.control_vector_scaled):
+        if args.prompt_cache and steered:
             args.parser.error("argument --prompt_cache: holds what a model computes without --control_vector")
     return args
 

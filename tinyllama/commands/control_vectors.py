@@ -1,8 +1,9 @@
 """Control vectors on the command line: files of them are added while a text is written, or one is made."""
 
 import argparse
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 from ..errors import naming, require
@@ -17,24 +18,32 @@ class ControlVectors:
     """The files that --control-vector and --control-vector-scaled name."""
 
     def __init__(self, args: argparse.Namespace):
-        """Raises TinyllamaError where one can't be read."""
-        scaled = [*((path, 1.0) for path in args.control_vector), *args.control_vector_scaled]
-        self._vectors = [(_read(path), scale) for path, scale in scaled]
-        self._first, self._last = args.control_vector_layer_range or (1, 0)
+        """Raises TinyllamaError where one can't be read, or a scale makes no sense."""
+        self._vectors = [(_read(path), 1.0) for path in args.control_vector]
+        for path, scale in args.control_vector_scaled:
+            vector = _read(path)
+            with naming("--control-vector-scaled"):
+                vector.edit(scale)
+            self._vectors.append((vector, scale))
+        self._first, self._last = args.control_vector_layer_range or (0, -1)
 
-    @contextmanager
-    def applied(self, llama: Llama) -> Iterator[None]:
-        """Inside they steer a model. Raises TinyllamaError where one can't be of this model."""
-        last = self._last if self._last > 0 else llama.config.n_layers - 1  # as llama.cpp has it
-        with ExitStack() as edits:
-            for vector, scale in self._vectors:
-                vector.check(llama)
-                layers = [layer for layer in vector.directions if self._first <= layer <= last]
-                some = f"{min(vector.directions)} to {max(vector.directions)}"
-                lacks = f"{vector.name}: has directions of layers {some}, and none of {self._first} to {last}"
-                require(layers, lacks)
-                edits.enter_context(llama.edit(vector.edit(scale, layers)))
-            yield
+    def applied(self, llama: Llama) -> AbstractContextManager:
+        """Inside they steer a model. Raises TinyllamaError, at once, where one can't be of this model."""
+        return llama.edit(self._edit(llama)) if self._vectors else nullcontext()
+
+    def _edit(self, llama: Llama) -> dict:
+        n_layers, edits = llama.config.n_layers, []
+        first, last = self._first, n_layers - 1 if self._last == -1 else self._last  # as llama.cpp has it
+        has = f"this model's layers are 0 to {n_layers - 1}, and START comes first"
+        fine = 0 <= first <= last < n_layers
+        require(fine, f"--control-vector-layer-range {self._first} {self._last}: {has}")
+        for vector, scale in self._vectors:
+            vector.check(llama)
+            layers = [layer for layer in vector.directions if first <= layer <= last]
+            some = f"{min(vector.directions)} to {max(vector.directions)}"
+            require(layers, f"{vector.name}: has directions of layers {some}, and none of {first} to {last}")
+            edits.append(vector.edit(scale, layers))
+        return reduce(or_, edits)
 
 
 def _read(path: str):

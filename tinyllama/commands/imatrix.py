@@ -7,7 +7,9 @@ every token of a chunk counts, and the squares of what each matrix is multiplied
 import math
 import time
 import warnings
+from contextvars import Context
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from ..llama import Llama, load
 from ..machine.terminal import say
 from ..model import Step
 from ..texts.perplexity import SHORTEST, nll_of, windows_of
+from .outputs import require_new
 
 OFTEN = 10.0  # seconds after which what has been collected is written
 #: The inputs of a layer's matrices, by the names of taps.
@@ -44,6 +47,7 @@ def imatrix(
     path: str | Path | None = None,
     dataset: str = "",
     progress: bool = True,
+    **loading,
 ) -> ImportanceMatrix:
     """Collect how large the inputs of each matrix are on a text.
 
@@ -55,28 +59,31 @@ def imatrix(
         parse_special: special tokens that the text writes out are such; else they are plain text.
         process_output: collect for the output matrix, too.
         ppl: show the perplexity in the bar, which takes the logits of half the tokens.
-        path: of a file to write, now and then and at the end: a run that is stopped leaves what it had.
+        path: of a file to write, now and then and at the end; a run that is stopped leaves what it had.
         dataset: what the file says the text came from.
         progress: show a bar.
+        loading: as of `load`.
     Raises:
         TinyllamaError: the text doesn't fill a chunk, a size makes no sense, the model computes NaN or
             infinity, or the file can't be written.
     """
     from tqdm.auto import tqdm  # here, since whoever writes a text needs none
 
-    sizes = ("ctx_size", ctx_size, SHORTEST), ("batch_size", batch_size, 1), ("chunks", chunks, 1)
+    n_chunks = 1 if chunks is None else chunks
+    sizes = ("ctx_size", ctx_size, SHORTEST), ("batch_size", batch_size, 1), ("chunks", n_chunks, 1)
     for name, size, least in sizes:
-        require(size is None or size >= least, f"{name} must be at least {least}, not {size}")
-    folder = Path(path or ".").parent
-    require(folder.is_dir(), f"{path}: there is no folder {folder}")  # before anything takes time
-    llama = model if isinstance(model, Llama) else load(model)
+        whole = isinstance(size, Integral) and size >= least
+        require(whole, f"{name} must be at least {least}, a whole number, not {size!r:.60}")
+    require(isinstance(text, str | bytes) and text, f"there is no text to run, but {text!r:.60}")
+    require_new([path], [model.name if isinstance(model, Llama) else model])
+    llama = model if isinstance(model, Llama) else load(model, **loading)
     if process_output and OUTPUT not in llama.checkpoint.tensors:
         process_output, why = False, "the output matrix of this model is its embedding"
         warnings.warn(f"process_output is ignored: {why}", stacklevel=2)
     with llama.backend.running():
         windows = windows_of(llama.tokenizer, text, ctx_size, parse_special)[:chunks]
         sums = Sums(llama, ctx_size, batch_size, process_output, ppl)
-        saved, n_saved = time.monotonic(), 0
+        saved = time.monotonic()
         try:
             with tqdm(windows, "imatrix", unit=" chunks", disable=not progress) as bar:
                 for window in bar:
@@ -84,10 +91,11 @@ def imatrix(
                     bar.set_postfix_str(f"perplexity {sums.perplexity:.4f}" if ppl else "")
                     if path and time.monotonic() > saved + OFTEN:
                         sums.result(dataset).write(path)
-                        saved, n_saved = time.monotonic(), sums.n_chunks
+                        saved = time.monotonic()
         except Cancelled:
-            if n_saved:
-                say(f"{path}: has what the first {n_saved} of {len(windows)} chunks gave")
+            if path and sums.n_chunks:
+                Context().run(sums.result(dataset).write, path)  # there nothing says that it is cancelled
+                say(f"{path}: has what the first {sums.n_chunks} of {len(windows)} chunks gave")
             raise
         found = sums.result(dataset)
         if path:

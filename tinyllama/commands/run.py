@@ -158,15 +158,15 @@ def chat(args: argparse.Namespace) -> None:
     file = "-" if is_piped and args.file is None else args.file
     first = args.prompt if file is None else _read_text(file)
 
-    vectors, steered = ControlVectors(args), {}  # models, which /model may change
-    with ExitStack() as edits:
+    vectors = ControlVectors(args)
+    with ExitStack() as steered:  # the model that answers, which /model may change
 
         def opened(model: str) -> Llama:
             with status_line() as show:
                 llama = _load(argparse.Namespace(**vars(args) | {"model": model}), show)
-            if id(llama) not in steered:
-                edits.enter_context(vectors.applied(llama))
-                steered[id(llama)] = llama
+            steering = vectors.applied(llama)  # or it is refused, and the last one goes on
+            steered.close()
+            steered.enter_context(steering)
             return llama
 
         Conversation(args, opened).run(first)
@@ -235,6 +235,7 @@ def imatrix(args: argparse.Namespace) -> None:
     """Collect how large the inputs of each matrix are on a text."""
     from .imatrix import imatrix
 
+    require_new([args.output], [args.model, args.file])
     names = "ctx_size", "batch_size", "chunks", "parse_special", "process_output"
     how = {name: getattr(args, name) for name in names} | {"ppl": not args.no_ppl}
     text, llama = _read_text(args.file), _load(args)
@@ -248,6 +249,7 @@ def cvector(args: argparse.Namespace) -> None:
     """Make a control vector from pairs of prompts."""
     from . import control_vectors
 
+    require_new([args.output], [args.model, args.positive_file, args.negative_file])
     pairs = control_vectors.read_pairs(args.positive_file, args.negative_file)
     llama = _load(args)
     control_vectors.make(llama, pairs, args.method, args.output)
