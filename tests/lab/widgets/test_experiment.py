@@ -6,6 +6,7 @@ import pytest
 import tinyllama
 from tinyllama.errors import TinyllamaError
 from tinyllama.lab.widgets.experiment import Change, Here, Side, change, differences, likeliest, run
+from tinyllama.lab.widgets.steps import Walk
 from tinyllama.ops import softmax
 
 GIRL = "Once upon a time there was a girl named Lily. One day,"
@@ -52,8 +53,43 @@ def test_the_lines_of_python_write_the_same_text(name, plain):
 
 
 def test_without_changes_it_is_what_generate_writes(plain, llama):
-    assert plain.text == llama.generate(GIRL, n_predict=16, temp=0) and "with" not in plain.code
+    assert plain.text == llama.generate(GIRL, n_predict=16, temp=0)
     np.testing.assert_allclose(plain.logits, llama.logits(GIRL)[-1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("at", ["layers.1.attention.weights", "layers.*.attention.scores", "*.heads"])
+@pytest.mark.parametrize("model", ["small", "smollm2"])
+def test_a_change_that_changes_nothing_gives_the_same_on_the_c_backend(model, at, request):
+    model = str(request.getfixturevalue("smollm2_file")) if model == "smollm2" else model
+    left, right = (run(Side(GIRL, model, "c", some)) for some in [(), (Change(at, times=1.0),)])
+    np.testing.assert_array_equal(left.logits, right.logits)
+    np.testing.assert_array_equal(left.residuals, right.residuals)
+    assert left.text == right.text
+
+
+@pytest.mark.parametrize("model", ["small", "smollm2"])
+def test_as_it_is_is_what_the_stepper_shows_on_the_c_backend(model, request):
+    model = str(request.getfixturevalue("smollm2_file")) if model == "smollm2" else model
+    walk, outcome = Walk(tinyllama.load(model, "c"), GIRL), run(Side(GIRL, model, "c"))
+    walk.go(kind="logits")
+    likeliest = walk.likeliest()
+    assert [token.logit for token in likeliest] == np.sort(outcome.logits)[:-11:-1].tolist()
+    assert walk.says()[-1] == [(token.piece, token.prob) for token in likeliest[:5]]
+    names = {}
+    exec(outcome.code, names)
+    assert names["text"] == outcome.text
+
+
+def test_a_token_that_the_prompt_does_not_have_is_refused(llama):
+    with pytest.raises(TinyllamaError, match="this prompt has 5 tokens: there is no token 15"):
+        run(side("Once upon a time", Change("layers.1.residual", positions=[15])))
+
+
+def test_a_patch_from_a_shorter_prompt_says_which_tokens(plain):
+    found = run(side(GIRL, Change("layers.1.residual", prompt=SHORT)))
+    assert found.changes == [f"layers.1.residual as after “{SHORT}”: tokens 4 to 14 from its tokens 0 to 10"]
+    one = run(side(GIRL, Change("layers.1.residual", positions=[10], prompt=SHORT)))
+    assert one.changes[0].endswith(": token 10 from its token 6") and plain.changes == []
 
 
 def test_a_prompt_of_ids_is_as_good_as_its_text(plain, llama):

@@ -68,7 +68,7 @@ def test_a_head_is_switched_off_and_its_answer_stands_beside_the_one_as_it_is(to
     frame = panel.outputs["differences"].frame
     assert (frame["n_rows"], frame["n_columns"]) == (15, 4) and "most in layer" in frame["title"]
     (code,) = panel.copies.values()
-    assert code == panel.outcomes[1].code
+    assert code == panel.outcomes[1].code and "change of its logit" in panel.outputs["likeliest"].value
     assert panel.state() == {"changes": [{"at": "layers.2.attention.heads", "heads": [3]}]}
 
 
@@ -90,10 +90,12 @@ def test_a_layer_s_parts_are_switched_off_and_a_change_is_removed(tool):
 def test_a_value_is_set_scaled_and_patched_where_one_stands(tool):
     panel = tool.panel
     panel.buttons["patch"].click()
-    assert panel.changes == [] and "the second prompt is empty" in tool.outputs["error"].value
+    assert panel.changes == [] and "the second prompt is empty" in panel.outputs["error"].value
     panel.inputs["second"].value = BOY
     panel.inputs["where"].value, panel.inputs["dim"].value, panel.inputs["number"].value = False, 7, 2.5
     assert panel.buttons["set"].description == "Set it to 2.5"
+    patches = "Patch all of layers.2.residual, token 10 from the second prompt"
+    assert panel.buttons["patch"].description == patches
     assert "<code>layers.2.residual, dim 7, token 10</code>" in panel.outputs["value"].value
     for name in ("set", "scale", "patch"):
         panel.buttons[name].click()
@@ -106,6 +108,44 @@ def test_a_value_is_set_scaled_and_patched_where_one_stands(tool):
     expected = run(Side(GIRL, "small", "numpy", tuple(panel.changes)))
     assert panel.outcomes[1].text == expected.text and panel.outcomes[1].code == expected.code
     assert "tinyllama.patch(" in panel.outputs["code"].value
+
+
+def test_what_is_copied_is_of_what_is_chosen_now(tool):
+    tool.panel.buttons["head_off"].click()
+    (first,) = finished(tool).copies.values()
+    tool.panel.changes.append(Change("layers.1.residual", positions=[99]))
+    tool.refresh()
+    assert finished(tool).copies == {}  # it was refused
+    tool.panel.changes = [Change("layers.1.attention.output")]
+    tool.refresh()
+    (second,) = finished(tool).copies.values()
+    assert "layers.1.attention.output" in second and "layers.1.attention.output" not in first
+
+
+def test_the_status_says_what_runs_after_a_model_was_loaded(tool):
+    told = []
+    tool.worker.tell = lambda: told.append(tool.worker.doing)
+    tool.panel.buttons["head_off"].click()
+    finished(tool)
+    assert told and set(told) <= {"Running the prompt as it is", "Running what is on the right"}
+
+
+def test_a_value_is_set_to_its_mean(tool):
+    tool.panel.buttons["mean"].click()
+    assert finished(tool).changes == [Change("layers.2.residual", value="mean")] and tool.panel.outcomes
+
+
+def test_what_another_model_does_not_have_is_an_error_with_its_name(smollm2_file):
+    tool = Stand(other=str(smollm2_file), changes=[{"at": "layers.1.attention.q", "dims": [100]}])
+    assert f"{smollm2_file.name}: edit of layers.1" in finished(tool).outputs["error"].value
+
+
+def test_an_answer_that_ends_at_once_says_so(tool):
+    end = tinyllama.load("small", "numpy").tokenizer.eos_id
+    logits = {"at": "logits", "dims": [end], "value": 99.0}
+    panel = finished(Stand(changes=[logits]))
+    assert "the model ended the text" in panel.outputs["right"].value
+    assert "the model ended the text" not in panel.outputs["left"].value
 
 
 def test_a_second_prompt_stands_on_the_right(tool):
@@ -122,7 +162,7 @@ def test_a_second_prompt_stands_on_the_right(tool):
 def test_a_second_model_stands_on_the_right(smollm2_file):
     panel = finished(Stand(other=str(smollm2_file), n_predict=3))
     assert f"With {smollm2_file.name}" in panel.outputs["right"].value
-    assert not is_shown(panel.outputs["differences"]) and "<td>–</td>" in panel.outputs["likeliest"].value
+    assert not is_shown(panel.outputs["differences"]) and "its logit" not in panel.outputs["likeliest"].value
 
 
 def test_it_opens_in_the_state_that_it_says(tool):
@@ -138,10 +178,11 @@ def test_what_is_refused_is_an_error_in_the_tool_and_can_be_taken_back(tool):
     tool.panel.inputs["dim"].value = 9999
     tool.panel.buttons["set"].click()
     panel = finished(tool)
-    assert "is not in 0..255" in tool.outputs["error"].value and is_shown(panel.buttons["compare"])
-    assert not is_shown(panel._results)
+    assert "is not in 0..255" in panel.outputs["error"].value and is_shown(panel.buttons["compare"])
+    assert not is_shown(panel._results) and tool.outputs["error"].value == ""
     panel.outputs["changes"].children[0].children[0].click()
     assert finished(tool).changes == [] and not is_shown(panel.buttons["compare"])
+    assert panel.outputs["error"].value == ""
 
 
 def test_a_run_that_was_stopped_can_be_started_again(tool):
@@ -150,8 +191,9 @@ def test_a_run_that_was_stopped_can_be_started_again(tool):
     tool.worker.stop()
     panel = finished(tool)
     assert not panel.outcomes and is_shown(panel.buttons["compare"])
+    assert "stopped: Compare runs it again" in panel.outputs["error"].value and panel.copies == {}
     panel.inputs["n_predict"].value = 4
-    assert len(finished(tool).outcomes) == 2
+    assert len(finished(tool).outcomes) == 2 and panel.outputs["error"].value == ""
     panel._again()
     assert len(finished(tool).outcomes[1].text.tokens) == 4
 
@@ -179,3 +221,6 @@ def test_a_state_that_makes_no_sense_is_refused():
         Stand(changes=[{"at": "layers.0.residual", "head": 3}])
     with pytest.raises(TinyllamaError, match="beside is 'left', but must be one of changes, second"):
         Stand(beside="left")
+    for name, wrong in [("n_predict", -5), ("n_predict", "a"), ("second", 3), ("other", 3)]:
+        with pytest.raises(TinyllamaError, match=f"{name} is {wrong!r}, but must be"):
+            Stand(**{name: wrong})

@@ -86,7 +86,10 @@ def test_a_token_is_taken_by_its_id_though_its_text_would_be_another(tool):
 def test_a_changed_prompt_model_or_backend_marks_what_is_shown_as_old(tool):
     assert "old" not in shown(tool)
     tool.inputs["prompt"].value = "The wolf"
-    assert "of the earlier prompt: " in tool.outputs["old"].value and "old" in shown(tool)
+    assert "of the earlier prompt: Run" in tool.outputs["old"].value and "old" in shown(tool)
+    tool.inputs["prompt"].value = ""
+    assert "of the earlier prompt.<" in tool.outputs["old"].value
+    tool.inputs["prompt"].value = "The wolf"
     tool.inputs["backend"].value = "auto"
     assert "of the earlier prompt and backend: " in tool.outputs["old"].value
     assert "tinyllama-old" in tool._dom_classes
@@ -109,7 +112,10 @@ def test_two_tokens_rank_the_heads_and_a_click_goes_to_one(tool):
     assert tool.inputs["view"].value == "step" and {"map", "looks", "looked"} <= shown(tool)
     assert tool.outputs["map"].frame["column"] == tool.outputs["looked"].selected == 2
     tool.outputs["looked"].act("select", 2)
-    assert tool.walk.looks_at is None and "→" in tool.outputs["looks"].report["rows"][0]["piece"]
+    look = tool.walk.looks()[0]
+    assert tool.walk.looks_at is None and look.looks_at in (1, 2, 3)  # neither the first nor itself
+    there = f"→ {tool.outputs['looked'].text['pieces'][look.looks_at]} ({look.looks_at})"
+    assert tool.outputs["looks"].report["rows"][0]["piece"].endswith(there)
 
 
 def test_a_cell_of_an_attention_map_is_two_tokens(tool):
@@ -175,6 +181,8 @@ def test_a_state_that_is_not_there_is_an_error():
         TinyllamaError, match="the stepper has no layers: there are layer, kind, head, position"
     ):
         tinyllama.stepper(layers=3)
+    with pytest.raises(TinyllamaError, match="a prompt is text or a list of token ids, not 5"):
+        tinyllama.stepper(prompt=5)
     tool = finished(tinyllama.stepper(layer=7))
     assert "layer is 7, but must be in 0..3" in tool.outputs["error"].value
     tool.buttons["Run"].click()

@@ -210,17 +210,6 @@ def test_a_new_walk_follows_an_old_one(walk, llama):
     assert (other.name, other.head, other.position, other.looks_at) == (walk.name, 7, 3, None)
 
 
-def test_a_walk_with_changes_is_what_a_trace_in_an_edit_is(walk, llama):
-    changes = tinyllama.ablate("layers.1.attention.heads", heads=[2])
-    changed = Walk(llama, STORY, changes)
-    with llama.edit(changes):
-        expected = llama.trace(STORY)
-    for name in ("layers.1.attention.heads", "layers.3.residual"):
-        changed.at = walk.at = walk.names.index(name)
-        np.testing.assert_array_equal(changed.map().values, expected[name])
-        assert not np.array_equal(walk.map().values, expected[name])
-
-
 def test_a_shape_is_told_with_its_axes(walk):
     walk.go(layer=0, kind="attention.weights")
     assert walk.shape() == "[n_heads, n_tokens, n_past] = [8, 5, 5]"

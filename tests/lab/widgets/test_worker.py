@@ -124,3 +124,43 @@ def test_a_job_takes_the_place_of_all_that_the_end_of_the_first_starts():
     worker.start(go_on)
     assert worker.start(lambda: done.append(1), instead=True)
     assert worker.wait(5) and done == [1]
+
+
+def test_a_job_that_takes_another_s_place_is_started_though_one_comes_in_between():
+    class Lock:
+        """Lets another job in before the second time that somebody asks."""
+
+        def __init__(self):
+            self.asked, self.lock = 0, threading.RLock()
+
+        def __enter__(self):
+            self.asked += 1
+            if self.asked == 2:
+                other = threading.Thread(target=worker.start, args=(go_on,))
+                other.start()
+                other.join()
+            self.lock.acquire()
+
+        def __exit__(self, *_):
+            self.lock.release()
+
+    worker, done = Worker(lambda: None), []
+    worker.start(go_on)
+    worker.stop()
+    assert worker.wait(5)
+    worker._starting = Lock()
+    worker._starting.asked = 1
+    assert worker.start(lambda: done.append(1), instead=True)
+    assert worker.wait(5) and done == [1]
+
+
+def test_loading_leaves_what_the_job_says():
+    worker, said = Worker(lambda: None), []
+
+    def job():
+        worker.doing = "Running it"
+        worker.load("small", "numpy")
+        said.append(worker.doing)
+
+    worker.start(job)
+    assert worker.wait(30) and said == ["Running it"]

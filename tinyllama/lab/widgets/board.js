@@ -1,7 +1,7 @@
 // What the maps share: a canvas as wide as its place, colours of the theme, a cell under the pointer or the arrow
 // keys. `elements.py` puts this in front of a map's own module.
 
-const TALLEST = 0.7; // of the window's height
+const LOWEST = 0.4; // of the window's height that a map may have in any case
 
 // The map says how it lies with layout(pen, width, height) -> { left, top, n_rows, n_columns, cell: [width, height] },
 // paints with paint(pen, place), describes with say(cell or null), and is told of a choice with choose(cell). The
@@ -25,7 +25,7 @@ function board(el, { layout, paint, say, choose, start }) {
     const size = Math.min(22, Math.max(12, width / 56)); // labels grow with the map
     const font = `${size}px ${style.fontFamily}`;
     pen.font = font;
-    place = { size, ...layout(Object.assign(pen, { size }), width, TALLEST * window.innerHeight) };
+    place = { size, ...layout(Object.assign(pen, { size }), width, room(size)) };
     const { left, top, n_rows, n_columns, cell } = place;
     const scale = window.devicePixelRatio || 1;
     const [w, h] = [left + n_columns * cell[0] + 2, top + n_rows * cell[1] + 2];
@@ -41,6 +41,12 @@ function board(el, { layout, paint, say, choose, start }) {
     paint(pen, place);
     if (cursor) frame(pen, place, cursor, "accent", 3);
     describe(cursor);
+  }
+
+  // The height that is left of the window below what stands above the map in its tool, and for its caption.
+  function room(size) {
+    const above = figure.getBoundingClientRect().top - el.closest(".tinyllama").getBoundingClientRect().top;
+    return Math.max(LOWEST * window.innerHeight, window.innerHeight - above - 4 * size);
   }
 
   const describe = (cell) => (caption.textContent = say(cell));
@@ -59,7 +65,10 @@ function board(el, { layout, paint, say, choose, start }) {
     const isChoice = event.key === "Enter" || event.key === " ";
     if (!step && !(isChoice && cursor)) return;
     event.preventDefault();
-    if (isChoice) return void choose(cursor);
+    if (isChoice) {
+      el.closest(".tinyllama").dataset.keys = "map"; // where the choice leads to another map, it has the focus
+      return void choose(cursor);
+    }
     const from = cursor ?? start();
     cursor = {
       row: Math.min(place.n_rows - 1, Math.max(0, from.row + step[0])),
@@ -87,6 +96,9 @@ function board(el, { layout, paint, say, choose, start }) {
   const sizes = new ResizeObserver(() => {
     if (figure.clientWidth !== drawn) draw();
     drawn = figure.clientWidth;
+    const tool = el.closest(".tinyllama");
+    if (drawn && tool?.dataset.keys && document.activeElement === document.body) canvas.focus();
+    if (drawn && tool) delete tool.dataset.keys;
   });
   sizes.observe(figure);
   window.addEventListener("resize", draw);
@@ -119,19 +131,20 @@ function fit(pen, label, room) {
   return `${label.slice(0, n)}…`;
 }
 
-// Labels of rows, and of columns where there are any: upright where they are too wide for their column.
-function labelled(pen, place, rows, columns) {
+// Labels of rows, and of columns where there are any: upright where they are too wide for their column. Where there
+// isn't the room for all, the chosen ones are written rather than those beside them.
+function labelled(pen, place, rows, columns, chosen = {}) {
   const { left, top, cell, size } = place;
   pen.fillStyle = css(pen.colors.text);
   pen.textAlign = "right";
   const everyRow = Math.ceil(size / cell[1]);
   rows.forEach((label, i) => {
-    if (i % everyRow === 0) pen.fillText(fit(pen, label, left - 8), left - 6, top + (i + 0.5) * cell[1]);
+    if (isWritten(i, everyRow, chosen.row)) pen.fillText(fit(pen, label, left - 8), left - 6, top + (i + 0.5) * cell[1]);
   });
   const isUpright = widest(pen, columns) > cell[0] - 4;
   const everyColumn = isUpright ? Math.ceil(size / cell[0]) : 1;
   columns.forEach((label, i) => {
-    if (i % everyColumn) return;
+    if (!isWritten(i, everyColumn, chosen.column)) return;
     pen.save();
     pen.translate(left + (i + 0.5) * cell[0], top - (isUpright ? 5 : size * 0.7));
     if (isUpright) pen.rotate(-Math.PI / 2);
@@ -139,6 +152,10 @@ function labelled(pen, place, rows, columns) {
     pen.fillText(isUpright ? fit(pen, label, top - 8) : label, 0, 0);
     pen.restore();
   });
+}
+
+function isWritten(i, every, chosen = -1) {
+  return i === chosen || (i % every === 0 && (chosen < 0 || Math.abs(i - chosen) >= every));
 }
 
 function frame(pen, { left, top, cell }, { row, column, n_columns = 1, n_rows = 1 }, color, width) {

@@ -96,8 +96,9 @@ class HeatMap(Element):
 
         Args:
             frame: "rows" and "columns", the labels or the name of the axis; "per_cell", how many numbers a
-                cell stands for; "limit", the number of the darkest colour; "title"; "row" and "column", what
-                is marked, or -1; "between", what a row does to a column, in words, if it does anything.
+                cell stands for; "limit", the number of the darkest colour; "root", whether colours go by the
+                root; "title"; "row" and "column", what is marked, or -1; "between", what a row does to a
+                column, in words, if it does anything; "numbered", whether tokens are told with their numbers.
         """
         with self.hold_sync():
             self.values = values.astype("<f4").tobytes()

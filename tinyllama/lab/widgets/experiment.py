@@ -7,7 +7,7 @@ A `Side` is all that it takes to get an answer: prompt, model, and changes. `run
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from ...ops import softmax
 from ...taps.interventions import Edit, ablate, patch, scale
 from ...texts.completion import Completion
 from ...tokenizer import Tokenizer
+
+#: Changes nothing, but attention runs step by step in NumPy, as in a trace: then what differs between two
+#: sides, or from the stepper's own numbers, is what was changed, and not how kernels round.
+STEP_BY_STEP = "layers.*.attention.weights", 1.0  # as `scale` takes it
 
 #: Values that have heads; the others are all of a layer's at once.
 WITH_HEADS = ("q", "k", "v", "q_rope", "k_rope", "scores", "weights", "heads")
@@ -45,6 +49,8 @@ class Change:
 
     def edit(self, llama: Llama, n_tokens: int) -> Edit:
         """As `Llama.edit` takes it, for a prompt of n_tokens."""
+        beyond = [one for one in self.positions or [] if one >= n_tokens]
+        require(not beyond, f"this prompt has {count(n_tokens)}: there is no token {max(beyond, default=0)}")
         if self.prompt is not None:
             taps = llama.trace(self.prompt, self.at)
             return patch(taps, positions=self._pairs(n_tokens, len(llama.tokens(self.prompt))))
@@ -69,11 +75,17 @@ class Change:
             return self.positions
         wanted = range(max(0, n_here - n_there), n_here) if self.positions is None else self.positions
         pairs = {here: here - n_here + n_there for here in wanted}
-        short = (
-            f"the second prompt has {n_there} tokens: none is as far from its end as the one to be patched"
-        )
-        require(min(pairs.values()) >= 0, short)
+        none = "none is as far from its end as the one to be patched"
+        require(min(pairs.values()) >= 0, f"the second prompt has {count(n_there)}: {none}")
         return pairs
+
+    def words(self, llama: Llama, n_tokens: int) -> str:
+        """What is done to a prompt of n_tokens, with the tokens that are patched if not all of them are."""
+        n_there = n_tokens if self.prompt is None else len(llama.tokens(self.prompt))
+        if n_there == n_tokens:
+            return str(self)
+        pairs = self._pairs(n_tokens, n_there)
+        return f"{self}: {_span(pairs)} from its {_span(pairs.values())}"
 
     @property
     def part(self) -> str:
@@ -96,6 +108,16 @@ def change(keywords: dict) -> Change:
     fits = isinstance(keywords, dict) and "at" in keywords and set(keywords) <= set(names)
     require(fits, f"a change is a dict with at, and some of {', '.join(names[1:])}, not {keywords!r:.80}")
     return Change(**keywords)
+
+
+def count(n_tokens: int) -> str:
+    """In words."""
+    return f"{n_tokens} token{'s' * (n_tokens != 1)}"
+
+
+def _span(numbers) -> str:
+    first, last = min(numbers), max(numbers)
+    return f"token {first}" if first == last else f"tokens {first} to {last}"
 
 
 def _call(function: str, *arguments: str, **keywords) -> str:
@@ -155,6 +177,7 @@ class Outcome:
     text: Completion  # always the likeliest token
     logits: np.ndarray  # of what follows the prompt, [vocab_size]
     residuals: np.ndarray  # [n_layers, n_tokens, dim]
+    changes: list[str]  # what was changed, in words
     code: str  # the lines of Python that write this text
 
     @property
@@ -171,29 +194,43 @@ def run(side: Side, load: Callable[[str, str], Llama] = load) -> Outcome:
     llama = load(side.model, side.backend)
     ids = llama.tokens(side.prompt)
     with llama.edit(edit(side.changes, llama, len(ids))):
-        *residuals, logits = llama.trace(ids, "layers.*.residual", "logits").values()
-        llama.check(logits, ids)
+        residuals, logits = _read(llama, ids)
         text = llama.generate(side.prompt, n_predict=side.n_predict, temp=0)
     pieces = [llama.tokenizer.piece(token) for token in ids]
-    return Outcome(side, llama.tokenizer, pieces, text, logits[-1], np.stack(residuals), code(side, llama))
+    changes = [one.words(llama, len(ids)) for one in side.changes]
+    return Outcome(side, llama.tokenizer, pieces, text, logits, residuals, changes, code(side, llama))
+
+
+def _read(llama: Llama, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """A prompt's residual streams [n_layers, n_tokens, dim], and logits of what follows [vocab_size]."""
+    residuals = np.empty((llama.config.n_layers, len(ids), llama.config.dim), np.float32)
+
+    def keep(layer: int, residual: np.ndarray) -> None:
+        residuals[layer] = residual
+
+    taps = {f"layers.{layer}.residual": partial(keep, layer) for layer in range(len(residuals))}
+    cache = llama.new_cache(len(ids), at_once=len(ids), n_bytes=residuals.nbytes, tapped=True)
+    return residuals, llama.forward(ids, cache, last=True, taps=taps)[0]
 
 
 def edit(changes: Sequence[Change], llama: Llama, n_tokens: int) -> Edit:
     """All changes to a prompt of n_tokens, in their order, as `Llama.edit` takes them."""
-    return reduce(operator.or_, (one.edit(llama, n_tokens) for one in changes), Edit())
+    return reduce(operator.or_, (one.edit(llama, n_tokens) for one in changes), scale(*STEP_BY_STEP))
 
 
 def code(side: Side, llama: Llama) -> str:
     """The lines of Python that give a side's text, as `text`."""
     n_tokens = len(llama.tokens(side.prompt))
-    calls = [one.code(llama, n_tokens) for one in side.changes]
-    lines = ["import tinyllama", f"llama = tinyllama.load({side.model!r}, {side.backend!r})"]
-    text = f"text = llama.generate({side.prompt!r}, n_predict={side.n_predict}, temp=0)"
-    if not calls:
-        return "\n".join([*lines, text])
-    joined = "\n    | ".join(calls)
-    made = joined if len(calls) == 1 else f"(\n    {joined}\n)"
-    return "\n".join([*lines, f"edit = {made}", "with llama.edit(edit):", f"    {text}"])
+    lines = [
+        "import tinyllama",
+        f"llama = tinyllama.load({side.model!r}, {side.backend!r})",
+        "# The first edit changes nothing: with it, attention runs step by step, as in the stepper.",
+        f"edit = {_call('tinyllama.scale', *map(repr, STEP_BY_STEP))}",
+        *(f"edit |= {one.code(llama, n_tokens)}" for one in side.changes),
+        "with llama.edit(edit):",
+        f"    text = llama.generate({side.prompt!r}, n_predict={side.n_predict}, temp=0)",
+    ]
+    return "\n".join(lines)
 
 
 # --- two of them ----------------------------------------------------------------------------------

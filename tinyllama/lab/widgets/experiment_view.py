@@ -6,23 +6,27 @@ from html import escape
 import ipywidgets as w
 import numpy as np
 
-from ...errors import require
+from ...errors import Cancelled, TinyllamaError, require
+from ...texts.completion import STOP_REASONS
 from .controls import Tool, button, columns, row, visible
 from .elements import HeatMap
 from .experiment import Change, Here, Outcome, Row, Side, change, differences, likeliest, run
 from .models import choices
 from .report import percent
 from .report import visible as word
+from .step_report import ROOT
 
 STATE = ("changes", "second", "beside", "other", "n_predict")  # what `ExperimentPanel.state` may name
 #: Controls that stand side by side.
 LINES = (
     ("head_off", "attention_off", "feed_forward_off"),
-    ("where", "dim", "number", "set", "scale"),
+    ("where", "dim", "number", "set", "scale", "mean"),
     ("second", "patch"),
     ("beside", "other", "n_predict"),
 )
 SAME = ("the same model", "")
+OUTPUTS = ("value", "error", "hint", "left", "right", "likeliest", "code")  # HTML
+MOST = 10_000  # tokens that an answer may have
 SHOWN = 40  # tokens of a prompt before its answer
 
 
@@ -55,15 +59,15 @@ class ExperimentPanel(w.VBox):
         """
         super().__init__()
         self.changes = [change(one) for one in changes]
-        known = [value for _, value in BESIDE]
-        require(beside in known, f"beside is {beside!r}, but must be one of {', '.join(known)}")
+        _require_state(second, beside, other, n_predict)
         self.outcomes: list[Outcome] = []
         self._tool, self._here = tool, here
         self._tried, self._drawn = None, None  # sides that were started; outcomes that are shown
+        self._failed = ""  # why the last run has no outcomes
         self._rows: dict[int, w.HBox] = {}  # of changes, by id
         self._make_inputs(second, beside, other, n_predict)
         self._make_buttons()
-        self.outputs = {name: w.HTML() for name in ("value", "hint", "left", "right", "likeliest", "code")}
+        self.outputs = {name: w.HTML() for name in OUTPUTS}
         self.outputs |= {"changes": w.VBox(), "differences": HeatMap()}
         self.outputs["hint"].value = f"<p>{HINT}</p>"
         for kind, named in {"in": self.inputs | self.buttons, "out": self.outputs}.items():
@@ -75,7 +79,7 @@ class ExperimentPanel(w.VBox):
         controls = self.buttons | self.inputs
         off, *lines = [row(*(controls[name] for name in line)) for line in LINES]
         hint = row(self.buttons["compare"], self.outputs["hint"])
-        below = self.outputs["changes"], hint, self._results
+        below = self.outputs["changes"], self.outputs["error"], hint, self._results
         self.children = [w.HTML("<h3>What if?</h3>"), off, self.outputs["value"], *lines, *below]
         self.add_class("tinyllama-experiment")
 
@@ -89,7 +93,7 @@ class ExperimentPanel(w.VBox):
             "number": w.FloatText(0.0, description="Value"),
             "beside": w.Dropdown(options=BESIDE, value=beside, description="On the right"),
             "other": w.Dropdown(options=models, value=other, description="Its model"),
-            "n_predict": w.BoundedIntText(n_predict, min=0, max=10**4, description="Tokens"),
+            "n_predict": w.BoundedIntText(n_predict, min=0, max=MOST, description="Tokens"),
         }
         for control in self.inputs.values():
             self._tool.on_change(control, lambda _: None)
@@ -107,7 +111,10 @@ class ExperimentPanel(w.VBox):
             "scale": button(
                 "", "Multiply it by this number", lambda: self._change(self._dim, times=self._number)
             ),
-            "patch": button("", "All of it, from the token as far from the end", self._patch),
+            "mean": button(
+                "Set it to its mean", "The mean of all tokens", lambda: self._change(self._dim, value="mean")
+            ),
+            "patch": button("", "From the token as far from the end of the second prompt", self._patch),
             "compare": button("Compare", "Run both once more", self._again),
         }
 
@@ -133,7 +140,7 @@ class ExperimentPanel(w.VBox):
         if self.inputs["second"].value:
             self._change(prompt=self.inputs["second"].value)
         else:
-            self._tool.worker.error = "the second prompt is empty: there is nothing to patch from"
+            self._failed = "the second prompt is empty: there is nothing to patch from"
             self._tool.refresh()
 
     def _again(self) -> None:
@@ -160,7 +167,7 @@ class ExperimentPanel(w.VBox):
     def _start(self, sides: tuple[Side, Side]) -> None:
         """Run them, unless that was tried already, as soon as nothing else runs."""
         if sides != self._tried and not self._tool.worker.busy:
-            self._tried = sides
+            self._tried, self._failed = sides, ""
             self._tool.worker.start(lambda: self._run(*sides))
 
     def _run(self, left: Side, right: Side) -> None:
@@ -168,8 +175,20 @@ class ExperimentPanel(w.VBox):
         for side, doing in ((left, "Running the prompt as it is"), (right, "Running what is on the right")):
             self._tool.worker.doing = doing
             known = [one for one in self.outcomes if one.side == side]
-            outcomes += known[:1] or [run(side, self._tool.worker.load)]
+            try:
+                outcomes += known[:1] or [run(side, self._tool.worker.load)]
+            except Cancelled:
+                self._failed = "stopped: Compare runs it again"
+                raise
+            except TinyllamaError as error:
+                self._failed = f"{_short(side.model)}: {error}" if left.model != right.model else str(error)
+                return
         self.outcomes = outcomes
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether the outcomes are of what is chosen now."""
+        return self.sides is not None and self.sides == tuple(one.side for one in self.outcomes)
 
     # --- what is shown ----------------------------------------------------------------------------
 
@@ -183,7 +202,7 @@ class ExperimentPanel(w.VBox):
     @property
     def copies(self) -> dict[str, str]:
         """What can be copied, as `Keys` takes it."""
-        return {"Copy the right side as Python": self.outcomes[1].code} if self.outcomes else {}
+        return {"Copy the right side as Python": self.outcomes[1].code} if self._is_done else {}
 
     def update(self) -> None:
         """Show what is changed and what came of it, and run what hasn't been run yet."""
@@ -192,7 +211,11 @@ class ExperimentPanel(w.VBox):
         self._update_changes()
         if sides:
             self._start(sides)
-        busy, is_done = self._tool.worker.busy, sides == tuple(one.side for one in self.outcomes)
+        elif self._tried:
+            self._tried, self._failed = None, ""
+        error = f'<div role="alert" class="tinyllama-error">{escape(self._failed)}</div>'
+        self.outputs["error"].value = error if self._failed else ""
+        busy, is_done = self._tool.worker.busy, self._is_done
         visible(self._results, self.outcomes and sides and (busy or is_done))
         visible(self.outputs["hint"], not sides)
         visible(self.buttons["compare"], sides and not busy and not is_done)
@@ -202,13 +225,14 @@ class ExperimentPanel(w.VBox):
 
     def _update_buttons(self, here: Here | None) -> None:
         head, layer = (here.head, here.layer) if here else (0, 0)
+        patched = f"all of {here.change(self.inputs['where'].value, prompt='').part}" if here else "it"
         labels = {
             "head_off": f"Switch off head {head} of layer {layer}",
             "attention_off": f"Switch off attention of layer {layer}",
             "feed_forward_off": f"Switch off feed-forward of layer {layer}",
             "set": f"Set it to {self._number:g}",
             "scale": f"Multiply it by {self._number:g}",
-            "patch": "Patch it from the second prompt",
+            "patch": f"Patch {patched} from the second prompt",
         }
         for key, label in labels.items():
             self.buttons[key].description = label
@@ -224,10 +248,13 @@ class ExperimentPanel(w.VBox):
         self.outputs["changes"].children = list(self._rows.values())
         for key in old.keys() - self._rows.keys():
             old[key].close()
+        words = self.outcomes[1].changes if self._is_done else map(str, self.changes)
+        for one, said in zip(self.changes, words, strict=True):
+            self._rows[id(one)].children[1].value = f"<code>{escape(said)}</code>"
 
     def _row(self, one: Change) -> w.HBox:
         remove = button("Remove", "Leave this as it is", lambda: self._remove(one))
-        return row(remove, w.HTML(f"<code>{escape(str(one))}</code>"))
+        return row(remove, w.HTML())
 
     def _update_results(self, left: Outcome, right: Outcome) -> None:
         names = "As it is", name_of(right.side, left.side)
@@ -252,31 +279,49 @@ def name_of(right: Side, left: Side) -> str:
     n = len(right.changes)
     found = {
         "the second prompt": right.prompt != left.prompt,
-        str(right.model).rpartition("/")[2]: right.model != left.model,
+        _short(right.model): right.model != left.model,
         f"{n} change{'s' * (n > 1)}": n,
     }
     return f"With {' and '.join(what for what, differs in found.items() if differs)}"
+
+
+def _short(model: str) -> str:
+    return model.rpartition("/")[2]
+
+
+def _require_state(second: str, beside: str, other: str, n_predict: int) -> None:
+    known = [value for _, value in BESIDE]
+    require(beside in known, f"beside is {beside!r}, but must be one of {', '.join(known)}")
+    for name, text in {"second": second, "other": other}.items():
+        require(isinstance(text, str), f"{name} is {text!r:.60}, but must be text")
+    is_number = isinstance(n_predict, int) and 0 <= n_predict <= MOST
+    require(is_number, f"n_predict is {n_predict!r:.60}, but must be in 0..{MOST}")
 
 
 def answer(name: str, outcome: Outcome) -> str:
     """A prompt and what the model goes on with, as HTML."""
     prompt = escape("".join(outcome.pieces[-SHOWN:]))
     more = "… " * (len(outcome.pieces) > SHOWN)
+    text = escape(outcome.text)
+    if outcome.text.stop_reason == "eos":
+        text += f"<i class='tinyllama-unlisted'> ■ {STOP_REASONS['eos']}</i>"
     return (
         f"<h4>{escape(name)}</h4><div class='tinyllama-message'>"
-        f"<span class='tinyllama-prompt'>{more}{prompt}</span>{escape(outcome.text)}</div>"
+        f"<span class='tinyllama-prompt'>{more}{prompt}</span>{text}</div>"
     )
 
 
 def table(names: Sequence[str], rows: Sequence[Row]) -> str:
     """The likeliest next tokens of both sides with bars, and what became of their logits, as HTML."""
+    has_changes = any(one.change is not None for one in rows)  # not where vocabularies differ
     head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in ("next token", *names))
-    lines = [f"<tr>{head}<th scope='col'>its logit<small>from left to right</small></th></tr>"]
+    head += "<th scope='col'>change of its logit<small>from left to right</small></th>" * has_changes
+    lines = [f"<tr>{head}</tr>"]
     for one in rows:
-        change = "–" if one.change is None else f"{one.change:+.2f}"
         cells = "".join(f"<td>{_bar(prob)}</td>" for prob in one.probs)
+        cells += f"<td>{'–' if one.change is None else f'{one.change:+.2f}'}</td>" * has_changes
         piece = f"<code class='tinyllama-piece'>{escape(word(one.piece))}</code>"
-        lines.append(f"<tr><th scope='row'>{piece}</th>{cells}<td>{change}</td></tr>")
+        lines.append(f"<tr><th scope='row'>{piece}</th>{cells}</tr>")
     return f"<table class='tinyllama-bars'>{''.join(lines)}</table>"
 
 
@@ -293,11 +338,14 @@ def _frame(apart: np.ndarray, left: Outcome, right: Outcome) -> dict:
     n = apart.shape[1]
     pairs = zip(map(word, left.pieces[-n:]), map(word, right.pieces[-n:]), strict=True)
     layer, token = np.unravel_index(apart.argmax(), apart.shape)
-    most = f"most in layer {layer} at {word(left.pieces[token - n])}: {apart.max():.3g}"
+    at = f"{word(left.pieces[token - n])} ({len(left.pieces) - n + token})"
+    note = ROOT.capitalize()
+    most = f"most in layer {layer} at {at}: {apart.max():.3g}"
     return {
         "rows": [one if one == other else f"{one} / {other}" for one, other in pairs],
         "columns": [f"layer {layer}" for layer in range(len(apart))],
-        "title": f"How far apart the residual streams are, |right − left| / |left|; {most}.",
+        "title": f"How far apart the residual streams are, |right − left| / |left|; {most}. {note}.",
+        "root": True,
         "per_cell": 1,
         "limit": float(apart.max()) or 1.0,
         "row": -1,

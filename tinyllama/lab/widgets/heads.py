@@ -26,10 +26,11 @@ def looks(weights: Sequence[np.ndarray], position: int, looks_at: int | None = N
 
     Args:
         weights: of each layer [n_heads, n_tokens, n_past].
-        looks_at: the position of the other. None: any but the first, at which heads look that find nothing.
+        looks_at: the position of the other. None: any but the token itself and the first, at which heads
+            look that find nothing.
     """
-    first, last = (min(1, position), position) if looks_at is None else (looks_at, looks_at)
-    rows = np.stack([layer[:, position, first : last + 1] for layer in weights])
+    first, end = (1, max(1, position)) if looks_at is None else (looks_at, looks_at + 1)
+    rows = np.stack([layer[:, position, first:end] for layer in weights])
     best = np.argsort(-rows, axis=None, kind="stable")[:LOOKS]
     places = np.stack(np.unravel_index(best, rows.shape), axis=-1).tolist()
     return [Look(layer, head, first + at, float(rows[layer, head, at])) for layer, head, at in places]

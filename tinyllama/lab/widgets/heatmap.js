@@ -20,22 +20,24 @@ function render({ model, el }) {
   }
 
   function paint(pen, place) {
-    const { n_rows, n_columns, limit, rows, columns, row, column } = model.get("frame");
+    const { n_rows, n_columns, limit, root, rows, columns, row, column } = model.get("frame");
     const values = numbers();
-    const colors = Array.from(values, (value) => colorOf(pen.colors, value, limit));
+    const power = root ? 0.5 : 1;
+    const colors = Array.from(values, (value) => colorOf(pen.colors, value, limit, power));
     const { left, top, cell } = place;
     pen.imageSmoothingEnabled = false;
     const image = picture(n_columns, n_rows, (i) => colors[i]);
     pen.drawImage(image, left, top, n_columns * cell[0], n_rows * cell[1]);
-    labelled(pen, place, rows, isPairs() ? columns : []);
+    labelled(pen, place, rows, isPairs() ? columns : [], { row, column });
     if (isPairs()) written(pen, place, values, colors);
     if (row >= 0) frame(pen, place, { row, column: 0, n_columns }, "text", 1.5);
     if (column >= 0) frame(pen, place, { row, column }, "accent", 3);
   }
 
-  function colorOf(colors, value, limit) {
+  function colorOf(colors, value, limit, power) {
     if (Number.isNaN(value)) return colors["map-none"];
-    return mix(colors["map-zero"], colors[value < 0 ? "map-below" : "map-above"], Math.min(1, Math.abs(value) / limit));
+    const share = Math.min(1, Math.abs(value) / limit) ** power;
+    return mix(colors["map-zero"], colors[value < 0 ? "map-below" : "map-above"], share);
   }
 
   // The numbers themselves, where there is room for them; a cell that is nearly 0 stays empty.
@@ -55,12 +57,13 @@ function render({ model, el }) {
 
   // What the caption says: of a cell, or of the whole.
   function say(cell) {
-    const { rows, columns, per_cell, title, n_columns, between = "," } = model.get("frame");
+    const { rows, columns, per_cell, title, n_columns, between = ",", numbered } = model.get("frame");
     if (!cell) return title;
+    const named = (labels, at) => (numbered ? `${labels[at]} (${at})` : labels[at]);
     const value = numbers()[cell.row * n_columns + cell.column];
     const at = isPairs()
-      ? `${rows[cell.row]}${between} ${columns[cell.column]}`
-      : `${rows[cell.row]}, ${columns} ${range(cell.column, per_cell)}`;
+      ? `${named(rows, cell.row)}${between} ${named(columns, cell.column)}`
+      : `${named(rows, cell.row)}, ${columns} ${range(cell.column, per_cell)}`;
     return `${at}: ${Number.isNaN(value) ? "none" : value.toPrecision(4)}`;
   }
 

@@ -30,7 +30,16 @@ function render({ model, el }) {
     box.append(table);
     const chosen = table.querySelector("[aria-selected=true]") ?? table.querySelector("td");
     chosen.tabIndex = 0;
+    reveal(chosen);
     if (hadFocus) chosen.focus();
+  }
+
+  // Scroll the table, and not the page, so that a cell is beside the heads, which stay in their place.
+  function reveal(cell) {
+    const table = box.firstChild;
+    const [headWidth, headHeight] = [table.rows[0].cells[0].offsetWidth, table.rows[0].offsetHeight];
+    if (cell.offsetLeft + cell.offsetWidth > box.clientWidth) box.scrollLeft = cell.offsetLeft - headWidth - 4;
+    if (cell.offsetTop + cell.offsetHeight > box.clientHeight) box.scrollTop = cell.offsetTop - headHeight - 4;
   }
 
   function line({ layer, pieces, probs, settled }, at) {

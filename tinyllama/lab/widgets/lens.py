@@ -45,9 +45,15 @@ class Lens:
     def column(self, position: int) -> list[list[tuple[str, float]]]:
         """After each layer, of one token: the likeliest five, (piece, probability)."""
         if position not in self._columns:
-            logits = self._llama.unembed(np.stack([layer[position] for layer in self._residuals]))
-            self._columns[position] = [self._likeliest(row) for row in softmax(logits)]
+            self._columns[position] = [
+                self._likeliest(softmax(self.logits(layer, position)))
+                for layer in range(len(self._residuals))
+            ]
         return self._columns[position]
+
+    def logits(self, layer: int, position: int) -> np.ndarray:
+        """After a layer and token, computed alone as while a text is written, [vocab_size]."""
+        return self._llama.unembed(self._residuals[layer][position : position + 1])[0]
 
     def _likeliest(self, probs: np.ndarray) -> list[tuple[str, float]]:
         best = np.argsort(-probs, kind="stable")[:SAYS].tolist()

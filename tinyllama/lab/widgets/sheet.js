@@ -1,8 +1,7 @@
 // The attention of all layers and heads as small maps. A click on one goes there.
 
 const GAP = 2; // pixels between two maps
-const SMALLEST = 32; // pixels of a map, if it can be
-const LARGEST = 48; // where the maps don't fit on a screen
+const SMALLEST = 16; // pixels of a map, also where they don't all fit on a screen
 
 function render({ model, el }) {
   const { figure, draw, close } = board(el, { layout, paint, say, choose, start });
@@ -12,12 +11,11 @@ function render({ model, el }) {
     const { n_layers, n_heads } = model.get("frame");
     const left = Math.ceil(12 + pen.measureText("layer 00").width);
     const top = Math.ceil(1.8 * pen.size);
-    const room = (n_columns) => (width - left - 3) / n_columns;
-    const [few, many] = [Math.min(n_layers, n_heads), Math.max(n_layers, n_heads)];
-    const isWide = room(many) >= SMALLEST; // more maps side by side than below each other
-    const [n_columns, n_rows] = isWide ? [many, few] : [few, many];
-    isTurned = n_columns !== n_heads;
-    const size = Math.min(room(n_columns), Math.max(LARGEST, (height - top) / n_rows));
+    const across = (n_columns) => (width - left - 3) / n_columns;
+    const sizeOf = (n_columns, n_rows) => Math.min(across(n_columns), (height - top) / n_rows);
+    isTurned = sizeOf(n_layers, n_heads) > sizeOf(n_heads, n_layers); // then the maps are larger
+    const [n_columns, n_rows] = isTurned ? [n_layers, n_heads] : [n_heads, n_layers];
+    const size = Math.min(across(n_columns), Math.max(SMALLEST, sizeOf(n_columns, n_rows)));
     return { left, top, n_rows, n_columns, cell: [size, size] };
   }
 
@@ -46,7 +44,8 @@ function render({ model, el }) {
     }
     const [rows, columns] = isTurned ? ["head", "layer"] : ["layer", "head"];
     const numbers = (n, name) => Array.from({ length: n }, (_, i) => (i ? `${i}` : `${name} 0`));
-    labelled(pen, place, numbers(place.n_rows, rows), numbers(place.n_columns, "").map((label) => label.trim()));
+    const labels = numbers(place.n_columns, "").map((label) => label.trim());
+    labelled(pen, place, numbers(place.n_rows, rows), labels, cellOf(at));
     pen.textAlign = "right";
     pen.fillText(columns, left - 6, top - 0.7 * pen.size);
     for (const head of marked) frame(pen, place, inside(cellOf(head)), "accent", 3);

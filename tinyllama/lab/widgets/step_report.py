@@ -14,6 +14,9 @@ HEADS = {"row": "head", "pick": "", "button": "go there", "does": ["go to", ""]}
 #: And where it is about tokens that could follow.
 NEXT = {"pick": "", "button": "take it", "does": ["take", "and go on"]}
 
+#: How maps of what is mostly small are coloured.
+ROOT = "colours go by the root, so that small numbers are seen, too"
+
 #: What stands above the table of all layers.
 LENS = (
     "What the model would say after each layer and token if it stopped there. The stronger the colour, the "
@@ -63,6 +66,8 @@ def map_frame(walk: Walk, shown: Map) -> dict:
         "columns": shown.axis or pieces,
         "title": f"{walk.name}{head}. {_legend(shown, limit)}",
         "between": " looks at",
+        "numbered": True,
+        "root": shown.is_share,
         "row": walk.position,
         "column": -1 if shown.axis or walk.looks_at is None else walk.looks_at,
         "per_cell": shown.per_cell,
@@ -72,7 +77,7 @@ def map_frame(walk: Walk, shown: Map) -> dict:
 
 def _legend(shown: Map, limit: float) -> str:
     if shown.is_share:
-        return "The strongest blue is 1."
+        return f"The strongest blue is 1; {ROOT}."
     many = f" A cell shows the number farthest from 0 of {shown.per_cell}." if shown.per_cell > 1 else ""
     return f"Blue is above 0, orange below; the strongest is ±{limit:.3g} and beyond.{many}"
 
@@ -102,15 +107,15 @@ def lookers(walk: Walk) -> dict:
     """The heads that look from here to there most, as `Alternatives` shows them; a row's id is its number."""
     rows = []
     for number, look in enumerate(walk.looks()):
-        there = f" → {visible(walk.pieces[look.looks_at])}" if walk.looks_at is None else ""
+        there = f" → {_token(walk, look.looks_at)}" if walk.looks_at is None else ""
         cell = {"share": look.weight, "text": f"{look.weight:.2f}"}
         name = f"layer {look.layer}, head {look.head}{there}"
         rows.append({"id": number, "piece": name, "cells": [cell]})
-    facts = "looks at others most by these heads. Left out is the first token, where heads rest."
+    facts = "looks at others most by these heads. Left out are itself and the first token, where heads rest."
     if walk.looks_at is not None:
         facts = f"looks at {_token(walk, walk.looks_at)} most by these heads."
-    elif walk.position == 0:
-        facts = "is the first token: it sees nothing but itself."
+    elif not rows:
+        facts = "sees no other token" + (" but the first, where heads rest." if walk.position else ".")
     return {
         "piece": _token(walk, walk.position),
         "facts": facts,

@@ -4,6 +4,7 @@ from html import escape
 
 import ipywidgets as w
 
+from ...errors import require
 from . import step_report as report
 from .controls import Tool, backend_choice, button, columns, model_choice, row, visible
 from .elements import Alternatives, FullScreen, HeatMap, LensTable, Sheet, Tokens
@@ -42,6 +43,8 @@ class Stepper(Tool):
         self._wants_lens = False  # it is to be read as soon as nothing else runs
         self._ran: tuple | None = None  # what the walk is of: prompt, model, backend
         is_text = isinstance(prompt, str)
+        fits = is_text or isinstance(prompt, list | tuple)
+        require(fits, f"a prompt is text or a list of token ids, not {prompt!r:.60}")
         self._exact = None if is_text else ("", model, list(prompt))  # a text that stands for these ids
         does = "Send the prompt through the model"
         super().__init__("stepper", Worker(self.refresh), "Run", does, enter=True)
@@ -210,7 +213,8 @@ class Stepper(Tool):
         names = ("prompt", "model", "backend")
         asked = zip(names, self._asked(), self._ran or self._asked(), strict=True)
         changed = [name for name, now, then in asked if now != then]
-        said = f"What is shown is of the earlier {' and '.join(changed)}: Run or Enter shows the new one."
+        said = f"What is shown is of the earlier {' and '.join(changed)}"
+        said += ": Run or Enter shows the new one." if self._asked()[0] else "."
         box = f'<div role="status" class="tinyllama-stale">{said}</div>'
         self.outputs["old"].value = box if changed else ""
         visible(self.outputs["old"], changed)

@@ -1,6 +1,5 @@
 """What the stepper knows: every value on a prompt's way through a model, and where one stands among them."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,7 +42,6 @@ class Walk:
     Attributes:
         tokens, pieces: the prompt's ids, and as text.
         text: the prompt as one would type it; `is_text` says whether that gives the same ids.
-        changes: what was changed on the way, as `Llama.edit` takes it; None: nothing.
         names: every step, in the order in which it is computed: "layers.0.attention.q".
         at: the index of the step one stands at.
         head, position: which head and which token are looked at.
@@ -51,11 +49,9 @@ class Walk:
         lens: what the model would say after every layer and token.
     """
 
-    def __init__(self, llama: Llama, prompt: str | list[int], changes: dict | None = None):
-        self.tokens, self.changes = llama.tokens(prompt), changes
-        self.config, self._llama = llama.config, llama
-        with llama.edit(changes) if changes else nullcontext():
-            self._taps = llama.trace(self.tokens)
+    def __init__(self, llama: Llama, prompt: str | list[int]):
+        self.tokens, self.config, self._llama = llama.tokens(prompt), llama.config, llama
+        self._taps = llama.trace(self.tokens)
         llama.check(self._taps["logits"], self.tokens)
         self.pieces, self.names = self.pieces_of(self.tokens), list(self._taps)
         self.text = self.text_of(self.tokens)
@@ -155,7 +151,7 @@ class Walk:
 
     def likeliest(self) -> list[Next]:
         """The ten tokens that are likeliest to follow the one that is looked at."""
-        logits = self._taps["logits"][self.position]
+        logits = self.lens.logits(self.config.n_layers - 1, self.position)
         probs = softmax(logits)
         best = np.argsort(-logits, kind="stable")[:LIKELIEST].tolist()
         return [

@@ -27,18 +27,19 @@ class Worker:
 
     def start(self, job: Callable[[], None], instead: bool = False) -> bool:
         """Start a job unless one is running, or `instead` of that one; says whether it was started."""
-        while instead and self.busy:
-            thread = self._current()
-            self.stop()
-            thread.join()
-        with self._starting:
-            if self.busy:
+        while True:
+            with self._starting:
+                if not self.busy:
+                    self.busy, self.error = True, ""
+                    self._stop.clear()
+                    self._thread = threading.Thread(target=self._run, args=(job,), daemon=True)
+                    self._thread.start()
+                    return True
+                running = self._thread
+            if not instead:
                 return False
-            self.busy, self.error = True, ""
-            self._stop.clear()
-            self._thread = threading.Thread(target=self._run, args=(job,), daemon=True)
-            self._thread.start()
-        return True
+            self.stop()
+            running.join()
 
     def stop(self) -> None:
         """Tell the job to stop; it does so at its next look at the flag."""
@@ -71,9 +72,9 @@ class Worker:
 
     def load(self, model: str, backend: str | None = None, threads: int | None = None) -> Llama:
         """For a job: load a model, and show how far that has got."""
-        self.doing = "Loading the model"
+        doing, self.doing = self.doing, "Loading the model"
         llama = load(model, backend, threads, progress=self._progress)
-        self.doing = ""
+        self.doing = doing
         return llama
 
     def _progress(self, names: list[str]) -> Iterator[str]:
