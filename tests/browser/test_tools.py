@@ -343,6 +343,7 @@ def test_the_stepper(opened):
     a_changed_prompt_marks_what_is_old(page)
     a_likely_token_is_taken(page)
     it_has_the_whole_screen(page)
+    its_views_can_be_clicked_on_a_narrow_page(page)
 
 
 STEPPER_PROMPT = ".tinyllama-in-prompt textarea"
@@ -388,14 +389,14 @@ def all_heads_are_a_click_or_keys_away(page):
         sheet.press(key)
     page.locator(".tinyllama-out-sheet figcaption", has_text="layer 1, head 2").wait_for()
     sheet.press("Enter")
-    page.locator("canvas[aria-label^='layers.1.attention.weights, head 2.']").wait_for()
+    page.locator("canvas[aria-label^='layers.1.attention.weights, head 2.']:focus").wait_for()
     page.get_by_role("radio", name="All heads").check()
     sheet.wait_for()
     box = sheet.bounding_box()
     sheet.click(position={"x": box["width"] - 10, "y": box["height"] - 10})
     page.locator("canvas[aria-label^='layers.3.attention.weights, head 7.']").wait_for()
     page.locator(MAP).press("ArrowUp")
-    page.locator(".tinyllama-out-map figcaption", has_text="␣old looks at ␣The: 0.").wait_for()
+    page.locator(".tinyllama-out-map figcaption", has_text="␣old (2) looks at ␣The (1): 0.").wait_for()
     page.locator(MAP).press("Enter")
     page.locator(".tinyllama-out-looks", has_text="␣old (2) looks at ␣The (1)").wait_for()
 
@@ -447,9 +448,21 @@ def it_has_the_whole_screen(page):
     page.get_by_role("button", name="Full screen").click()
     page.get_by_role("button", name="Leave full screen").wait_for()
     assert page.evaluate("document.fullscreenElement.matches('.tinyllama-stepper')")
+    page.set_viewport_size({"width": 1024, "height": 768})
+    page.get_by_role("radio", name="All heads").check()
+    page.wait_for_timeout(300)  # drawn anew
+    box = page.locator(".tinyllama-out-sheet canvas").bounding_box()
+    assert box["y"] + box["height"] <= 768
+    page.set_viewport_size({"width": 1280, "height": 1000})
     page.get_by_role("button", name="Leave full screen").click()
     page.get_by_role("button", name="Full screen", exact=True).wait_for()
     assert page.evaluate("document.fullscreenElement") is None
+
+
+def its_views_can_be_clicked_on_a_narrow_page(page):
+    page.set_viewport_size({"width": 400, "height": 800})
+    for name in ("All layers", "All heads"):
+        page.get_by_role("radio", name=name).click(timeout=5000)
 
 
 def test_two_playgrounds_and_a_cell_run_twice_do_not_disturb_each_other(opened, lab):

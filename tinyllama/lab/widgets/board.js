@@ -1,7 +1,7 @@
 // What the maps share: a canvas as wide as its place, colours of the theme, a cell under the pointer or the arrow
 // keys. `elements.py` puts this in front of a map's own module.
 
-const LOWEST = 0.4; // of the window's height that a map may have in any case
+const [LOWEST, TALLEST] = [0.4, 0.7]; // of the window's height
 
 // The map says how it lies with layout(pen, width, height) -> { left, top, n_rows, n_columns, cell: [width, height] },
 // paints with paint(pen, place), describes with say(cell or null), and is told of a choice with choose(cell). The
@@ -43,10 +43,12 @@ function board(el, { layout, paint, say, choose, start }) {
     describe(cursor);
   }
 
-  // The height that is left of the window below what stands above the map in its tool, and for its caption.
+  // The window's height without what stands above the map in its tool, and its caption; if that is too little, one
+  // scrolls down to the map.
   function room(size) {
     const above = figure.getBoundingClientRect().top - el.closest(".tinyllama").getBoundingClientRect().top;
-    return Math.max(LOWEST * window.innerHeight, window.innerHeight - above - 4 * size);
+    const left = window.innerHeight - above - 4 * size;
+    return left > LOWEST * window.innerHeight ? left : TALLEST * window.innerHeight;
   }
 
   const describe = (cell) => (caption.textContent = say(cell));
@@ -65,10 +67,7 @@ function board(el, { layout, paint, say, choose, start }) {
     const isChoice = event.key === "Enter" || event.key === " ";
     if (!step && !(isChoice && cursor)) return;
     event.preventDefault();
-    if (isChoice) {
-      el.closest(".tinyllama").dataset.keys = "map"; // where the choice leads to another map, it has the focus
-      return void choose(cursor);
-    }
+    if (isChoice) return void choose(cursor);
     const from = cursor ?? start();
     cursor = {
       row: Math.min(place.n_rows - 1, Math.max(0, from.row + step[0])),
@@ -95,10 +94,12 @@ function board(el, { layout, paint, say, choose, start }) {
   let drawn = 0; // the width that was drawn last: drawing changes the height
   const sizes = new ResizeObserver(() => {
     if (figure.clientWidth !== drawn) draw();
-    drawn = figure.clientWidth;
     const tool = el.closest(".tinyllama");
-    if (drawn && tool?.dataset.keys && document.activeElement === document.body) canvas.focus();
-    if (drawn && tool) delete tool.dataset.keys;
+    if (!drawn && figure.clientWidth && tool.dataset.focus) {
+      delete tool.dataset.focus;
+      canvas.focus({ preventScroll: true });
+    }
+    drawn = figure.clientWidth;
   });
   sizes.observe(figure);
   window.addEventListener("resize", draw);

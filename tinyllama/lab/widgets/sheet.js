@@ -67,6 +67,7 @@ function render({ model, el }) {
 
   function choose(cell) {
     const { layer, head } = headAt(cell);
+    el.closest(".tinyllama").dataset.focus = "map"; // of the head, in this one's place
     model.send({ action: "head", value: [layer, head] });
   }
 
