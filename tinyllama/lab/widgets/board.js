@@ -1,7 +1,7 @@
 // What the maps share: a canvas as wide as its place, colours of the theme, a cell under the pointer or the arrow
 // keys. `elements.py` puts this in front of a map's own module.
 
-const [LOWEST, TALLEST] = [0.4, 0.7]; // of the window's height
+const [LOWEST, TALLEST] = [0.3, 0.7]; // of the window's height
 
 // The map says how it lies with layout(pen, width, height) -> { left, top, n_rows, n_columns, cell: [width, height] },
 // paints with paint(pen, place), describes with say(cell or null), and is told of a choice with choose(cell). The

@@ -1,6 +1,7 @@
 // The attention of all layers and heads as small maps. A click on one goes there.
 
 const GAP = 2; // pixels between two maps
+const MUCH = 1.5; // larger must maps be for layers to be columns
 const SMALLEST = 16; // pixels of a map, also where they don't all fit on a screen
 
 function render({ model, el }) {
@@ -13,7 +14,7 @@ function render({ model, el }) {
     const top = Math.ceil(1.8 * pen.size);
     const across = (n_columns) => (width - left - 3) / n_columns;
     const sizeOf = (n_columns, n_rows) => Math.min(across(n_columns), (height - top) / n_rows);
-    isTurned = sizeOf(n_layers, n_heads) > sizeOf(n_heads, n_layers); // then the maps are larger
+    isTurned = sizeOf(n_layers, n_heads) > MUCH * sizeOf(n_heads, n_layers);
     const [n_columns, n_rows] = isTurned ? [n_layers, n_heads] : [n_heads, n_layers];
     const size = Math.min(across(n_columns), Math.max(SMALLEST, sizeOf(n_columns, n_rows)));
     return { left, top, n_rows, n_columns, cell: [size, size] };
