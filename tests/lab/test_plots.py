@@ -5,6 +5,7 @@ import tinyllama
 from tinyllama.config import PRESETS
 from tinyllama.errors import TinyllamaError
 from tinyllama.lab import plots
+from tinyllama.lab.plots import sheets
 from tinyllama.model import Step, run_layers, unembed
 from tinyllama.ops import softmax
 
@@ -98,7 +99,7 @@ def test_the_sheet_of_all_heads_has_a_map_for_each_and_grey_for_the_future(llama
     np.testing.assert_array_equal(weights[LAYER], llama.trace(GIRL)[f"layers.{LAYER}.attention.weights"])
     drawn = picture.axes[0].images[0].get_array()
     step = (drawn.shape[1] + n_tokens // 8) // 8
-    tile = drawn[LAYER * step :, HEAD * step :][:n_tokens, :n_tokens]
+    tile = drawn[(3 - LAYER) * step :, HEAD * step :][:n_tokens, :n_tokens]
     np.testing.assert_array_equal(tile.mask, np.triu(np.ones((n_tokens, n_tokens), bool), 1))
     np.testing.assert_array_equal(tile.filled(0), weights[LAYER, HEAD])
 
@@ -163,6 +164,99 @@ def test_ablation_is_what_the_layers_above_make_of_a_layer_without_that_head(lla
         by_hand = finished(llama, stream, layer)[she] - taps["logits"][-1, she]
         np.testing.assert_allclose(numbers["change"][layer, HEAD], by_hand, atol=2e-3)
     assert numbers["change"].shape == (4, 8) and numbers["id"] == she
+
+
+# --- nothing but the edit makes a difference --------------------------------------------------------
+
+BOTH = ["small", "smollm2"]
+EXACT = 1e-6  # of logits that went through the same kernels, in the same company
+
+
+def on_c(name: str):
+    try:
+        return tinyllama.load(name, "c")
+    except TinyllamaError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_map_of_edits_that_change_nothing_is_exactly_zero(name, monkeypatch):
+    nothing = tinyllama.ablate("layers.*.attention.heads", positions=[99])
+    monkeypatch.setattr(sheets, "ablate", lambda at, head: {at: nothing["layers.*.attention.heads"]})
+    assert not plots.ablation_map(on_c(name), "Once upon a time").numbers["change"].any()
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_token_before_the_first_that_differs_restores_exactly_nothing(name):
+    restored = plots.patching_map(on_c(name), GIRL, BOY, 300, 400).numbers["restored"]
+    assert not restored[:, :7].any() and restored.any()
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_top_tokens_of_an_edit_that_changes_nothing_are_as_before(name):
+    same = {"layers.*.attention.weights": lambda weights: weights}  # such an edit ends the fast kernel
+    assert not plots.top_tokens(on_c(name), GIRL, same).numbers["change"].any()
+
+
+@pytest.mark.parametrize("name, at_once", [("small", 1), ("small", 4), ("smollm2", 4)])
+def test_ablation_is_what_an_edit_of_as_many_texts_gives(name, at_once, monkeypatch):
+    llama = on_c(name)
+    ids = llama.tokens("Once upon a time")
+    monkeypatch.setattr(sheets, "AT_ONCE", at_once * len(ids))
+    numbers = plots.ablation_map(llama, ids).numbers
+
+    def logit(edit) -> float:
+        with llama.edit(edit):
+            if at_once == 1:
+                return llama.logits(ids)[-1, numbers["id"]]
+            steps = [Step(ids, llama.new_cache(len(ids), at_once=at_once * len(ids))) for _ in range(at_once)]
+            return llama.run(steps)[0][-1, numbers["id"]]
+
+    for layer, head in ((0, 1), (LAYER, HEAD)):
+        by_hand = logit(tinyllama.ablate(f"layers.{layer}.attention.heads", [head])) - logit({})
+        np.testing.assert_allclose(numbers["change"][layer, head], by_hand, atol=EXACT)
+
+
+# --- what is drawn ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_the_heading_of_a_sheet_names_the_prompt_and_takes_another(name, llama):
+    assert name == "all_heads" or GIRL[:40] in SHEETS[name](llama).axes[0].get_title(loc="left")
+    assert plots.all_heads(llama, "Once", "mine").axes[0].get_title(loc="left") == "mine"
+
+
+@pytest.mark.parametrize("name", ["patching_map", "ablation_map"])
+def test_a_map_of_layers_names_the_last_one_and_says_what_its_colours_mean(name, llama):
+    axes, bar = SHEETS[name](llama).axes
+    assert [*axes.get_yticks()] == [0, 1, 2, 3] and axes.get_ylim()[0] < axes.get_ylim()[1]
+    assert "orange: " in bar.get_ylabel()
+
+
+@pytest.mark.parametrize("n_tokens, n_labels", [(23, 23), (32, 32), (94, 47)])
+def test_a_lens_has_words_that_can_be_read_or_none(n_tokens, n_labels):
+    picture = plots.logit_lens([["word"] * n_tokens] * 3, np.full((3, n_tokens), 0.5), ["token"] * n_tokens)
+    picture.draw_without_rendering()
+    axes = picture.axes[0]
+    assert len(axes.texts) == (3 * n_tokens if n_tokens <= 32 else 0)
+    assert all(text.get_fontsize() >= 7 for text in axes.texts)
+    assert all(text.get_window_extent().width < axes.bbox.width / n_tokens for text in axes.texts)
+    names = [label for label in axes.get_xticklabels() if label.get_text()]
+    assert len(names) == n_labels
+    assert names[0].get_window_extent().x1 < names[1].get_window_extent().x0
+
+
+def test_the_heads_of_more_layers_than_heads_lie_in_columns_of_layers(llama, monkeypatch):
+    weights = np.stack([np.tril(np.full((2, 3, 3), 0.1 * layer)) for layer in range(5)])
+    monkeypatch.setattr(llama, "trace", lambda *_: dict(enumerate(weights)))
+    picture = plots.all_heads(llama, "Once")
+    picture.draw_without_rendering()
+    axes = picture.axes[0]
+    assert axes.get_ylabel() == "head" and axes.get_xlabel().startswith("layer")
+    drawn = axes.images[0].get_array()
+    assert drawn.shape == (2 * 3 + 1, 5 * 3 + 4)
+    np.testing.assert_allclose(drawn[2, 0::4], 0.1 * np.arange(5))
+    assert axes.bbox.height > 0.6 * picture.bbox.height  # no empty band
 
 
 @pytest.mark.parametrize(

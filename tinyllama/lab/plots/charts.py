@@ -6,6 +6,8 @@ import numpy as np
 
 from .style import AMOUNT, BLUE, COLORS, GREY, MASKED, SIGNED, Picture, chart, labels, tick
 
+WORDS, WORDS_ALONG = 32, 48  # tokens of a lens that has room for words; names of tokens below any other
+
 
 def _legend(picture: Picture) -> Picture:
     picture.legend(loc="outside right center", fontsize=8)
@@ -158,20 +160,24 @@ def arrows(points: dict[str, np.ndarray], title: str = "", xlabel: str = "", yla
 def logit_lens(pieces, probs: np.ndarray, prompt: Sequence[str], title: str = "") -> Picture:
     """What the model would say after each layer: the likeliest token, darker the likelier.
 
+    Of more than WORDS tokens only the colours are drawn, and the names of every second one, or third, ...
+
     Args:
         pieces: the likeliest token's text, [n_layers, n_tokens]
         probs: how likely it is, [n_layers, n_tokens]
         prompt: the tokens' texts, [n_tokens]
     """
     n_layers, n_tokens = probs.shape
-    picture, axes = chart(1.7 + 0.32 * n_layers, title, width=9, xlabel="n_tokens: the prompt")
+    width = max(9, 2 + (0.56 if n_tokens <= WORDS else 0.07) * n_tokens)
+    every = -(-n_tokens // WORDS_ALONG) if n_tokens > WORDS else 1
+    picture, axes = chart(1.7 + 0.32 * n_layers, title, min(width, 20), xlabel="n_tokens: the prompt")
     cells = {"aspect": "auto", "interpolation": "nearest", "origin": "lower"}
     image = axes.imshow(probs, cmap=AMOUNT, vmin=0, vmax=1, **cells)
-    style = {"ha": "center", "va": "center", "fontsize": min(8, 95 / n_tokens)}
-    for (layer, column), prob in np.ndenumerate(probs):
+    style = {"ha": "center", "va": "center", "fontsize": max(7, min(8, 95 / n_tokens))}
+    for (layer, column), prob in np.ndenumerate(probs) if n_tokens <= WORDS else ():
         (label,), color = labels([pieces[layer][column]], 9), "white" if prob > 0.45 else "black"
         axes.text(column, layer, label, color=color, **style)
-    tick(axes.xaxis, prompt, rotation=90)
+    tick(axes.xaxis, prompt, rotation=90, every=every)
     axes.set_yticks(range(n_layers), ["embedding", *(f"layer {layer}" for layer in range(n_layers - 1))])
     picture.colorbar(image, label="probability", shrink=0.8)
     return picture

@@ -4,42 +4,54 @@ Every function returns a `Picture` whose `numbers` are the arrays behind it, by 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from ...errors import require
 from ...llama import Llama
 from ...model import Step
 from ...ops import softmax
+from ...taps.edits import Place
+from ...taps.interventions import ablate, patch
+from ..widgets.lens import Lens
 from .charts import logit_lens
-from .style import AMOUNT, BLUE, MASKED, ORANGE, SIGNED, Picture, chart, labels, tick
+from .style import AMOUNT, BLUE, MASKED, ORANGE, SIGNED, WIDTH, Picture, chart, labels, tick
 
 AT_ONCE = 512  # tokens that are computed together
+MAP_NOTE = "in each map: a row for each token that looks, a column for each it looks at"
 
 
 def all_heads(llama: Llama, prompt: str | list[int], title: str = "") -> Picture:
     """Attention of every head of every layer: a small map each, with a row for each token that looks.
 
+    The layers are rows, from the bottom up; or columns, where there are more of them than heads.
+
     Numbers: "weights", [n_layers, n_heads, n_tokens, n_past].
     """
     weights = np.stack([*llama.trace(prompt, "layers.*.attention.weights").values()])
     n_layers, n_heads, n_tokens, _ = weights.shape
+    is_wide = n_layers > n_heads
+    maps = weights.swapaxes(0, 1) if is_wide else weights[::-1]  # as they lie: rows, columns
+    n_rows, n_columns = maps.shape[:2]
     gap = max(1, n_tokens // 8)
-    seen = np.where(np.tri(n_tokens) > 0, weights, np.nan)
+    seen = np.where(np.tri(n_tokens) > 0, maps, np.nan)
     framed = np.pad(seen, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=-1)
     step = n_tokens + gap  # from one map to the next
-    tiles = framed.transpose(0, 2, 1, 3).reshape(n_layers * step, n_heads * step)[:-gap, :-gap]
-    size = min(8 / n_heads, 15 / n_layers)  # of a map, in inches
-    picture, axes = chart(1 + size * n_layers, title, 1.2 + size * n_heads, xlabel="head", ylabel="layer")
+    tiles = framed.transpose(0, 2, 1, 3).reshape(n_rows * step, n_columns * step)[:-gap, :-gap]
+    size = min(1, 15 / n_columns, 15 / n_rows)  # of a map, in inches
+    names = ["head", "layer"] if is_wide else ["layer", "head"]
+    notes = {"ylabel": names[0], "xlabel": f"{names[1]}\n{MAP_NOTE}"}
+    title = title or _heading("The attention of all heads to", llama, prompt)
+    picture, axes = chart(1.1 + size * n_rows, title, 1.6 + max(6, size * n_columns), **notes)
     colors = AMOUNT.with_extremes(bad=MASKED, under="white")
-    image = axes.imshow(tiles, cmap=colors, vmin=0, vmax=1, interpolation="nearest")
-    for axis, n in ((axes.xaxis, n_heads), (axes.yaxis, n_layers)):
-        axis.set_ticks(np.arange(n) * step + (n_tokens - 1) / 2, range(n), fontsize=7)
+    image = axes.imshow(tiles, cmap=colors, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    rows = range(n_rows) if is_wide else range(n_rows)[::-1]
+    for axis, numbers in ((axes.xaxis, range(n_columns)), (axes.yaxis, rows)):
+        axis.set_ticks(np.arange(len(numbers)) * step + (n_tokens - 1) / 2, numbers, fontsize=8)
         axis.set_tick_params(length=0)
     axes.spines[:].set_visible(False)
-    picture.colorbar(image, label="weight", shrink=min(0.7, 4 / (size * n_layers)))
+    picture.colorbar(image, label="weight", fraction=0.04, pad=0.01, shrink=min(1, 4 / (size * n_rows)))
     picture.numbers = {"weights": weights}
     return picture
 
@@ -51,12 +63,15 @@ def lens(llama: Llama, prompt: str | list[int], title: str = "") -> Picture:
     """
     ids = llama.tokens(prompt)
     streams = llama.trace(ids, "embedding", "layers.*.residual").values()
-    found = [softmax(llama.unembed(stream)) for stream in streams]
-    best = np.stack([probs.argmax(axis=-1) for probs in found])
-    probs = np.stack([probs.max(axis=-1) for probs in found])
+    found = Lens(llama, [*streams])
+    for _layer in found.read():
+        pass
     piece = llama.tokenizer.piece
-    picture = logit_lens([[*map(piece, row)] for row in best.tolist()], probs, [*map(piece, ids)], title)
-    picture.numbers = {"ids": best, "probs": probs}
+    title = title or _heading("What the model would say after each layer, of", llama, prompt)
+    picture = logit_lens(
+        [[*map(piece, row)] for row in found.ids.tolist()], found.probs, [*map(piece, ids)], title
+    )
+    picture.numbers = {"ids": found.ids, "probs": found.probs}
     return picture
 
 
@@ -71,12 +86,11 @@ def top_tokens(
     Numbers: "ids", [n]; their probabilities "before" and "after"; "change", that of their logits.
     """
     ids = llama.tokens(prompt)
-    before = _logits(llama, ids, [{}])[0]
-    with llama.edit(edit):
-        after = _logits(llama, ids, [{}])[0]
+    before, after = (_edited(llama, ids, some) for some in (dict.fromkeys(edit, _as_it_is), edit))
     probs = softmax(before), softmax(after)
     best = np.argsort(-np.maximum(*probs), kind="stable")[:n]
     best = best[np.argsort(-probs[0][best], kind="stable")]
+    title = title or _heading("What comes next, after", llama, prompt)
     picture, axes = chart(1.1 + 0.36 * n, title, xlabel="probability")
     for number, (name, color) in enumerate({"as it is": BLUE, "edited": ORANGE}.items()):
         where = np.arange(len(best)) + 0.38 * number - 0.19
@@ -109,19 +123,26 @@ def patching_map(
     ids, others = llama.tokens(prompt), llama.tokens(other)
     lengths = f"the prompts must have as many tokens, and they have {len(ids)} and {len(others)}"
     require(len(ids) == len(others), lengths)
-    runs = [_logits(llama, some, [{}])[0] for some in (ids, others)]
+    config, streams = llama.config, {}
+    n_edits = config.n_layers * len(ids)
+    keep = {
+        f"layers.{layer}.residual": partial(_keep, streams, f"layers.{layer}.residual")
+        for layer in range(config.n_layers)
+    }
+    runs = _logits(llama, [(ids, keep), (others, {})], n_edits)
     right, wrong = (_token(llama, *one) for one in zip((answer, other_answer), runs, strict=True))
     require(right != wrong, f"after both comes {llama.tokenizer.piece(right)!r}: name two answers")
     best, worst = (run[right] - run[wrong] for run in runs)
     require(abs(best - worst) > 1e-6, "both prompts have the same difference of logits: nothing to restore")
-    streams = llama.trace(ids, "layers.*.residual")
-    edits = [{name: partial(_with_row, n, x[n])} for name, x in streams.items() for n in range(len(ids))]
-    found = _logits(llama, others, edits)
+    edits = [patch(streams, name, [n]) for name in keep for n in range(len(ids))]
+    found = _logits(llama, [(others, _taps(llama, edit, len(ids))) for edit in edits], n_edits)
     restored = ((found[:, right] - found[:, wrong] - worst) / (best - worst)).reshape(-1, len(ids))
     pieces = [[*map(llama.tokenizer.piece, some)] for some in (others, ids)]
     names = [a if a == b else f"{a} ← {labels([b])[0]}" for a, b in zip(*pieces, strict=True)]
-    label = f"restored: {_piece(llama, right)} over {_piece(llama, wrong)}"
-    picture, axes = _map(restored, label, title, limit=1.0)
+    label = f"how much of {_piece(llama, right)} over {_piece(llama, wrong)} comes back\n"
+    label += "white: nothing, dark blue: all of it, orange: it gets less"
+    what = f"The residual stream of one token of {_quoted(llama, prompt)}\nis put into"
+    picture, axes = _map(restored, label, title or _heading(what, llama, other), limit=1.0)
     tick(axes.xaxis, names, rotation=90)
     picture.numbers = {"restored": restored, "ids": np.array([right, wrong])}
     return picture
@@ -138,50 +159,88 @@ def ablation_map(
     Numbers: "change", [n_layers, n_heads]; the token's "id".
     """
     ids, config = llama.tokens(prompt), llama.config
-    before = _logits(llama, ids, [{}])[0]
-    wanted = _token(llama, token, before)
     edits = [
-        {f"layers.{layer}.attention.heads": partial(_without, head, config.head_dim)}
+        ablate(f"layers.{layer}.attention.heads", head)
         for layer in range(config.n_layers)
         for head in range(config.n_heads)
     ]
-    change = (_logits(llama, ids, edits)[:, wanted] - before[wanted]).reshape(config.n_layers, -1)
-    picture, axes = _map(change, f"change of the logit of {_piece(llama, wanted)}", title)
+    taps = [{}, *(_taps(llama, edit, len(ids)) for edit in edits)]
+    before, *after = _logits(llama, [(ids, own) for own in taps], len(taps))
+    wanted = _token(llama, token, before)
+    change = np.array([logits[wanted] - before[wanted] for logits in after]).reshape(config.n_layers, -1)
+    label = f"change of the logit of {_piece(llama, wanted)} without the head\n"
+    label += "orange: the head helped, blue: it was in the way"
+    title = title or _heading(f"What each head does for {_piece(llama, wanted)} after", llama, prompt)
+    picture, axes = _map(change, label, title)
     axes.set_xlabel("head")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xticks(range(config.n_heads), range(config.n_heads), fontsize=8)
     picture.numbers = {"change": change, "id": np.array(wanted)}
     return picture
 
 
 def _map(values: np.ndarray, label: str, title: str, limit: float | None = None) -> tuple:
     """A picture of [n_layers, n_columns], the last layer on top, and its axes."""
+    n_layers, n_columns = values.shape
     limit = limit or float(np.abs(values).max()) or 1.0
-    picture, axes = chart(min(2 + 0.22 * len(values), 12), title, ylabel="layer")
+    width = max(WIDTH, 2 + 0.2 * n_columns)
+    picture, axes = chart(min(2 + 0.22 * n_layers, 12), title, width, ylabel="layer")
     cells = {"aspect": "auto", "interpolation": "nearest", "origin": "lower"}
     image = axes.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit, **cells)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    picture.colorbar(image, label=label, shrink=0.8)
+    axes.set_yticks(range(n_layers), range(n_layers), fontsize=8)
+    picture.colorbar(image, label=label, shrink=0.9)
     return picture, axes
 
 
-def _logits(llama: Llama, ids: list[int], taps: Sequence[dict[str, Callable]]) -> np.ndarray:
-    """What follows a prompt in one run for each dict of taps: [n_runs, vocab_size]."""
-    n, found = max(1, AT_ONCE // len(ids)), []
-    for start in range(0, len(taps), n):
-        some = taps[start : start + n]
-        at_once = len(ids) * len(some)
-        found += llama.run([Step(ids, llama.new_cache(len(ids), at_once=at_once), 1, own) for own in some])
+def _logits(llama: Llama, runs: Sequence[tuple[list[int], dict[str, Callable]]], n_runs: int) -> np.ndarray:
+    """What follows each of some prompts of one length, which have taps of their own: [n, vocab_size].
+
+    How many tokens are computed together decides the last bits of numbers, and more where a backend has
+    another kernel for many. So as many are for all that is compared, n_runs in all: some twice, if need be.
+    """
+    length, found = len(runs[0][0]), []
+    n_calls = -(-n_runs // max(1, AT_ONCE // length))
+    n = -(-n_runs // n_calls)  # runs at once
+    for start in range(0, len(runs), n):
+        some = [*runs[start : start + n]]
+        filled = some + [(runs[0][0], {})] * (n - len(some))
+        caches = [llama.new_cache(length, at_once=n * length) for _ in filled]
+        steps = [Step(ids, cache, 1, taps) for (ids, taps), cache in zip(filled, caches, strict=True)]
+        found += llama.run(steps)[: len(some)]
     return np.concatenate(found)
 
 
-def _with_row(number: int, values: np.ndarray, array: np.ndarray) -> np.ndarray:
-    """[n_tokens, dim] with other values of one token."""
-    return np.where(np.arange(len(array))[:, None] == number, values, array)
+def _edited(llama: Llama, ids: list[int], edit: Mapping[str, Callable]) -> np.ndarray:
+    """What follows a prompt with an edit: [vocab_size]."""
+    with llama.edit(edit):
+        return _logits(llama, [(ids, {})], 1)[0]
 
 
-def _without(head: int, head_dim: int, array: np.ndarray) -> np.ndarray:
-    """[n_tokens, q_dim] with zeros for what one head has found."""
-    return np.where(np.arange(array.shape[1]) // head_dim == head, np.float32(0), array)
+def _as_it_is(array: np.ndarray) -> None:
+    """An edit that changes nothing: the value is computed as for any other edit, by the same kernel."""
+
+
+def _taps(llama: Llama, edit: Mapping[str, list[Callable]], n_tokens: int) -> dict[str, Callable]:
+    """A ready-made edit of one text among others that are computed with it, as a Step takes it."""
+    places = {name: Place(name, np.arange(n_tokens), llama.config) for name in edit}
+    return {name: partial(_changed, edit[name], place) for name, place in places.items()}
+
+
+def _changed(functions: Sequence[Callable], place: Place, array: np.ndarray) -> np.ndarray:
+    return reduce(lambda old, function: function(old, place), functions, array.copy())
+
+
+def _keep(kept: dict[str, np.ndarray], name: str, array: np.ndarray) -> None:
+    kept[name] = array.copy()
+
+
+def _quoted(llama: Llama, prompt: str | list[int]) -> str:
+    """A prompt, or its beginning, on one line."""
+    text = prompt if isinstance(prompt, str) else llama.tokenizer.decode(llama.tokens(prompt))
+    return f"“{labels([text], 70)[0].replace('▁', ' ')}”"
+
+
+def _heading(what: str, llama: Llama, prompt: str | list[int]) -> str:
+    return f"{what}\n{_quoted(llama, prompt)}"
 
 
 def _token(llama: Llama, wanted: str | int | None, logits: np.ndarray) -> int:
@@ -196,4 +255,5 @@ def _token(llama: Llama, wanted: str | int | None, logits: np.ndarray) -> int:
 
 
 def _piece(llama: Llama, token: int) -> str:
-    return labels([llama.tokenizer.piece(token)])[0]
+    """A token as a title names it."""
+    return f"“{labels([llama.tokenizer.piece(token)])[0]}”"

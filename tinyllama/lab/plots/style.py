@@ -70,11 +70,11 @@ def labels(pieces: Sequence[str], longest: int = LONGEST) -> list[str]:
     return [text.replace("$", r"\$") for text in short]  # a dollar begins a formula
 
 
-def tick(axis, pieces: str | Sequence[str], size: float = 8, rotation: float = 0) -> None:
-    """Tokens, or other names, as the tick labels of an axis; a str is the name of the axis itself."""
+def tick(axis, pieces: str | Sequence[str], size: float = 8, rotation: float = 0, every: int = 1) -> None:
+    """Tokens, or other names, as the tick labels of an axis, or every n-th; a str is the axis' own name."""
     if isinstance(pieces, str):
         axis.set_label_text(pieces)
         return
-    names = labels(pieces, TALLEST if rotation else LONGEST)
-    axis.set_ticks(range(len(pieces)), names, fontsize=size, rotation=rotation)
+    names = labels(pieces[::every], TALLEST if rotation else LONGEST)
+    axis.set_ticks(range(0, len(pieces), every), names, fontsize=size, rotation=rotation)
     axis.set_tick_params(length=2)
