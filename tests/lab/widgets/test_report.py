@@ -183,5 +183,16 @@ def test_what_is_tinted_is_told_and_why_the_first_token_is_not():
     assert "of all 2 layers" in said and "strongest tint is 60 %" in said and "sink" not in said
 
 
+def test_the_first_token_is_called_a_sink_only_where_it_gets_most():
+    assert "gets 40 %" in (said := report.attention_note(ATTENDED[1:], None, sinks=False))
+    assert "sink" not in said
+
+
+@pytest.mark.parametrize("first, is_told", [(0, False), (1, False), (2, True)])
+def test_it_is_told_where_the_strongest_tint_is_on_a_token_that_is_not_shown(first, is_told):
+    said = report.attention_note(ATTENDED, 1, False, first)
+    assert ("before this answer: show what the model saw" in said) == is_told
+
+
 def test_where_only_the_first_token_is_before_it_that_one_is_tinted():
     assert report.attention(ATTENDED[:, :1], None, sinks=False)["levels"] == [1]

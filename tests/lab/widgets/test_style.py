@@ -79,3 +79,9 @@ def test_black_on_white_is_21():
     THEMES["extremes"] = {"black": "#000000", "white": "#ffffff"}
     assert contrast("extremes", "black", "white") == pytest.approx(21)
     del THEMES["extremes"]
+
+
+def test_no_text_of_the_tools_is_smaller_than_12_pixels():
+    sizes = re.findall(r"font-size: [^;]*?(\d+)px", CSS)
+    assert sizes and min(map(int, sizes)) >= 12
+    assert re.search(r"\.tinyllama-bars small \{[^}]*font-size:", CSS)  # a browser's own are smaller

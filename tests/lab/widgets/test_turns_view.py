@@ -1,5 +1,6 @@
 """The playground as a chat, without a browser."""
 
+import numpy as np
 import pytest
 
 import tinyllama
@@ -175,5 +176,9 @@ def test_what_a_token_of_an_answer_attended_to_is_tinted_in_it_and_in_what_the_m
     whole = finished(tool).outputs["text"].attention["shares"]
     n_prompt = len(tool.session.run.prompt_tokens)
     assert len(whole) == n_prompt + 5 and answer.tokens.attention["shares"] == whole[n_prompt:]
+    n_before = np.argmax([0, *whole[1:]]) < n_prompt
+    assert "show what the model saw" not in tool.outputs["attention"].value
+    tool.inputs["raw"].value = False
+    assert ("show what the model saw" in tool.outputs["attention"].value) == n_before
     say(tool, "And then?")
     assert answer.tokens.attention == {}

@@ -245,7 +245,10 @@ class Playground(Tool):
         visible(self._attention, self.inputs["attend"].value)
         if found is not None and len(layers.options) != len(found) + 1:
             layers.options = [ALL_LAYERS, *((f"layer {n}", n) for n in range(len(found)))]
-        self.outputs["attention"].value = escape(report.attention_note(found, *self._attention_shown()))
+        is_part = self.session.chatting and not self.inputs["raw"].value
+        first = len(self.session.run.prompt_tokens) if is_part and self.session.run else 0
+        note = report.attention_note(found, *self._attention_shown(), first)
+        self.outputs["attention"].value = escape(note)
 
     def _attention_shown(self) -> tuple[int | None, bool]:
         """Which layer's attention is tinted, and whether that to the first token is."""

@@ -11,7 +11,7 @@ ALTERNATIVES = 10  # the likeliest tokens that are shown at a place
 REMOVED = 5  # tokens that are named of those which a stage ruled out
 
 #: Why the first token is left out where attention is tinted.
-SINK = "It often gets most, since heads that find nothing of use look there (an attention sink)."
+SINK = "No other gets as much: heads that find nothing of use often look there (an attention sink)."
 
 #: Settings that a run is compared by, and what they are called.
 NAMES = {
@@ -144,17 +144,19 @@ def attention(found: np.ndarray | None, layer: int | None, sinks: bool, first: i
     }
 
 
-def attention_note(found: np.ndarray | None, layer: int | None, sinks: bool) -> str:
-    """A line about what is tinted."""
+def attention_note(found: np.ndarray | None, layer: int | None, sinks: bool, first: int = 0) -> str:
+    """A line about what is tinted; the tokens before the first aren't shown."""
     if found is None:
         return "Click a token: what the pass that chose it attended to is tinted."
     shares, tinted = _attention(found, layer, sinks)
     which = f"all {len(found)} layers" if layer is None else f"layer {layer}"
     said = f"What the pass that chose this token attended to, the mean over all heads of {which}. "
-    said += f"The strongest tint is {percent(float(tinted.max()))}. "
+    where = ", on a token before this answer: show what the model saw" * bool(tinted.argmax() < first)
+    said += f"The strongest tint is {percent(float(tinted.max()))}{where}."
     if sinks or len(shares) == 1:
         return said
-    return f"{said}The first token isn't tinted; it gets {percent(float(shares[0]))}. {SINK}"
+    said += f" The first token isn't tinted; it gets {percent(float(shares[0]))}."
+    return said + f" {SINK}" * bool(shares.argmax() == 0)
 
 
 def _attention(found: np.ndarray, layer: int | None, sinks: bool) -> tuple[np.ndarray, np.ndarray]:
