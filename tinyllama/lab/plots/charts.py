@@ -168,9 +168,9 @@ def logit_lens(pieces, probs: np.ndarray, prompt: Sequence[str], title: str = ""
         prompt: the tokens' texts, [n_tokens]
     """
     n_layers, n_tokens = probs.shape
-    width = max(9, 2 + (0.56 if n_tokens <= WORDS else 0.07) * n_tokens)
+    width = max(9, 1.1 + (0.6 if n_tokens <= WORDS else 0.07) * n_tokens)
     every = -(-n_tokens // WORDS_ALONG) if n_tokens > WORDS else 1
-    picture, axes = chart(1.7 + 0.32 * n_layers, title, min(width, 20), xlabel="n_tokens: the prompt")
+    picture, axes = chart(1.7 + 0.32 * n_layers, title, min(width, 21), xlabel="n_tokens: the prompt")
     cells = {"aspect": "auto", "interpolation": "nearest", "origin": "lower"}
     image = axes.imshow(probs, cmap=AMOUNT, vmin=0, vmax=1, **cells)
     style = {"ha": "center", "va": "center", "fontsize": max(7, min(8, 95 / n_tokens))}

@@ -123,27 +123,24 @@ def patching_map(
     ids, others = llama.tokens(prompt), llama.tokens(other)
     lengths = f"the prompts must have as many tokens, and they have {len(ids)} and {len(others)}"
     require(len(ids) == len(others), lengths)
-    config, streams = llama.config, {}
-    n_edits = config.n_layers * len(ids)
-    keep = {
-        f"layers.{layer}.residual": partial(_keep, streams, f"layers.{layer}.residual")
-        for layer in range(config.n_layers)
-    }
+    streams, names = {}, [f"layers.{layer}.residual" for layer in range(llama.config.n_layers)]
+    keep = {name: partial(_keep, streams, name) for name in names}
+    n_edits = len(names) * len(ids)
     runs = _logits(llama, [(ids, keep), (others, {})], n_edits)
     right, wrong = (_token(llama, *one) for one in zip((answer, other_answer), runs, strict=True))
     require(right != wrong, f"after both comes {llama.tokenizer.piece(right)!r}: name two answers")
     best, worst = (run[right] - run[wrong] for run in runs)
     require(abs(best - worst) > 1e-6, "both prompts have the same difference of logits: nothing to restore")
-    edits = [patch(streams, name, [n]) for name in keep for n in range(len(ids))]
+    edits = [patch(streams, name, [n]) for name in names for n in range(len(ids))]
     found = _logits(llama, [(others, _taps(llama, edit, len(ids))) for edit in edits], n_edits)
     restored = ((found[:, right] - found[:, wrong] - worst) / (best - worst)).reshape(-1, len(ids))
     pieces = [[*map(llama.tokenizer.piece, some)] for some in (others, ids)]
-    names = [a if a == b else f"{a} ← {labels([b])[0]}" for a, b in zip(*pieces, strict=True)]
+    put = [a if a == b else f"{a} ← {labels([b])[0]}" for a, b in zip(*pieces, strict=True)]
     label = f"how much of {_piece(llama, right)} over {_piece(llama, wrong)} comes back\n"
     label += "white: nothing, dark blue: all of it, orange: it gets less"
     what = f"The residual stream of one token of {_quoted(llama, prompt)}\nis put into"
     picture, axes = _map(restored, label, title or _heading(what, llama, other), limit=1.0)
-    tick(axes.xaxis, names, rotation=90)
+    tick(axes.xaxis, put, rotation=90)
     picture.numbers = {"restored": restored, "ids": np.array([right, wrong])}
     return picture
 
