@@ -222,7 +222,7 @@ FLATTEN float up_to(float x, int32_t top) {
 
 FLATTEN float as_byte(float q) { return (float)((int32_t)q & 255); }
 
-/* Of rounding at these inverse scales; the first time up_to isn't asked. */
+/* The errors of rounding at these inverse scales; the first trial rounds to a byte and doesn't clip to top. */
 FLATTEN void find_error_from_0(const int n, const int top, int first, float x[][LANES], float w[][LANES],
                                const float *inverse, float *error) {
     float d[LANES];

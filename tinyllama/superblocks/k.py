@@ -68,8 +68,8 @@ class SuperBlock(BlockType):
 class _WithMinimum(SuperBlock):
     top, codes = 15, 63  # the largest q, the largest integer scale and minimum
     trials = -1.0, 21, False  # for search.affine
-    #: Whether integers above `codes` are clipped, without an importance matrix and with one. Scales below 0,
-    #: which only rounding makes, become such bytes.
+    #: Whether integers above `codes` are clipped, without an importance matrix and with one. A scale can be a
+    #: little below 0 by rounding; as an unsigned byte its integer is then above `codes`.
     clips = True, True
 
     def _fill(self, x, blocks, counts):
