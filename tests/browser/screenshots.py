@@ -23,7 +23,7 @@ def main(theme: str = "light", width: str = "1280", folder: str = str(ROOT / "do
             with browser() as chromium:
                 for name, prepare in PICTURES.items():
                     notebook = "stepper.ipynb" if name == "stepper" else "playground.ipynb"
-                    page = chromium.new_page(viewport={"width": int(width), "height": 1600})
+                    page = chromium.new_page(viewport={"width": int(width), "height": 3200})
                     page.goto(lab.address(notebook))
                     run_all_cells(lab, page, notebook, ".tinyllama")
                     prepare(page)
@@ -98,7 +98,7 @@ def ended(page, n_runs: int) -> None:
 
 
 def stepper(page) -> None:
-    """The heads that look from one Lily to the other, and the attention weights of the first of them."""
+    """The heads that look from one Lily to the other, the attention of the first, the answer without it."""
     prompt = page.locator(".tinyllama-in-prompt textarea")
     prompt.fill("Once upon a time there was a little girl named Lily. One day, Lily")
     prompt.press("Enter")
@@ -108,6 +108,8 @@ def stepper(page) -> None:
     page.locator(".tinyllama-out-looks", has_text="looks at ␣Lily (11)").wait_for()
     page.get_by_role("button", name=re.compile("^go to layer")).first.click()
     page.locator("canvas[aria-label*='attention.weights']").wait_for()
+    page.get_by_role("button", name=re.compile("^Switch off head")).click()
+    page.locator(".tinyllama-out-differences canvas").wait_for()
 
 
 def serve(page) -> None:
