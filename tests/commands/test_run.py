@@ -257,7 +257,7 @@ def test_perplexity_of_a_text_that_is_too_short_says_by_how_much(run, tmp_path):
     (tmp_path / "short.txt").write_text(ONCE)
     status, out, err = run("perplexity", "-f", str(tmp_path / "short.txt"))
     assert (status, out) == (1, "")
-    assert re.search(r"the text has \d tokens, and a window takes 512", err)
+    assert re.search(r"the text has \d tokens: too few, a window takes at least 8", err)
 
 
 def test_perplexity_warns_of_windows_that_the_model_was_not_trained_on(run, text_file):

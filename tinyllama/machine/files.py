@@ -138,7 +138,10 @@ def require_place(target: Path, name: str | Path | None = None) -> None:
     """Raise TinyllamaError where no file can be; `name` is what the user called it."""
     name, folder = name or target, target.parent
     require(folder.is_dir(), f"{name}: there is no folder {Path(name).parent}")
-    require(os.access(folder, os.W_OK), f"{name}: nothing can be written to the folder {Path(name).parent}")
+    if not os.access(folder, os.W_OK):
+        is_frozen = os.statvfs(folder).f_flag & os.ST_RDONLY
+        cause = f"nothing can be written to the folder {Path(name).parent}"
+        raise TinyllamaError(f"{name}: {os.strerror(errno.EROFS) if is_frozen else cause}")
     with suppress(FileNotFoundError):
         is_file = stat.S_ISREG(os.lstat(target).st_mode)
         require(is_file, f"{name}: is a folder, a link, a pipe or a device; name another file to write")
