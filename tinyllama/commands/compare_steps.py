@@ -18,6 +18,7 @@ import numpy as np
 from ..config import Config
 from ..model import tap_shapes
 from ..ops import INNER, KVCache
+from ..taps.names import INPUTS
 
 AT_ONCE = 32  # tokens whose values are in memory: of all layers
 SAMPLE = 128  # tokens of which the inputs of weights are kept
@@ -30,17 +31,6 @@ LIMITS = {
     ),
     "8-bit": (1e-2, "weights of 8 bits: they cost less than a tenth of a value's size"),
     "4-bit": (0.25, "weights of fewer bits: values are half as wrong as they are large"),
-}
-
-#: The value that a weight is multiplied with, by the weight's name in a layer.
-INPUTS = {
-    "attention.wq": "attention.norm",
-    "attention.wk": "attention.norm",
-    "attention.wv": "attention.norm",
-    "attention.wo": "attention.heads",
-    "feed_forward.w1": "feed_forward.norm",
-    "feed_forward.w3": "feed_forward.norm",
-    "feed_forward.w2": "feed_forward.hidden",
 }
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from ..config import EMBEDDING, OUTPUT
 from ..errors import check_cancelled
 from ..formats import Checkpoint
+from ..taps.names import INPUTS
 from ..tensor import Tensor
-from .compare_steps import INPUTS
 from .tables import split_name
 
 CHUNK = 1 << 20  # weights that are dequantized at a time

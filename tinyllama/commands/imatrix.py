@@ -21,17 +21,11 @@ from ..formats.imatrix import ImportanceMatrix
 from ..llama import Llama, load
 from ..machine.terminal import say
 from ..model import Step
+from ..taps.names import INPUTS
 from ..texts.perplexity import SHORTEST, nll_of, windows_of
 from .outputs import require_new
 
 OFTEN = 10.0  # seconds after which what has been collected is written
-#: The inputs of a layer's matrices, by the names of taps.
-INPUTS = {
-    "attention.norm": ("attention.wq", "attention.wk", "attention.wv"),
-    "attention.heads": ("attention.wo",),
-    "feed_forward.norm": ("feed_forward.w1", "feed_forward.w3"),
-    "feed_forward.hidden": ("feed_forward.w2",),
-}
 
 
 def imatrix(
@@ -158,7 +152,7 @@ def _matrices_by_input(config: Config, process_output: bool) -> dict[str, list[s
     """The matrices, by GGUF's names, that each value is the input of."""
     names, found = gguf_names(config), {}
     for layer in range(config.n_layers):
-        for tap, matrices in INPUTS.items():
-            gguf = [names[f"layers.{layer}.{matrix}.weight"] for matrix in matrices]
-            found[f"layers.{layer}.{tap}"] = gguf
+        for matrix, value in INPUTS.items():
+            gguf = names[f"layers.{layer}.{matrix}.weight"]
+            found.setdefault(f"layers.{layer}.{value}", []).append(gguf)
     return found | ({"norm": [names[OUTPUT]]} if process_output else {})

@@ -34,6 +34,17 @@ NAMES = (
     ("logits", "", "result_output"),
 )
 
+#: The value that a weight is multiplied with, by the weight's name in a layer.
+INPUTS = {
+    "attention.wq": "attention.norm",
+    "attention.wk": "attention.norm",
+    "attention.wv": "attention.norm",
+    "attention.wo": "attention.heads",
+    "feed_forward.w1": "feed_forward.norm",
+    "feed_forward.w3": "feed_forward.norm",
+    "feed_forward.w2": "feed_forward.hidden",
+}
+
 
 def others_names(config: Config) -> dict[str, str]:
     """Every name that others have for a value -> ours."""
