@@ -193,7 +193,7 @@ def test_a_good_prompt_is_not_warned_of():
 def test_pieces_never_split_a_character(llama, monkeypatch):
     flag = "🦙é"
     ids = iter([*llama.tokenizer.encode(flag, bos=False)[-6:], *[llama.tokenizer.eos_id] * 9])
-    monkeypatch.setattr("tinyllama.generation.sample", lambda *_: next(ids))
+    monkeypatch.setattr("tinyllama.texts.choosing.sample", lambda *_: next(ids))
     pieces = list(llama.stream(STORY))
     assert "".join(pieces) == flag and set(pieces) <= {"🦙", "é", "🦙é"}
 

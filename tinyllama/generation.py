@@ -14,9 +14,10 @@ import numpy as np
 from .errors import Cancelled
 from .model import Step
 from .ops import FEW, KVCache
-from .sampling import Settings, Stage, sample
+from .settings import Settings
 from .taps.watch import Watch
-from .texts.completion import Completion, Timings, Token, token_of
+from .texts.choosing import Choice, Chosen, Picked
+from .texts.completion import Completion, Timings, Token
 from .texts.drafts import Drafts
 from .tokenizer import TextStream, Tokenizer
 
@@ -38,6 +39,7 @@ class Generation:
         warnings: what about prompt or ctx_size will worsen the text.
         cache: the keys and values of the tokens so far.
         cancelled: whether it ends before its next step; any thread may set this.
+        bias: what is added to the logits of tokens, by their ids.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Generation:
         watch: Watch | None = None,
     ):
         """Args:
-        run: sends a Step through a model: logits [n_logits, vocab_size].
+        run: sends a Step through a model: logits [n_logits, vocab_size], or what its `choose` made of them.
         cache: empty, with room for the prompt at least.
         door: a context in which `finish` runs, so that a token needn't open it for itself.
         recall, keep: how caches of other texts are found, and this one's is kept: of `texts.Remembered`.
@@ -72,7 +74,7 @@ class Generation:
         self.cancelled, self.stop_reason = False, None if settings.n_predict else "length"
         self.timings, self.cache = timings or Timings(n_prompt=len(prompt_ids)), cache
         self._rng, self._stream = np.random.default_rng(self.seed), TextStream(tokenizer)
-        self._text: list[str] = []
+        self._text, self.bias = [], {}
         self._held, self._drafted, self.drafts, self.watch = "", [], drafts or Drafts(), watch or Watch()
         self._door, self._run, self._recall, self._keep = door, run, recall, keep
 
@@ -88,11 +90,11 @@ class Generation:
                     break
                 step, started = self.step(), time.perf_counter()
                 try:
-                    logits = self._run(step)
+                    found = self._run(step)
                 except Cancelled:
                     piece = self.end("cancelled")
                 else:
-                    piece = self.feed(logits, time.perf_counter() - started)
+                    piece = self.feed(found, time.perf_counter() - started)
         if not piece:
             raise StopIteration
         return piece
@@ -138,21 +140,27 @@ class Generation:
         if unread := self.unread:
             size = self.settings.batch_size
             n = size if len(unread) > size + FEW * (size > FEW) else len(unread)  # no piece of a few is left
-            return Step(unread[:n], self.cache, int(n == len(unread)), self.watch.taps(int(n == len(unread))))
+            return self._step(unread[:n], int(n == len(unread)))
         last, most = self.tokens[-1].id, self.cache.n_ctx - len(self.cache) - 1
         if self.settings.n_predict > 0:
             most = min(most, self.settings.n_predict - len(self.tokens) - 1)
         if self.drafts:
             with self.timings.adding_to("predict"):
                 self._drafted = self.drafts.guess([*self.cache.ids, last], most, n_texts)
-        n = 1 + len(self._drafted)
-        return Step([last, *self._drafted], self.cache, n, self.watch.taps(n))
+        return self._step([last, *self._drafted], 1 + len(self._drafted))
 
-    def feed(self, logits: np.ndarray, seconds: float = 0.0, n_others: int = 0) -> str:
-        """Choose the next token, or as many as were guessed right and the one behind them.
+    def _step(self, tokens: list[int], n_logits: int) -> Step:
+        ids = self.cache.ids + tokens[: len(tokens) - len(self._drafted)]
+        never, ends, recent = self.tokenizer.unused_ids, self.tokenizer.stop_ids, self.settings.repeat_last_n
+        how = ids[-max(1, recent) :], self._drafted, self._rng, never, ends, self.bias
+        self._choice = Choice(self.settings, *how)
+        return Step(tokens, self.cache, n_logits, self.watch.taps(n_logits), n_logits and self._choice)
+
+    def feed(self, found: "np.ndarray | Chosen", seconds: float = 0.0, n_others: int = 0) -> str:
+        """Take the next token, or as many as were guessed right and the one behind them.
 
         Args:
-            logits: of the Step, [n_logits, vocab_size].
+            found: logits of the Step, [n_logits, vocab_size], or what was chosen by them.
             seconds: what they took, with n_others tokens of other texts.
         Returns:
             The text that they add. It may be empty, as long as a character or a stop string isn't whole.
@@ -161,15 +169,17 @@ class Generation:
         n_past, pieces, took = len(self.cache) - len(drafted), [], self.timings
         took.predict, took.prompt = took.predict + seconds * is_read, took.prompt + seconds * (not is_read)
         self.n_read = min(len(self.cache), len(self.prompt_ids))
+        chosen = found if isinstance(found, Chosen) else self._choice(found)
+        self._rng, took.sample = chosen.rng, took.sample + chosen.seconds
         with took.adding_to("sample"):
-            for n, (row, guess) in enumerate(zip(logits, [*drafted, None], strict=False)):
-                token = self._choose(row, self.cache.ids[: n_past + n], guess, self.watch.row(n))
-                pieces.append(self._add(token, is_full=n_past + n == self.cache.n_ctx))
-                if self.stop_reason is not None or token != guess:
+            for n, (picked, guess) in enumerate(zip(chosen.tokens, [*drafted, None], strict=False)):
+                is_guess, is_full = picked.id == guess, n_past + n == self.cache.n_ctx
+                pieces.append(self._add(picked, is_guess, self.watch.row(n), is_full))
+                if self.stop_reason is not None:
                     break
         if is_read:
             took.n_predict += len(pieces)
-            n_accepted = len(pieces) - (token != guess)  # the last one may be a guess that ends the text
+            n_accepted = len(pieces) - (not is_guess)  # the last one may be a guess that ends the text
             took.n_drafted, took.n_accepted = took.n_drafted + len(drafted), took.n_accepted + n_accepted
             self.drafts.learn(len(drafted), n_accepted, seconds, n_others)
         self._forget_guesses()
@@ -190,19 +200,12 @@ class Generation:
         """Leave in the cache what is known to be the text: all but its last token."""
         self.cache.trim(self.n_read + max(0, len(self.tokens) - 1))
 
-    def _choose(self, logits: np.ndarray, ids: list[int], guess: int | None, taps: dict) -> int:
-        """Sample the token behind these ids, and note it in `tokens`, unless it ends the text."""
-        stages: list[Stage] | None = [] if self.settings.stages else None
-        token = sample(logits, self.settings, ids, self._rng, stages, self.tokenizer.unused_ids)
-        if token not in self.tokenizer.stop_ids:
-            chosen = token_of(self.tokenizer, token, logits, stages or ())
-            self.tokens.append(replace(chosen, drafted=token == guess, taps=taps))
-        return token
-
-    def _add(self, token: int, is_full: bool) -> str:
-        """The text that a token adds, and the end of it where that is reached."""
+    def _add(self, picked: Picked, is_guess: bool, taps: dict, is_full: bool) -> str:
+        """Note a token in `tokens`; the text that it adds, and the end of it where that is reached."""
+        token = picked.id
         if token in self.tokenizer.stop_ids:
             return self._close("eos")
+        self.tokens.append(Token(token, self.tokenizer.piece(token), *picked[1:], is_guess, taps))
         piece, is_last = self._shown(self._stream.feed(token)), len(self.tokens) == self.settings.n_predict
         if self.stop_reason is None and (is_last or is_full):
             piece += self._close("length" if is_last else "context")

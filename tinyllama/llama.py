@@ -25,6 +25,7 @@ from .taps.names import matching
 from .taps.watch import require_run, traced
 from .texts.beginning import beginning
 from .texts.completion import Completion, Token
+from .texts.doubts import require_finite
 from .texts.drafts import Pace
 from .texts.keywords import settings_of, with_settings
 from .texts.remembered import Remembered
@@ -204,18 +205,8 @@ class Llama(AbstractContextManager):
         self.packing.start()
         for step, logits in zip(steps, found, strict=True):
             if checked:
-                self.check(logits, step.cache.ids)
+                require_finite(self, logits, step.cache.ids)
         return found
-
-    def check(self, logits: np.ndarray, ids: list[int]) -> None:
-        """Raises TinyllamaError where logits of the last of these ids are NaN or infinite."""
-        for row in np.flatnonzero(~np.isfinite(logits).all(axis=-1)):
-            at = len(ids) - len(logits) + int(row)
-            piece = f"token {at + 1} of the text, {self.tokenizer.piece(int(ids[at]))!r:.40}"
-            cause = f"its file is damaged (`tinyllama inspect --check` finds the tensors){self.backend.hint}"
-            cause = "what is edited makes it so" if is_edited(self) else cause
-            what = f"after {piece}, the model computes NaN or infinity: {cause}"
-            raise TinyllamaError(f"{self.checkpoint.path}: {what}")
 
     def unembed(self, residual: np.ndarray) -> np.ndarray:
         """As `model.unembed`, of a residual stream of `trace`: of an earlier layer's it is the logit lens."""
@@ -289,22 +280,9 @@ def load(
     progress: Callable = iter,
     **options,
 ) -> Llama:
-    """Load a model, or return it if it is loaded already.
+    """Load a model on this computer, or return it if it is loaded already.
 
-    Args:
-        model: a file or folder, "small" (it ships with tinyllama), "smollm2" (`tinyllama download smollm2`),
-            "hf:org/name" or "hf:org/name:Q4_K_M" (of the Hugging Face hub), "ollama:name:tag". None: what the
-            environment variable TINYLLAMA_MODEL says, else "small".
-        backend: "mlx", "c", "numexpr", "numpy" or "auto"; None asks TINYLLAMA_BACKEND.
-        threads: None for one a core; on a Mac, one a fast core.
-        mmap: leave the weights in their file, mapped. Loading takes no time, and the weights no memory but
-            the page cache, which the system can take back; each token takes longer. The results are the same.
-        announce: called before loading with the path, what it will take, as `Backend.memory` says, and
-            whether weights stay in their file.
-        progress: wraps the iteration over the tensors, as tqdm does.
-        options: of the backend: dtype, inexact_as, gpu_layers; see `get_backend`.
-    Raises:
-        TinyllamaError: there is no such file, it is damaged, or there isn't the memory for it.
+    `tinyllama.load` says what the arguments are, and how the way leads to several machines.
     """
     model = default_model() if model is None else model
     require(isinstance(mmap, bool), f"mmap must be True or False, not {mmap!r:.80}")

@@ -32,7 +32,7 @@ def build(config: Config, tensors: dict[str, Tensor], prepare: Callable, progres
     """Prepare every weight of a checkpoint for a backend.
 
     Args:
-        tensors: by Meta's names.
+        tensors: by Meta's names; of a machine that has but some layers, embedding or output may be missing.
         prepare: Tensor -> what the backend's operations take.
         progress: wraps the iteration over the tensors, as tqdm does.
     """
@@ -44,11 +44,11 @@ def build(config: Config, tensors: dict[str, Tensor], prepare: Callable, progres
         if short.startswith("layers."):
             _, number, *words = short.split(".")
             layers[int(number)][_key(words)] = ready[short]
-    output = ready.get("output", ready["tok_embeddings"])
+    output = ready.get("output", ready.get("tok_embeddings") if "norm" in ready else None)
     own, factors = tensors.get("rope_freqs.weight"), rope_factors(config)
     if own:  # of a file that has both, both count
         factors = own.dequantize() * (1 if factors is None else factors)
-    return Model(config, ready["tok_embeddings"], layers, ready["norm"], output, factors)
+    return Model(config, ready.get("tok_embeddings"), layers, ready.get("norm"), output, factors)
 
 
 def _key(words: list[str]) -> str:
@@ -64,23 +64,22 @@ class Step:
     cache: KVCache  # of `ops.new_cache`: the tokens before them
     n_logits: int = 1  # for how many of them, the last ones, logits are computed
     taps: dict[str, Tap] = field(default_factory=dict)  # by the names of `tap_shapes`: who sees these values
+    choose: Callable | None = None  # what becomes of logits that are on another machine: `choosing.Choice`
 
 
 def forward(
     model: Model, ops, tokens: Sequence[int], cache: KVCache, *, last: bool = False, taps=None
 ) -> np.ndarray:
-    """Run tokens of one text through the model: `forward_texts` of one Step.
+    """Run tokens of one text through the model, as `forward_texts`: logits, [n_tokens, vocab_size].
 
     Args:
-        last: compute the logits of the last token only.
+        last: compute the logits of the last token only, [1, vocab_size].
         taps: as Step has them.
-    Returns:
-        logits, [n_tokens, vocab_size] or [1, vocab_size].
     """
     return forward_texts(model, ops, [Step(tokens, cache, 1 if last else len(tokens), taps or {})])[0]
 
 
-def forward_texts(model: Model, ops, steps: Sequence[Step]) -> list[np.ndarray]:
+def forward_texts(model: Model, ops, steps: Sequence[Step], x=None) -> list[np.ndarray]:
     """Run tokens of one or several texts through the model together, and append them to their caches.
 
     Their tokens are rows of one input, so a weight is read once for all; only attention takes each text by
@@ -88,20 +87,27 @@ def forward_texts(model: Model, ops, steps: Sequence[Step]) -> list[np.ndarray]:
 
     Args:
         ops: the table of operations, a `backends.Backend`.
+        x: [n_tokens, dim], what the layers before made, if the model has but the later ones of another.
     Returns:
-        logits of each text, [n_logits, vocab_size].
+        logits of each text, [n_logits, vocab_size], or where the last layers are missing the residual stream.
     Raises:
         Cancelled: before the next layer at the latest; the caches then hold what they held before.
     """
-    x = embed(model, ops, np.concatenate([step.tokens for step in steps]), steps)
+    x = embed(model, ops, np.concatenate([step.tokens for step in steps]), steps) if x is None else x
     for table, first, stop in ops.stages(model.config.n_layers):
         x = run_layers(model, table, table.array(x), steps, first, stop)
+    found = [ops.to_numpy(x)] if model.output is None else _logits(model, ops, x, steps)
+    for step in steps:
+        step.cache.extend(np.asarray(step.tokens).tolist(), len(x))
+    return found
+
+
+def _logits(model, ops, x, steps):
+    """Of each text the last n_logits tokens'."""
     ends = [replace(step, tokens=step.tokens[len(step.tokens) - step.n_logits :]) for step in steps]
     last = ops.concatenate([x[rows.stop - step.n_logits : rows.stop] for step, rows in _rows(steps)])
     none = np.empty((0, model.config.vocab_size), np.float32)
     logits = ops.to_numpy(unembed(model, ops, last, ends)) if len(last) else none
-    for step in steps:
-        step.cache.extend(np.asarray(step.tokens).tolist(), len(x))
     return np.split(logits, np.cumsum([step.n_logits for step in steps])[:-1])
 
 

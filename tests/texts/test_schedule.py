@@ -223,3 +223,31 @@ def test_a_text_that_nobody_holds_gives_its_memory_back_at_once(in_c):
             assert [text() for text in texts] == [None] * len(texts)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("n_texts", [3, 7, 40])
+def test_as_many_passes_are_under_way_as_there_are_machines(in_c, depth, n_texts):
+    n_open, at_end = 0, []
+
+    def start(steps):
+        nonlocal n_open
+        n_open, found = n_open + 1, in_c.run(steps)
+
+        def end():
+            nonlocal n_open
+            at_end.append(n_open)
+            n_open -= 1
+            return found
+
+        return end
+
+    schedule = Schedule(start, 2**30, depth=depth)
+    settings = [{"prompt": "Tom", "n_predict": 20, "seed": n, "temp": 0.5} for n in range(n_texts)]
+    texts = [in_c.stream(**one) for one in settings]
+    for text in texts:
+        schedule.add(text, 0)
+    while len(schedule):
+        schedule.turn()
+    assert at_end.count(depth) > 0.8 * len(at_end) and max(at_end) == depth
+    assert [text.completion() for text in texts] == [in_c.generate(**one) for one in settings]

@@ -52,6 +52,7 @@ class Backend:
     cache = ops.KVCache  # its class
     makes_scores = True  # the attention's scores of all heads are in memory together
     uses_blas = True  # whose threads would be in the way of ours
+    depth = 1  # passes that can be under way at the same time: one on each computer
 
     prepare = staticmethod(ops.prepare)
     concatenate = staticmethod(np.concatenate)

@@ -11,6 +11,7 @@ import numpy as np
 from ..sampling import Stage
 from ..settings import Settings
 from ..tokenizer import Tokenizer
+from .choosing import probability
 
 #: Why a text ended.
 STOP_REASONS = {
@@ -54,9 +55,7 @@ class Token:
 
 def token_of(tokenizer: Tokenizer, token: int, logits: np.ndarray, stages: Iterable[Stage]) -> Token:
     """A Token that was chosen by logits [vocab_size]."""
-    highest = logits.max()
-    prob = float(np.exp(logits[token] - highest) / np.exp(logits - highest).sum())
-    return Token(token, tokenizer.piece(token), prob, tuple(stages))
+    return Token(token, tokenizer.piece(token), probability(logits, token), tuple(stages))
 
 
 @dataclass

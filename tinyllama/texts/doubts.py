@@ -1,8 +1,12 @@
-"""What a text would be better without: said before it begins."""
+"""What a text would be better without, said before it begins; and where it can't go on."""
 
 from collections.abc import Iterator
 
+import numpy as np
+
+from ..errors import TinyllamaError
 from ..settings import Settings, default_ctx_size
+from ..taps.edits import is_edited
 
 
 def doubts(llama, prompt, ids: list[int], wanted: Settings) -> Iterator[str]:
@@ -21,3 +25,14 @@ def doubts(llama, prompt, ids: list[int], wanted: Settings) -> Iterator[str]:
         yield "the prompt ends in a space, but words begin with theirs: the text gets better without it"
     if n_ctx > trained:
         yield f"the model was trained on {trained} tokens, ctx_size is {n_ctx}"
+
+
+def require_finite(llama, logits: np.ndarray, ids: list[int]) -> None:
+    """Raise TinyllamaError where logits of the last of these ids are NaN or infinite."""
+    for row in np.flatnonzero(~np.isfinite(logits).all(axis=-1)):
+        at = len(ids) - len(logits) + int(row)
+        piece = f"token {at + 1} of the text, {llama.tokenizer.piece(int(ids[at]))!r:.40}"
+        cause = f"its file is damaged (`tinyllama inspect --check` finds the tensors){llama.backend.hint}"
+        cause = "what is edited makes it so" if is_edited(llama) else cause
+        what = f"after {piece}, the model computes NaN or infinity: {cause}"
+        raise TinyllamaError(f"{llama.checkpoint.path}: {what}")

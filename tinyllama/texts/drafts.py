@@ -29,6 +29,7 @@ from ..ops import FEW
 from ..sampling import sample
 from ..settings import Settings
 from ..tokenizer import UNUSED
+from .choosing import probability
 
 SIZES = (8, 6, 4, 3, 2, 1)  # tokens that Lookup looks for, the longest first
 LOST, AHEAD = (
@@ -170,9 +171,8 @@ class DraftModel:
             while self.read(ids) and len(self.cache) < self.cache.n_ctx:
                 logits = self._forward([token])
                 token = sample(logits, self._settings, ids, None, never=never)
-                ids, highest = [*ids, token], logits.max()
-                prob = float(np.exp(logits[token] - highest) / np.exp(logits - highest).sum())
-                yield token, max(UNSURE, round(prob, 1))
+                ids = [*ids, token]
+                yield token, max(UNSURE, round(probability(logits, token), 1))
         except Cancelled:
             pass
 

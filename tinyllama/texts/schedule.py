@@ -6,15 +6,14 @@ Prompts are read one after the other, a piece between two steps of the others: n
 piece takes, and each prompt finds read what it has in common with those before it.
 
     waiting --(there is memory for its cache)--> its prompt is read --> written, with all others --> ended
+
+A model that lies on several machines has as many passes under way, each of other texts: one on each machine.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from weakref import WeakKeyDictionary
-
-import numpy as np
 
 from ..errors import Cancelled, require
 from ..generation import Generation
@@ -31,19 +30,21 @@ class Schedule:
     """Texts that share a model. One thread takes the turns; any may add texts, or have one `cancelled`.
 
     Args:
-        run: sends Steps through the model together: of each the logits, [n_logits, vocab_size].
+        run: sends Steps through the model together: of each the logits, [n_logits, vocab_size], or what its
+            `choose` made of them. Where several passes are under way, it returns a function that waits.
         room: bytes that the caches of texts may take that are written at the same time.
         at_once: how many are written at the same time, at most; None: AT_ONCE.
+        depth: how many passes are under way at the same time.
 
     Attributes:
         pieces: what texts have been continued by: (text, piece), in the order in which it was written.
     """
 
-    def __init__(self, run: Callable, room: int, at_once: int | None = None):
-        self._run, self._room, self._at_once = run, room, at_once or AT_ONCE
+    def __init__(self, run: Callable, room: int, at_once: int | None = None, depth: int = 1):
+        self._run, self._room, self._at_once, self._depth = run, room, at_once or AT_ONCE, depth
+        self._under_way: deque[tuple[list, float, object]] = deque()
         self._waiting: deque[tuple[Generation, int]] = deque()
         self._running: dict[Generation, int] = {}  # -> bytes of its cache once it is full
-        self._biases: WeakKeyDictionary[Generation, np.ndarray] = WeakKeyDictionary()
         self.pieces: deque[tuple[Generation, str]] = deque()
 
     def __len__(self) -> int:
@@ -58,13 +59,8 @@ class Schedule:
     def _all(self) -> list[Generation]:
         return [*self._running, *(text for text, _ in [*self._waiting])]
 
-    def add(self, text: Generation, n_bytes: int, bias: np.ndarray | None = None) -> None:
-        """Have a text written once there is room for so many bytes and its drafts', or nothing else runs.
-
-        bias: what is added to its logits, [vocab_size].
-        """
-        if bias is not None:
-            self._biases[text] = bias
+    def add(self, text: Generation, n_bytes: int) -> None:
+        """Have a text written once there is room for so many bytes and its drafts', or nothing else runs."""
         self._waiting.append((text, n_bytes + text.drafts.cache_bytes(text.most)))
 
     def turn(self) -> None:
@@ -73,23 +69,31 @@ class Schedule:
         Raises Cancelled where `run` does. Texts that had their step before that keep it.
         """
         self._admit()
-        reading = [text for text in self._running if text.reads_many]
-        if reading:
-            self._compute([(reading[0], reading[0].step())])
+        for text in [text for text in self._running if text.reads_many][: self._depth]:
+            self._wait_for(text)
+            if text.reads_many:
+                self._begin([(text, text.step())])
         group: list[tuple[Generation, Step]] = []
         texts = [text for text in self._running if text.stop_reason is None and not text.reads_many]
+        n_together = -(-len(texts) // self._depth)  # texts in a pass
         for text in texts:
+            self._wait_for(text)
+            if text.stop_reason is not None:
+                continue
             step = text.step(len(texts))
             if sum(len(other.tokens) for _, other in group) + len(step.tokens) > FEW:
-                self._compute(group)
+                self._begin(group)
                 group = []
             group.append((text, step))
+            if len(group) == n_together:  # before the next text is waited for
+                self._begin(group)
+                group = []
         if group:
-            self._compute(group)
+            self._begin(group)
 
     def _admit(self) -> None:
         for text in self._all():
-            if text.cancelled and text.stop_reason is None:
+            if text.cancelled and self._wait_for(text).stop_reason is None:
                 self.pieces.append((text, text.end("cancelled")))
         self._running = {text: n_bytes for text, n_bytes in self._running.items() if text.stop_reason is None}
         while self._waiting and len(self._running) < self._at_once:
@@ -100,17 +104,31 @@ class Schedule:
             if text.stop_reason is None:
                 self._running[text] = n_bytes
 
-    def _compute(self, group: list[tuple[Generation, Step]]) -> None:
-        """One pass."""
-        started = time.perf_counter()
-        found = self._run([step for _, step in group])
+    def _begin(self, group: list[tuple[Generation, Step]]) -> None:
+        """Begin a pass, and end the oldest ones if there are enough."""
+        self._under_way.append((group, time.perf_counter(), self._run([step for _, step in group])))
+        while len(self._under_way) >= self._depth:
+            self._end()
+
+    def _wait_for(self, text: Generation) -> Generation:
+        """A text none of whose steps is under way."""
+        while any(text is other for group, *_ in self._under_way for other, _ in group):
+            self._end()
+        return text
+
+    def _end(self) -> None:
+        """Wait for the oldest pass, and give each of its texts what it computed."""
+        group, started, found = self._under_way.popleft()
+        try:
+            found = found() if callable(found) else found
+        except BaseException:
+            self._under_way.clear()
+            raise
         seconds, n_tokens = time.perf_counter() - started, sum(len(step.tokens) for _, step in group)
-        for (text, step), logits in zip(group, found, strict=True):
-            if text in self._biases:
-                logits = logits + self._biases[text]
+        for (text, step), made in zip(group, found, strict=True):
             text.timings.total += seconds
             with text.timings.adding_to("total"):
-                piece = text.feed(logits, seconds, n_tokens - len(step.tokens))
+                piece = text.feed(made, seconds, n_tokens - len(step.tokens))
             self.pieces.append((text, piece))
 
 
@@ -126,7 +144,9 @@ class Together(Schedule):
 
     def __init__(self, llama, batch_size: int = Settings.batch_size, cancel=None, at_once: int | None = None):
         room = llama.backend.cache_room(llama.config, batch_size)
-        super().__init__(partial(llama.run, cancel=cancel), room, at_once)
+        depth = llama.backend.depth
+        run = llama.start if depth > 1 else llama.run
+        super().__init__(partial(run, cancel=cancel), room, at_once, depth)
         self._llama, self._cancel = llama, cancel
 
     def begin(self, prompt: str | list[int], wanted: Settings, bias: dict | None = None) -> Generation:
@@ -136,16 +156,16 @@ class Together(Schedule):
 
         Raises TinyllamaError where it is empty or too long, or its cache doesn't fit into memory even alone.
         """
-        llama, added = self._llama, np.zeros(self._llama.config.vocab_size, np.float32)
-        for token, logit in (bias or {}).items():
-            require(token < len(added), f"token id {token} is not in 0..{len(added) - 1}")
-            added[token] = logit
+        llama, n = self._llama, self._llama.config.vocab_size
+        for token in bias or {}:
+            require(token < n, f"token id {token} is not in 0..{n - 1}")
         recall = partial(llama.remembered.recall, whole=False)
         text = llama.begin(prompt, wanted, recall, self._cancel)
         n_bytes = llama.backend.cache_bytes(llama.config, text.most) + kept_bytes(text)
         if n_bytes > self._room:
             llama.backend.require_run(llama.config, text.most, n_bytes=kept_bytes(text))
-        self.add(text, n_bytes, added if bias else None)
+        text.bias = bias or {}
+        self.add(text, n_bytes)
         return text
 
 

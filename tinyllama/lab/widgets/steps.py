@@ -8,6 +8,7 @@ import numpy as np
 from ...errors import require
 from ...llama import Llama
 from ...ops import softmax
+from ...texts.doubts import require_finite
 from . import heads
 from .kinds import KINDS
 from .lens import Lens
@@ -52,7 +53,7 @@ class Walk:
     def __init__(self, llama: Llama, prompt: str | list[int]):
         self.tokens, self.config, self._llama = llama.tokens(prompt), llama.config, llama
         self._taps = llama.trace(self.tokens)
-        llama.check(self._taps["logits"], self.tokens)
+        require_finite(llama, self._taps["logits"], self.tokens)
         self.pieces, self.names = self.pieces_of(self.tokens), list(self._taps)
         self.text = self.text_of(self.tokens)
         self.is_text = bool(self.text) and llama.tokens(self.text) == self.tokens
