@@ -504,3 +504,21 @@ def test_of_several_that_write_all_the_time_nobody_makes_a_mixture(parts, times)
     runs = [repeating(parts, times) for _ in range(3)]
     assert [run.communicate(timeout=300) and run.returncode for run in runs] == [0, 0, 0]
     assert state(parts) != "none" and only(parts)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no limit of address space")
+def test_a_file_that_ulimit_leaves_no_room_for_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(10**12)  # without taking room on the disk
+    script = (
+        "import resource, tinyllama.machine.files as files, tinyllama.errors\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (10**11, 10**11))\n"
+        "try:\n    files.MappedFile(%r)\nexcept tinyllama.errors.TinyllamaError as error:\n    print(error)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script % str(path)], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == (
+        f"{path}: there is no address space to map its 1000.0 GB: `ulimit -v` must allow more\n"
+    )

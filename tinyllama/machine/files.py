@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import TinyllamaError, check_cancelled, naming, require
-from .limits import disk_needed
+from .limits import disk_needed, human
 
 try:
     import fcntl
@@ -76,7 +76,13 @@ class MappedFile(mmap.mmap):
             return path
         with naming(path), _open(path) as file:
             require(os.fstat(file.fileno()).st_size, "is empty")
-            self = super().__new__(cls, file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                self = super().__new__(cls, file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                size = human(os.fstat(file.fileno()).st_size)
+                no_room = f"there is no address space to map its {size}: `ulimit -v` must allow more"
+                require(error.errno != errno.ENOMEM, no_room)
+                raise
             self.path, self.fd = Path(path), os.dup(file.fileno())
         self._opened = os.fstat(self.fd)
         return self
