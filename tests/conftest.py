@@ -33,6 +33,16 @@ def smollm2_file() -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def client():
+    """A Dask client of two workers on this computer, of one thread each."""
+    pytest.importorskip("distributed")
+    from tinyllama.cluster.connect import connected
+
+    with connected(processes=2, threads=1) as client:
+        yield client
+
+
 @pytest.fixture
 def free_memory(monkeypatch, tmp_path_factory):
     """A function: from then on the system says that it has so many bytes of memory left."""

@@ -169,8 +169,7 @@ class Config:
         """Meta's name and the shape of every weight, in reading order."""
         first, *last = ((_suffixed(row[0]), self._shape(row)) for row in WHOLE)
         layer = self.layer_shapes().items()
-        layers = range(self.n_layers)
-        every = ((f"layers.{i}.{_suffixed(name)}", shape) for i in layers for name, shape in layer)
+        every = ((f"layers.{i}.{_suffixed(key)}", size) for i in range(self.n_layers) for key, size in layer)
         return dict([first, *every, *last])
 
     def _shape(self, row: tuple) -> tuple[int, ...]:

@@ -56,11 +56,10 @@ class Settings:
 def _checked(value, setting) -> float | int | None:
     """A value as a number of Python's own: JSON takes no NumPy's."""
     least, most, is_real = setting.metadata["least"], setting.metadata["most"], setting.type is float
-    fine = isinstance(value, Real if is_real else Integral) and least <= value <= most  # not NaN
+    ok = isinstance(value, Real if is_real else Integral) and least <= value <= most  # not NaN
     what = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least}"
     kind = "number" if is_real else "whole number"
-    fine = fine or value is setting.default is None
-    require(fine, f"{setting.name} must be a {kind} {what}, not {value!r}")
+    require(ok or value is setting.default is None, f"{setting.name} must be a {kind} {what}, not {value!r}")
     return value if value is None else float(value) if is_real else int(value)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import tinyllama
-from tinyllama.commands import batch, main
-from tinyllama.texts import jobs, openai
+from tinyllama.commands import answer_file, batch, main
+from tinyllama.texts import answering, jobs, openai
 
 COMPLETIONS = "/v1/completions"
 
@@ -299,17 +299,14 @@ def test_a_full_disk_leaves_whole_lines(run, files, monkeypatch):
                 raise OSError(28, os.strerror(28))
             return self.file.write(data)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
+        def close(self):
             self.file.close()
 
     def opened(path, mode, **options):
         file = open(path, mode, **options)  # noqa: SIM115
-        return Full(file) if mode == "ab" else file
+        return Full(file) if mode == "a+b" else file
 
-    monkeypatch.setattr(batch, "open", opened, raising=False)
+    monkeypatch.setattr(answer_file, "open", opened, raising=False)
     status, _, err = run("batch", source, "-o", target)
     assert status == 1 and os.strerror(28) in err
     assert len(ids(target)) == 1
@@ -361,7 +358,9 @@ def test_a_signal_keeps_what_is_done_and_the_next_run_goes_on(run, files, monkey
     monkeypatch.undo()
     n_done = len(answers(target))
     assert status == 128 + number and n_calls == 40 and 0 < n_done < 90
-    assert err.endswith(f"interrupted after {n_done} answers; the same command goes on from there\n")
+    seed = err.split("seed ")[1].split("\n")[0]
+    same = f"the same command with --seed {seed} goes on from there"
+    assert err.endswith(f"interrupted after {n_done} answers; {same}\n")
     kept = target.read_bytes().splitlines()
     assert run("batch", source, "-o", target)[0] == 0
     assert ids(target) == [f"r{n}" for n in range(90)] and {*kept} <= {*target.read_bytes().splitlines()}
@@ -409,7 +408,7 @@ def test_without_jinja2_nothing_is_answered_and_the_error_says_what_to_install(
     source, target = files
     body = {"messages": [{"role": "user", "content": "Hi"}]}
     written(source, {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body})
-    monkeypatch.setattr(batch, "available", lambda: False)
+    monkeypatch.setattr(answering, "available", lambda: False)
     status, _, err = run("batch", source, "-o", target, "-m", "smollm2")
     assert status == 1 and err.endswith(
         "tinyllama: chats need the package jinja2: pip install 'tinyllama-lab[chat]'\n"

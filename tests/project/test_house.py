@@ -12,7 +12,7 @@ import tinyllama
 PACKAGE = Path(tinyllama.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"superblocks", "formats", "backends", "taps", "texts"}
-ROOMS |= {"machine", "serve", "commands", "lab", "plugins"}
+ROOMS |= {"machine", "cluster", "serve", "commands", "lab", "plugins"}
 
 
 def module_of(path: Path) -> str:
@@ -65,6 +65,7 @@ def test_imports_go_one_way(module):
         "taps": {"evening", "formats", "taps", "texts"},
         "texts": {"evening", "taps", "texts", "machine"},
         "machine": {"machine"},
+        "cluster": {"evening", "formats", "backends", "taps", "texts", "machine", "cluster"},
         "serve": {"evening", "formats", "backends", "taps", "texts", "machine", "serve"},
         "commands": ROOMS - {"lab", "plugins"} | {"evening"},
         "lab": ROOMS - {"commands", "serve", "plugins"} | {"evening"},
@@ -99,5 +100,5 @@ def test_the_readme_lists_the_evening_in_the_docstring_s_order():
     readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| \[(\w+)(?:\.py|/|/gguf\.py)\]\(tinyllama/", readme, re.MULTILINE)
     ordered = re.findall(r"^    (\w+)  ", tinyllama.__doc__, re.MULTILINE)
-    above = ("machine", "serve", "commands", "lab", "plugins")
+    above = ("machine", "cluster", "serve", "commands", "lab", "plugins")
     assert listed == [name for name in ordered if name not in above]

@@ -5,18 +5,17 @@ status: 0; 1 for a file or machine that won't do; 2 for bad arguments; 130 after
 of a pipe has gone; 143 where it was told to end, 129 where its terminal was closed.
 """
 
-import argparse
 import atexit
 import gc
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from ..errors import TinyllamaError, printable
 from ..machine.interrupts import interruptible
+from ..machine.offline import offline
 from ..machine.terminal import say
 from .cli import ON_HUB, parse
 
@@ -31,7 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, flag, status = parse(sys.argv[1:] if argv is None else argv), None, 0
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
-        with interruptible(signals=signals) as flag, warnings.catch_warnings(), _offline(args):
+        with (
+            interruptible(signals=signals) as flag,
+            warnings.catch_warnings(),
+            offline(getattr(args, "offline", False)),
+        ):
             warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's of NaN: we say it in one line
             warnings.showwarning = lambda message, *_: say(printable(f"warning: {message}"))
             from . import run  # here: --help and wrong options don't wait for NumPy
@@ -62,19 +65,6 @@ def _open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  the lowest free number, which is its own
-
-
-@contextmanager
-def _offline(args: argparse.Namespace) -> Iterator[None]:
-    """With --offline inside as with HF_HUB_OFFLINE=1."""
-    before = os.environ.get("HF_HUB_OFFLINE")
-    if getattr(args, "offline", False):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("HF_HUB_OFFLINE", None)
-        os.environ |= {} if before is None else {"HF_HUB_OFFLINE": before}
 
 
 def _text(error: Exception) -> str:

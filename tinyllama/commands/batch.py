@@ -9,38 +9,30 @@ and the same command goes on from there. At the end the file is put into the ord
 not at all. Requests are read when there is room for them: a file may be longer than memory.
 """
 
-import json
+import argparse
 import os
-import secrets
+import random
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from select import select
 from typing import NamedTuple
 
-from ..errors import Cancelled, TinyllamaError, check_cancelled, naming, require
-from ..generation import Generation
-from ..llama import Llama
+from ..errors import Cancelled, check_cancelled, naming, require
 from ..machine.files import written
-from ..machine.terminal import say
-from ..texts.answers import answer, chosen, scored_ids
-from ..texts.jobs import Jobs
-from ..texts.openai import CHAT, LARGEST, Refused, Request, parse, read_object
-from ..texts.schedule import AT_ONCE
-from ..texts.templates import NEEDED, available
+from ..machine.terminal import say, status_line
+from ..texts.openai import LARGEST, Refused, read_object
+from .answer_file import ANSWERED, AnswerFile
+from .lines import print_speed
 from .printing import counted
 
 CHUNK = 1 << 20  # bytes that are read at once
 OFTEN = 0.1  # seconds between two lines of progress
 MANY = 1000  # names of models that are told apart
 REFUSED = 400  # HTTP's status
-BEGINNING = b'{"id": "batch_req_'  # of each answer
-ELSEWHERE = "name another file, or remove it"
 
 
 class Lines(AbstractContextManager):
@@ -100,36 +92,31 @@ class Lines(AbstractContextManager):
             self._rest = None
 
 
-@dataclass(frozen=True, eq=False)
-class Line:
+class Line(NamedTuple):
     """A request that is being answered."""
 
+    number: int  # in the file, from 1
     custom_id: str
-    request: Request
 
 
 class Batch:
     """A run over a file of requests.
 
     Attributes:
-        jobs: what is being written.
         n_requests: how many have been read; of them
         n_kept: had been answered before, and
         refused: of those that can't be answered, the number, and what is wrong with the first.
         others: models that requests name.
     """
 
-    def __init__(self, llama: Llama, name: str, ctx_size: int | None, batch_size: int):
+    def __init__(self, answering, name: str, seed: int):
         """Args:
-        name: of the model, for the answers.
-        ctx_size, batch_size: of every text; see Settings.
+        answering: a `texts.answering.Answering`, or what has a cluster behind it.
+        name: of the model.
+        seed: of the first line, where its request has none; every line has the next one.
         """
-        self._llama, self._name = llama, name
-        self._settings = {"ctx_size": ctx_size, "batch_size": batch_size}
-        self._order: dict[str, int] = {}  # the requests' custom_ids, and their lines
-        self._answered: set[str] = set()  # in the file before
-        self.jobs, self.others = Jobs(llama, batch_size), set()
-        self.n_requests, self.n_kept, self.refused = 0, 0, (0, "")
+        self._answering, self._name, self._seed = answering, name, seed
+        self.n_requests, self.n_kept, self.refused, self.others = 0, 0, (0, ""), set()
         self._started = time.perf_counter()
 
     def run(self, lines: Lines, target: Path, progress: Callable[[str], None]) -> None:
@@ -138,42 +125,45 @@ class Batch:
         Args:
             progress: called with what has been reached, again and again.
         """
-        total, shown = lines.count(), 0.0
-        with written(target) as [ordered]:  # whose lock keeps other runs away from the target, too
-            self._answered = {name for name, place in _answers(target).items() if place.is_good}
-            if self._answered:
-                say(f"{target}: keeps the {counted(len(self._answered), 'answer')} that it has")
-            with open(target, "ab", buffering=0) as self._file:
-                while not lines.ended or self.jobs:
-                    self._begin_next(lines)
-                    for line, texts in self.jobs.turn() if self.jobs else ():
-                        self._append(line.custom_id, 200, self._answer(line.request, texts))
-                    if time.perf_counter() > shown + OFTEN:
-                        shown = time.perf_counter()
-                        progress(self._reached(total))
+        total, shown, answering = lines.count(), 0.0, self._answering
+        with written(target) as [ordered], AnswerFile(target) as file:  # whose lock keeps other runs away
+            if file.n_kept:
+                say(f"{target}: keeps the {counted(file.n_kept, 'answer')} that it has")
+            while not lines.ended or answering:
+                self._begin_next(lines, file)
+                for line, outcome in answering.turn():
+                    self._end(line, outcome, file)
+                if time.perf_counter() > shown + OFTEN:
+                    shown = time.perf_counter()
+                    progress(self._reached(total))
             require(self.n_requests, f"{lines.name}: there are no requests in it")
             progress("putting the answers in the order of the requests")
-            _put_in_order(target, ordered, self._order)
+            if file.n_others:
+                say(f"{target}: {counted(file.n_others, 'answer')} of other requests are kept at its end")
+            with open(ordered, "r+b") as copy:
+                copy.writelines(file.in_order())
 
     @property
     def n_done(self) -> int:
         """Requests that have their answer."""
-        return self.n_requests - len(self.jobs)
+        return self.n_requests - len(self._answering)
 
     def _reached(self, total: int | None) -> str:
         """A line for those who wait."""
+        answering = self._answering
         line = f"{self.n_done}/{total}" if total else f"{self.n_done} answered"
-        line += f", {self.jobs.n_tokens / max(self.jobs.seconds, 1e-9):.1f} tokens/s of all together"
-        half = min(len(self.jobs), AT_ONCE) / 2  # of what is being written
+        speed = answering.n_tokens / max(answering.seconds, 1e-9)
+        line += f"{answering.where}, {speed:.1f} tokens/s of all together"
+        half = answering.n_running / 2  # of what is being written
         n_own = self.n_done - self.n_kept + half
         if total and n_own:
             left = (time.perf_counter() - self._started) / n_own * (total - self.n_done - half)
             line += f", {left // 60:.0f}:{left % 60:02.0f} min left"
         return line
 
-    def _begin_next(self, lines: Lines) -> None:
+    def _begin_next(self, lines: Lines, file: AnswerFile) -> None:
         """Begin requests as long as there is room for them and they come."""
-        while self.jobs.room and (found := lines.next(wait=not self.jobs)):
+        while self._answering.room and (found := lines.next(wait=not self._answering)):
             number, data = found
             if not data.strip():
                 continue
@@ -181,126 +171,82 @@ class Batch:
             entry, custom_id, refusal = {}, None, None
             try:
                 entry = read_object(data, "invalid_json_line")
-                custom_id = _custom_id(entry, self._order)
+                custom_id = _custom_id(entry, file)
             except Refused as error:
                 refusal = error
-            custom_id = _free(f"line-{number}", self._order) if custom_id is None else custom_id
-            self._order[custom_id] = number
-            if custom_id in self._answered:
+            custom_id = _free(f"line-{number}", file) if custom_id is None else custom_id
+            line = Line(number, custom_id)
+            if file.expect(custom_id, number):
                 self.n_kept += 1
-            elif refusal := refusal or self._begin(custom_id, entry):
-                self.refused = self.refused[0] + 1, self.refused[1] or f"line {number}: {refusal}"
-                self._append(custom_id, REFUSED, refusal.body())
+            elif refusal:
+                self._end(line, refusal, file)
+            else:
+                self._answering.add(line, self._seeded(entry, number))
 
-    def _begin(self, custom_id: str, entry: dict) -> Refused | None:
-        """Begin a request, or say why not."""
-        needs_jinja = entry.get("url") == CHAT and self._llama.checkpoint.template
-        require(available() or not needs_jinja, NEEDED)  # not of each line: who installs it wants them all
-        try:
-            if entry.get("method") != "POST":
-                raise Refused(f"method must be POST, not {entry.get('method')!r:.40}", "method")
-            request = parse(entry.get("url"), entry.get("body"), self._chat, **self._settings)
-            self.others |= {request.model} - {None, self._name} if len(self.others) < MANY else set()
-            if request.stream:
-                raise Refused("stream can only be False here", "stream", "unsupported_value")
-            self.jobs.add(Line(custom_id, request), request.texts(), request.bias)
-        except Cancelled:
-            raise
-        except TinyllamaError as error:
-            return error if isinstance(error, Refused) else Refused(error, "prompt")
-        return None
+    def _seeded(self, entry: dict, number: int) -> dict:
+        """A request with the seed of its line, if it has none."""
+        body = entry.get("body")
+        if not isinstance(body, dict):
+            return entry
+        if isinstance(model := body.get("model"), str) and len(self.others) < MANY:
+            self.others |= {model} - {self._name}
+        seed = self._seed + number - 1 if body.get("seed") is None else body["seed"]
+        return entry | {"body": body | {"seed": seed}}
 
-    def _answer(self, request: Request, texts: list[Generation]) -> dict:
-        """The body of an answer."""
-        echoed = chosen(request, texts) if request.scores else []
-        scored = [self._llama.score(scored_ids(text)) for text in echoed]
-        return answer(request, texts, self._name, scored)
-
-    def _chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """The ids of a chat."""
-        template = self._llama.template()
-        require(template, "the model has no chat template: it is for continuing texts (/v1/completions)")
-        return template.encode(messages)
-
-    def _append(self, custom_id: str, status: int, body: dict) -> None:
-        """Write an answer, of which no part stays where it can't be written whole."""
-        response = {"status_code": status, "request_id": secrets.token_hex(12), "body": body}
-        about = {"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": custom_id}
-        data, size = json.dumps(about | {"response": response, "error": None}).encode() + b"\n", 0
-        before = os.fstat(self._file.fileno()).st_size
-        try:
-            while size < len(data):
-                size += self._file.write(data[size:])
-        except OSError:
-            self._file.truncate(before)
-            raise
+    def _end(self, line: Line, outcome: dict | Refused, file: AnswerFile) -> None:
+        """Write what became of a request."""
+        if isinstance(outcome, Refused):
+            self.refused = self.refused[0] + 1, self.refused[1] or f"line {line.number}: {outcome}"
+            file.append(line.custom_id, REFUSED, outcome.body())
+        else:
+            file.append(line.custom_id, ANSWERED, outcome)
 
 
-# --- requests -------------------------------------------------------------------------------------
-
-
-def _custom_id(entry: dict, taken: dict[str, int]) -> str | None:
+def _custom_id(entry: dict, file: AnswerFile) -> str | None:
     """A request's name, which is nobody else's. Raises Refused."""
     custom_id = entry.get("custom_id")
     if not isinstance(custom_id, str | None):
         raise Refused(f"custom_id must be a text, not {custom_id!r:.40}", "custom_id")
-    if custom_id in taken:
-        used = f"the custom_id {custom_id!r:.80} is that of line {taken[custom_id]}"
+    if custom_id is not None and (line := file.line_of(custom_id)):
+        used = f"the custom_id {custom_id!r:.80} is that of line {line}"
         raise Refused(used, "custom_id", "duplicate_custom_id")
     return custom_id
 
 
-def _free(name: str, taken: dict[str, int]) -> str:
+def _free(name: str, file: AnswerFile) -> str:
     """A name, longer where it is taken."""
-    return _free(f"{name}+", taken) if name in taken else name
+    return _free(f"{name}+", file) if file.line_of(name) else name
 
 
-# --- answers --------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
-class Place(NamedTuple):
-    """Where an answer stands in its file."""
+def batch(args: argparse.Namespace, name: str, answering: Callable[[], AbstractContextManager]) -> None:
+    """Answer a file of requests.
 
-    start: int
-    size: int
-    is_good: bool  # of status 200: the others are tried again
-
-
-def _answers(path: Path) -> dict[str, Place]:
-    """The answers in a file, by custom_id: of two of one request the later. Removes half a line at its end.
-
-    Raises TinyllamaError where it holds something else.
+    Args:
+        args: of the command: source, output, seed.
+        name: of the model.
+        answering: makes what answers, once it is known that the files will do.
     """
-    known: dict[str, Place] = {}
-    if not path.exists():
-        return known
-    with naming(path), open(path, "r+b") as file:
-        head, at = file.read(len(BEGINNING)), 0
-        file.seek(0)
-        require(BEGINNING.startswith(head), f"isn't a file of answers; {ELSEWHERE}")
-        for number, data in enumerate(file, 1):
-            check_cancelled()
-            if not data.endswith(b"\n"):
-                file.truncate(at)
-                break
+    target, seed = Path(args.output), random.getrandbits(31) if args.seed is None else args.seed
+    with Lines(args.source) as lines:
+        same = target.exists() and os.path.samestat(os.fstat(lines.file.fileno()), target.stat())
+        require(not same, f"{target}: has the requests; name another file for the answers")
+        with answering() as behind:
+            say(f"seed {seed}")
+            run = Batch(behind, name, seed)
             try:
-                found = json.loads(data)
-                status = found["response"]["status_code"]
-                known[found["custom_id"]] = Place(at, len(data), status == 200)
-            except (ValueError, LookupError, TypeError, RecursionError):
-                raise TinyllamaError(f"line {number} isn't an answer; {ELSEWHERE}") from None
-            at += len(data)
-    return known
-
-
-def _put_in_order(path: Path, ordered: Path, order: dict[str, int]) -> None:
-    """Write the answers to requests in their order, and then those to requests of other files."""
-    known = _answers(path)
-    others = [custom_id for custom_id in known if custom_id not in order]
-    if others:
-        say(f"{path}: {counted(len(others), 'answer')} of other requests are kept at its end")
-    with open(path, "rb") as source, open(ordered, "r+b") as target:
-        for custom_id in chain(order, others):
-            check_cancelled()
-            source.seek(known[custom_id].start)
-            target.write(source.read(known[custom_id].size))
+                with status_line() as progress:
+                    run.run(lines, target, progress)
+            except (Cancelled, KeyboardInterrupt):
+                same = f"the same command{f' with --seed {seed}' * (args.seed is None)}"
+                say(f"interrupted after {counted(run.n_done, 'answer')}; {same} goes on from there")
+                raise
+    if run.others:
+        say(f"warning: requests name {', '.join(sorted(run.others))[:200]}; all are answered by {name}")
+    n_refused, first = run.refused
+    kept = f" ({run.n_kept} of them before)" * bool(run.n_kept)
+    refused = f", {n_refused} refused; the first is {first}" * bool(n_refused)
+    say(f"{target}: {run.n_requests - n_refused} of {run.n_requests} requests answered{kept}{refused}")
+    print_speed(behind.load_seconds, behind)

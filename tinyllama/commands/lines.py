@@ -62,7 +62,7 @@ def generate(llama: Llama, text: str, args: argparse.Namespace) -> None:
         raise
     finally:
         say("")
-        print_speed(llama, jobs)
+        print_speed(llama.load_seconds, jobs)
 
 
 def _prompts(llama: Llama, text: str, args: argparse.Namespace) -> Iterator[str]:
@@ -95,9 +95,9 @@ def _print(prompt: str, run: Generation, as_json: bool) -> None:
     print(line, flush=True)
 
 
-def print_speed(llama: Llama, jobs: Jobs) -> None:
-    """What many texts took together."""
+def print_speed(load_seconds: float, jobs: Jobs) -> None:
+    """What many texts took together; jobs: or what else has n_tokens and seconds."""
     speed = f", {jobs.n_tokens / jobs.seconds:.1f} tokens/s of all together" if jobs.n_tokens else ""
-    say(f"load     {llama.load_seconds:6.2f} s")
+    say(f"load     {load_seconds:6.2f} s")
     say(f"texts    {jobs.seconds:6.2f} s {jobs.n_tokens:6} tokens{speed}")
-    say(f"total    {llama.load_seconds + jobs.seconds:6.2f} s, peak memory {human(peak_memory())}")
+    say(f"total    {load_seconds + jobs.seconds:6.2f} s, peak memory {human(peak_memory())}")

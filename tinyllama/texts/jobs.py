@@ -32,6 +32,11 @@ class Jobs:
         return len(self._open)
 
     @property
+    def n_running(self) -> int:
+        """Jobs that are being written now, about."""
+        return min(len(self), AT_ONCE)
+
+    @property
     def room(self) -> bool:
         """Whether another job should be added now."""
         return sum(map(len, self._open.values())) < AHEAD
