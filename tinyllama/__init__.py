@@ -23,6 +23,7 @@ The evening: what a learner reads, in this order.
 The plumbing below: what it needs of a computer, and what people type and look at.
 
     machine      files that are written whole or not at all, memory, Ctrl-C, downloads of models by name
+    cluster      many processes and machines, by Dask
     serve        a model over HTTP, in OpenAI's form
     commands     the command line; convert, inspect, bench, compare
     lab          pictures, exercises, the playground and the stepper
@@ -35,7 +36,9 @@ __version__ = "0.1.0"
 
 #: Where to find what is imported when it is asked for, so that `tinyllama --help` doesn't wait for NumPy.
 _PLACES = {
-    "llama": ("Llama", "generate", "load", "stream"),
+    "llama": ("Llama", "generate", "stream"),
+    "cluster.loading": ("load",),
+    "cluster.mapper": ("Mapper",),
     "commands.compare": ("compare_backends",),
     "commands.compare_models": ("compare",),
     "commands.imatrix": ("imatrix",),

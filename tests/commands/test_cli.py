@@ -176,6 +176,31 @@ def test_a_chat_template_is_given_in_one_way(run):
     assert "not allowed with argument --chat_template" in told
 
 
+SCHEDULER = ["--scheduler", "tcp://host:8786"]
+
+
+@pytest.mark.parametrize(
+    "argv, wrong",
+    [
+        (["generate", "--split", "1,3"], "--split: needs --scheduler"),
+        (["chat", "--split", "0"], "--split: needs --scheduler"),
+        (["perplexity", "-f", "x", *SCHEDULER, "--split", "1,-3"], "at least 0, not -3"),
+        (["perplexity", "-f", "x", *SCHEDULER, "--split", "a"], "at least 0, not a"),
+        (["generate", *SCHEDULER, "--prompt-cache", "x"], "--prompt_cache: a cache that lies on several"),
+        (["generate", *SCHEDULER, "-ngl", "0"], "--gpu_layers: is for a model on one computer"),
+        (["bench", *SCHEDULER, "--shape", "7B"], "--shape: is for a model on one computer"),
+        (["bench", *SCHEDULER, "--against", "llama.cpp"], "--against: is for a model on one computer"),
+        (["bench", *SCHEDULER, "--level", "ref"], "--level: is for a model on one computer"),
+        (["bench", *SCHEDULER, "--plot", "x.png"], "--plot: is for a model on one computer"),
+        (["bench", *SCHEDULER, "--threads", "1,2"], "--threads: is one for all workers"),
+        (["bench", *SCHEDULER, "--backend", "c,numpy"], "--backend: is one for all workers"),
+    ],
+)
+def test_what_makes_no_sense_on_several_machines_is_refused_at_once(run, argv, wrong):
+    status, out, err = run(*argv)
+    assert (status, out, err.count("\n")) == (2, "", 1) and wrong in err
+
+
 def test_only_options_are_respelled(run):
     for text in ("--a-b c", "a-b"):
         assert cli.parse(["generate", "-p", text, "--n-predict", "3"]).prompt == text
@@ -314,7 +339,7 @@ def test_a_signal_ends_the_wait_for_a_prompt_that_nobody_types(run, monkeypatch,
     reader, writer = os.pipe()
     with open(reader) as stdin, open(writer, "w"):
         monkeypatch.setattr("sys.stdin", stdin)
-        monkeypatch.setattr("tinyllama.commands.run.select", told_to_end)
+        monkeypatch.setattr("tinyllama.commands.inputs.select", told_to_end)
         assert run("generate", "-f", "-") == (128 + signal.Signals[name], "", "")
 
 

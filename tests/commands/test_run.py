@@ -12,6 +12,7 @@ import pytest
 
 import tinyllama
 from tinyllama.commands import main
+from tinyllama.commands import run as commands
 from tinyllama.commands.run import PROMPTS, unescape
 from tinyllama.formats import open_checkpoint
 from tinyllama.machine import download
@@ -263,3 +264,86 @@ def test_perplexity_of_a_text_that_is_too_short_says_by_how_much(run, tmp_path):
 def test_perplexity_warns_of_windows_that_the_model_was_not_trained_on(run, text_file):
     err = run("perplexity", "-f", text_file, "-c", "3000")[2]
     assert "small was trained on 2048 tokens" in err
+
+
+# --- on several machines --------------------------------------------------------------------------
+
+NEAR = ["-t", "1", "--backend", "c"]  # as each worker has it
+
+
+@pytest.fixture
+def far(client):
+    """The options for two workers."""
+    pytest.importorskip("tinyllama._native")
+    return ["--backend", "c", "--scheduler", client.scheduler.address]
+
+
+def test_the_same_text_comes_from_several_machines(run, far):
+    line = ["generate", "-m", "small", "-p", ONCE, "-n", "12", "-s", "1"]
+    status, text, err = run(*line, *far, "--split", "1,3")
+    assert (status, text) == run(*line, *NEAR)[:2]
+    measured, first, second, title, *_ = err.splitlines()
+    assert measured == f"measuring small on the workers of {far[-1]}"
+    for said, layers in ((first, "0 to 0"), (second, "1 to 3")):
+        memory = r"up to [\d.]+ MB of memory \([\d.]+ MB weights, [\d.]+ [kM]B KV cache\)"
+        assert re.fullmatch(rf"loading layers {layers} on worker tcp://\S+ \(host \S+\): {memory}", said)
+    assert re.search(r"layers: 1 on \S+, 3 on \S+$", title)
+
+
+@pytest.mark.parametrize(
+    "more", [["--json"], ["--json", "--taps", "norm"], ["--draft-lookup"], ["--spec-draft-model", "small"]]
+)
+def test_with_all_options_too(run, far, more):
+    line = ["generate", "-m", "small", "-p", ONCE, "-n", "12", "-s", "1", *more]
+    assert run(*line, *far)[:2] == run(*line, *NEAR)[:2]
+
+
+def test_each_line_and_perplexity_too(run, far, tmp_path):
+    (tmp_path / "lines").write_text(f"{ONCE}\nThe king\nA dog\n" * 3)
+    for line in (["generate", "--each-line", "-n", "9", "-s", "1"], ["perplexity", "-c", "16", "--json"]):
+        line = [*line, "-m", "small", "-f", str(tmp_path / "lines")]
+        assert run(*line, *far)[:2] == run(*line, *NEAR)[:2]
+
+
+@pytest.mark.parametrize(
+    "more, wrong",
+    [
+        (["--split", "1,2"], r"split 1,2 makes 3 layers, and the model has 4: \d,\d would be right"),
+        (["--split", "1,2,1"], "split 1,2,1 is for 3 workers, and there are 2"),
+        (["-m", "none.gguf"], r"worker tcp://\S+ \(host \S+\): none.gguf: there is no such file.*"),
+        (["--backend", "numexpr", "--dtype", "float16"], ".*dtype.*"),
+    ],
+)
+def test_what_workers_cant_do_is_told_in_a_line(run, far, more, wrong):
+    status, out, err = run("generate", "-m", "small", "-p", ONCE, *far, *more)
+    assert (status, out) == (1, "")
+    assert re.fullmatch(f"tinyllama: {wrong}", err.splitlines()[-1]), err
+    assert "Traceback" not in err
+
+
+def test_without_a_scheduler_a_line_says_so(run, far, monkeypatch):
+    monkeypatch.setattr("tinyllama.cluster.connect.PATIENCE", 0.2)
+    status, _, err = run("generate", "-p", ONCE, "--scheduler", "tcp://127.0.0.1:1")
+    assert status == 1 and len(err.splitlines()) == 2
+    assert err.splitlines()[-1].startswith("tinyllama: tcp://127.0.0.1:1: ")
+
+
+def test_a_model_that_a_chat_has_left_is_on_no_worker(run, far, client, tmp_path, monkeypatch):
+    counts, load = [], commands._load
+
+    def counting(args, tell):
+        found = load(args, tell)
+        counts.append(count())
+        return found
+
+    def count() -> int:
+        return sum(client.run(lambda dask_worker: len(dask_worker.state.actors)).values())
+
+    monkeypatch.setattr(commands, "_load", counting)
+    (tmp_path / "said").write_text(f"{ONCE}\n/model small\n{ONCE}\n/model small\n{ONCE}\n")
+    with (tmp_path / "said").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        line = ["-m", "small", "--chat-template", "chatml", "-n", "3", "-s", "1", "--split", "2,2"]
+        status, _, err = run("chat", *line, *far)
+    assert (status, counts) == (0, [2, 4, 4]), err  # the old one goes when the new one is there
+    assert count() == 0

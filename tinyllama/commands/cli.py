@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from .. import __version__
-from ..errors import TinyllamaError, naming, require
+from .options import add_mixes, add_settings, settings_of
 from .parser import Parser, joined, meant, undashed
 
 BACKENDS = ("auto", "mlx", "c", "numexpr", "numpy")
@@ -40,7 +40,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         command.set_defaults(command=name, parser=command)
         if wanted in (name, *aliases):
             arguments += [] if name in WITHOUT_MODEL else [OFFLINE]
-            more = {"generate": _add_settings, "chat": _add_settings, "quantize": _add_mixes}
+            more = {"generate": add_settings, "chat": add_settings, "quantize": add_mixes}
             more = more.get(name, lambda _: ())
             options = [*_add(command, arguments), *more(command)]
             command.set_defaults(**CHAT_DEFAULTS if name == "chat" else {})
@@ -52,26 +52,40 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.command is None:
         parser.print_help(sys.stderr)
         sys.exit(2)
+    for name, why in _misused(args):
+        args.parser.error(f"argument --{name}: {why}")
     if args.command in ("generate", "chat"):
-        steered = args.control_vector or args.control_vector_scaled
-        if args.control_vector_layer_range and not steered:
-            args.parser.error("argument --control_vector_layer_range: needs --control_vector")
-    if args.command == "chat":
-        args.settings = _settings(args)
-    if args.command == "generate":
-        if args.each_line and args.file is None:
-            args.parser.error("argument --each_line: needs --file")
-        args.settings = _settings(args)
-        if args.taps and not args.json:
-            args.parser.error("argument --taps: needs --json")
-        if args.prompt_cache and (args.each_line or args.json):
-            args.parser.error("argument --prompt_cache: is for one prompt, not with --each_line or --json")
-        alone = (args.prompt_cache_all or args.prompt_cache_ro) and not args.prompt_cache
-        if alone or args.prompt_cache == "":
-            args.parser.error("argument --prompt_cache: name the file")
-        if args.prompt_cache and steered:
-            args.parser.error("argument --prompt_cache: holds what a model computes without --control_vector")
+        args.settings = settings_of(args)
     return args
+
+
+def _misused(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Options that make no sense beside the others, and why."""
+    given = vars(args).get
+    steered, several = given("control_vector") or given("control_vector_scaled"), given("scheduler")
+    if given("control_vector_layer_range") and not steered:
+        yield "control_vector_layer_range", "needs --control_vector"
+    if given("each_line") and given("file") is None:
+        yield "each_line", "needs --file"
+    if given("taps") and not given("json"):
+        yield "taps", "needs --json"
+    if given("prompt_cache"):
+        if given("each_line") or given("json"):
+            yield "prompt_cache", "is for one prompt, not with --each_line or --json"
+        if steered:
+            yield "prompt_cache", "holds what a model computes without --control_vector"
+        if several:
+            yield "prompt_cache", "a cache that lies on several machines can't be kept in a file"
+    elif given("prompt_cache_all") or given("prompt_cache_ro") or given("prompt_cache") == "":
+        yield "prompt_cache", "name the file"
+    if given("split") and not several:
+        yield "split", "needs --scheduler"
+    for name in ("gpu_layers", "shape", "level", "against", "plot"):
+        if "split" in args and several and given(name) is not None:
+            yield name, "is for a model on one computer, not with --scheduler"
+    for name in ("backend", "threads"):
+        if args.command == "bench" and several and len(given(name) or ()) > 1:
+            yield name, "is one for all workers of --scheduler"
 
 
 def _add(command: argparse.ArgumentParser, arguments: Sequence) -> Iterator[argparse.Action]:
@@ -80,79 +94,6 @@ def _add(command: argparse.ArgumentParser, arguments: Sequence) -> Iterator[argp
         group = command.add_mutually_exclusive_group() if isinstance(some, list) else command
         for flags, options in some if isinstance(some, list) else [some]:
             yield group.add_argument(*flags, **options)
-
-
-def _add_settings(command: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """An option for each field of Settings."""
-    from dataclasses import fields  # here: as slow to import as all the rest
-
-    from ..settings import Settings
-
-    is_chat = command.prog.endswith(" chat")
-    for setting in fields(Settings):
-        if is_chat and setting.name in ("chat", "taps"):
-            continue
-        flags = [flag for flag in (setting.metadata["flag"], f"--{setting.name}") if flag]
-        text = setting.metadata["help"].replace("%", "%%")
-        if setting.type == tuple[str, ...]:
-            yield command.add_argument(*flags, metavar="TEXT", action="append", default=[], help=text)
-        elif setting.type is bool and setting.metadata["flag"] is not None:
-            yield command.add_argument(*flags, action="store_true", help=text)
-        elif setting.type is not bool:
-            text_of = "NAME|JINJA" if setting.name == "chat_template" else "MODEL"
-            kinds = {float: (float, "X"), str | None: (str, text_of)}
-            kind, metavar = kinds.get(setting.type, (int, "N"))
-            text += "" if setting.default is None else "; default: %(default)s"
-            yield command.add_argument(*flags, type=kind, metavar=metavar, default=setting.default, help=text)
-
-    template = "as --chat_template, from a file"
-    yield command.add_argument("--chat_template_file", metavar="FILE", help=template)
-
-
-def _add_mixes(command: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """What a file can be quantized to."""
-    from .mixes import MIXES, TYPES, find_mix
-
-    def mix(text: str) -> str:
-        try:
-            find_mix(text)
-        except TinyllamaError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        return text.lower()
-
-    names = f"{', '.join(MIXES)}, or llama.cpp's number of one; of a ggml file Q4_0 (2) or Q4_1 (3)"
-    yield command.add_argument("type", type=mix, metavar="TYPE", help=names)
-    for tensor in ("output_tensor", "token_embedding"):
-        options = {"type": str.lower, "choices": TYPES, "metavar": "TYPE"}
-        text = f"of the {tensor.replace('_', ' ')}, whatever the mix says: {', '.join(TYPES)}"
-        yield command.add_argument(f"--{tensor}_type", help=text, **options)
-
-
-def _settings(args: argparse.Namespace) -> dict:
-    from ..settings import Settings
-
-    settings = {name: value for name, value in vars(args).items() if name in Settings.__annotations__}
-    if args.chat_template is not None and args.chat_template_file is not None:
-        args.parser.error("argument --chat_template_file: not allowed with argument --chat_template")
-    try:
-        if args.chat_template_file is not None:
-            settings["chat_template"] = read_template(args.chat_template_file)
-        Settings(**settings)
-    except TinyllamaError as error:
-        args.parser.error(str(error))
-    return settings
-
-
-def read_template(path: str) -> str:
-    """A chat template from a file. Raises TinyllamaError, naming the file, if it can't be one."""
-    from ..texts.sandbox import LONGEST
-
-    with naming(path), open(path, "rb") as file:
-        data = file.read(4 * LONGEST + 1)
-        text = data.decode()
-        require(len(text) <= LONGEST, f"more than {LONGEST:,} characters: it is no chat template")
-        require(text.strip(), "there is no chat template in it")
-    return text
 
 
 def _arg(flags: str, help: str, **options) -> tuple[list[str], dict]:
@@ -219,6 +160,9 @@ COMPUTING = (
     _flag("--mmap", "run from the mapped file: starts at once in little memory; a token takes twice as long"),
 )
 RUNNING = (_arg("-m --model", **MODEL), *COMPUTING)
+SCHEDULER = _arg("--scheduler", "the Dask cluster that computes it: tcp://HOST:8786", metavar="ADDRESS")
+LAYERS = _list("N,...", _at_least(0)["type"])
+SHARED = (SCHEDULER, _arg("--split", "layers of each of its workers; default: by memory and speed", **LAYERS))
 STEERING = (
     _arg("--control_vector", "add its directions to the residual stream", **SEVERAL, **_list("FILE,...")),
     _arg("--control_vector_scaled", "likewise, times SCALE", **SEVERAL, **_list("FILE:SCALE,...", _scaled)),
@@ -272,6 +216,7 @@ COMMANDS = {
             _flag("--prompt_cache_ro", "only read the file"),
         ],
         *STEERING,
+        *SHARED,
     ),
     "chat": (
         "talk with a model, here in the terminal",
@@ -286,6 +231,7 @@ COMMANDS = {
         _flag("--no_history", "keep nothing of what is typed"),
         _flag("-v --verbose", "say after each answer how fast it was"),
         *STEERING,
+        *SHARED,
     ),
     "batch": (
         "answer a file of requests, in OpenAI's format for batches",
@@ -294,6 +240,11 @@ COMMANDS = {
         _arg("-o --output", "an answer a line; those it has are kept", metavar="OUT.jsonl", required=True),
         _arg("-c --ctx_size", "room in tokens for each; default: the model's, at most 2048", **COUNT),
         _arg("-b --batch_size", "tokens of a prompt computed at once (%(default)s)", **COUNT, default=512),
+        _arg("-s --seed", "of line 1, and of each line the next; default: a new one", **_at_least(0)),
+        [
+            SCHEDULER,
+            _arg("--processes", "have so many processes of this computer answer", **COUNT),
+        ],
     ),
     "serve": (
         "answer over HTTP, in OpenAI's form; a page to chat and look at tokens",
@@ -313,6 +264,7 @@ COMMANDS = {
     "perplexity": (
         "measure how well a model predicts a text",
         *RUNNING,
+        *SHARED,
         _arg("-f --file", "the text; - is stdin", required=True),
         *WINDOWS,
         JSON,
@@ -367,6 +319,7 @@ COMMANDS = {
         _arg("--tokens", "also so many tokens at once: 1,2,3,4,8,16", **COUNTS, default=[]),
         _arg("--texts", "also so many texts that are written together: 1,2,4,8,16,32", **COUNTS, default=[]),
         _arg("--against", "in turns with llama.cpp (llama-cpp-python)", metavar="NAME"),
+        *SHARED,
         JSON,
         _arg("--plot", "draw speeds below their limits (needs matplotlib)", metavar="FILE.png"),
     ),

@@ -9,27 +9,28 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from select import select
 
 from ..backends import OPTIONS
-from ..errors import Cancelled, check_cancelled, naming, require
-from ..llama import Llama, load
+from ..cluster.loading import load
+from ..errors import require
+from ..llama import Llama
 from ..machine.limits import human, peak_memory
 from ..machine.terminal import say, status_line
 from ..texts.completion import STOP_REASONS, Timings
-from .cli import ON_HUB, read_template
+from .cli import ON_HUB
 from .control_vectors import ControlVectors
+from .inputs import read_template, read_text
 from .outputs import require_new, require_picture
 from .printing import counted, harmless, unescape
 from .prompt_cache import PromptCache
 
-LARGEST_TEXT = 50_000_000  # bytes; a novel has one million
 SERVING = ("starlette", "uvicorn", "prometheus_client")  # packages
 SERVED = ("host", "port", "texts", "ctx_size", "chat_template", "grace", "log_prompts")
 
@@ -50,7 +51,7 @@ def generate(args: argparse.Namespace) -> None:
         settings["stop"] = [unescape(text) for text in args.stop]
     saved, vectors = PromptCache(args), ControlVectors(args)
     llama = _load(args)
-    with vectors.applied(llama):
+    with _released(args, llama), vectors.applied(llama):
         if args.each_line or args.json:
             from . import lines
 
@@ -89,7 +90,7 @@ def _prompt(args: argparse.Namespace) -> str:
     """What -p, -f and -e ask for, or a random prompt, which the seed chooses too."""
     if args.prompt is None and args.file is None:
         return random.Random(args.seed if args.seed >= 0 else None).choice(PROMPTS)
-    prompt = _read_text(args.file) if args.prompt is None else args.prompt
+    prompt = read_text(args.file) if args.prompt is None else args.prompt
     return unescape(prompt) if args.escape and not args.each_line else prompt
 
 
@@ -156,17 +157,18 @@ def chat(args: argparse.Namespace) -> None:
 
     is_piped = args.single_turn and args.prompt is None and not sys.stdin.isatty()
     file = "-" if is_piped and args.file is None else args.file
-    first = args.prompt if file is None else _read_text(file)
+    first = args.prompt if file is None else read_text(file)
 
     vectors = ControlVectors(args)
-    with ExitStack() as steered:  # the model that answers, which /model may change
+    with ExitStack() as used:  # the model that answers, which /model may change, and what steers it
 
         def opened(model: str) -> Llama:
             with status_line() as show:
                 llama = _load(argparse.Namespace(**vars(args) | {"model": model}), show)
             steering = vectors.applied(llama)  # or it is refused, and the last one goes on
-            steered.close()
-            steered.enter_context(steering)
+            used.close()
+            used.enter_context(_released(args, llama))
+            used.enter_context(steering)
             return llama
 
         Conversation(args, opened).run(first)
@@ -174,30 +176,31 @@ def chat(args: argparse.Namespace) -> None:
 
 def batch(args: argparse.Namespace) -> None:
     """Answer a file of requests."""
-    from .batch import Batch, Lines
-    from .lines import print_speed
+    from .batch import batch
 
-    target = Path(args.output)
-    with Lines(args.source) as lines:
-        same = target.exists() and os.path.samestat(os.fstat(lines.file.fileno()), target.stat())
-        require(not same, f"{target}: has the requests; name another file for the answers")
+    batch(args, _model_name(args.model), partial(_answering, args))
+
+
+@contextmanager
+def _answering(args: argparse.Namespace) -> Iterator:
+    """What answers the requests of a batch: this process, or those of a cluster."""
+    name, how = _model_name(args.model), (args.ctx_size, args.batch_size)
+    if args.scheduler is None and args.processes is None:
+        from ..texts.answering import Answering
+
         llama = _load(args)
         _warn_of_context(llama, args.ctx_size)
-        run = Batch(llama, _model_name(args.model), args.ctx_size, args.batch_size)
-        try:
-            with status_line() as progress:
-                run.run(lines, target, progress)
-        except (Cancelled, KeyboardInterrupt):
-            say(f"interrupted after {counted(run.n_done, 'answer')}; the same command goes on from there")
-            raise
-    if run.others:
-        others = ", ".join(sorted(run.others))[:200]
-        say(f"warning: requests name {others}; all are answered by {_model_name(args.model)}")
-    n_refused, first = run.refused
-    kept = f" ({run.n_kept} of them before)" * bool(run.n_kept)
-    refused = f", {n_refused} refused; the first is {first}" * bool(n_refused)
-    say(f"{target}: {run.n_requests - n_refused} of {run.n_requests} requests answered{kept}{refused}")
-    print_speed(llama, run.jobs)
+        yield Answering(llama, name, *how)
+    else:
+        from ..cluster.connect import connected
+        from ..cluster.spread import Spread
+
+        options = {option: getattr(args, option) for option in ("backend", "threads", "mmap", *OPTIONS)}
+        with (
+            connected(args.scheduler, args.processes, args.threads) as client,
+            Spread(client, args.model, name, *how, **options) as spread,
+        ):
+            yield spread
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -224,9 +227,10 @@ def perplexity(args: argparse.Namespace) -> None:
     """Measure how well a model predicts a text."""
     from ..texts.perplexity import perplexity
 
-    text, llama = _read_text(args.file), _load(args)
+    text, llama = read_text(args.file), _load(args)
     _warn_of_context(llama, args.ctx_size)
-    score = perplexity(llama, text, args.ctx_size, args.batch_size, partial=True)  # after Ctrl-C
+    with _released(args, llama):
+        score = perplexity(llama, text, args.ctx_size, args.batch_size, partial=True)  # after Ctrl-C
     found = {"model": args.model, "text": args.file} | asdict(score)
     _print_found(found, lambda _: str(score), args)
 
@@ -238,7 +242,7 @@ def imatrix(args: argparse.Namespace) -> None:
     require_new([args.output], [args.model, args.file])
     names = "ctx_size", "batch_size", "chunks", "parse_special", "process_output"
     how = {name: getattr(args, name) for name in names} | {"ppl": not args.no_ppl}
-    text, llama = _read_text(args.file), _load(args)
+    text, llama = read_text(args.file), _load(args)
     _warn_of_context(llama, args.ctx_size)
     imatrix(llama, text, path=args.output, dataset=args.file, **how)
     _print_files([Path(args.output)])
@@ -271,7 +275,9 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Measure how fast this computer runs a model."""
+    """Measure how fast this computer, or a cluster, runs a model."""
+    if args.scheduler:
+        return _bench_workers(args)
     from . import bench, bench_report
 
     require_new([args.plot])
@@ -284,6 +290,17 @@ def bench(args: argparse.Namespace) -> None:
     _print_found(results, bench_report.table, args)
     if args.plot:
         bench_report.plot(results, args.plot)
+
+
+def _bench_workers(args: argparse.Namespace) -> None:
+    from . import bench_pipeline
+
+    (backend,), (threads,) = args.backend or [None], args.threads or [None]
+    args.threads = threads
+    how = {"texts": args.texts or bench_pipeline.TEXTS, "n_predict": args.n_predict}
+    with _load_side(args, args.model, backend) as llama, status_line() as progress:
+        found = bench_pipeline.bench(llama, [*args.prefill, *args.tokens], **how, progress=progress)
+    _print_found(found, bench_pipeline.table, args)
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -313,7 +330,7 @@ def _compare_backends(args: argparse.Namespace, models: Sequence, backends: Sequ
 def _save_base(args: argparse.Namespace, models: Sequence, backends: Sequence) -> None:
     from .compare_models import finite, save_base
 
-    text, path, llama = _read_text(args.file), args.kl_divergence_base, _load_side(args, *models, *backends)
+    text, path, llama = read_text(args.file), args.kl_divergence_base, _load_side(args, *models, *backends)
     _warn_of_context(llama, args.ctx_size)
     score = save_base(llama, text, path, args.ctx_size, args.batch_size, text_name=args.file)
     _print_found({"base": path} | finite(asdict(score)), lambda _: str(score), args)
@@ -331,7 +348,7 @@ def _compare_models(args: argparse.Namespace, models: Sequence, backends: Sequen
         args.ctx_size = first[0].ctx_size
     else:
         named_limit(args.limit)
-        first, text = [], _read_text(args.file)
+        first, text = [], read_text(args.file)
         how |= {"ctx_size": args.ctx_size, "n_steps": args.steps, "limit": args.limit, "base": base}
     opened = [_load_side(args, *side) for side in zip(models, backends, strict=True)]
     _warn_of_context(min(opened, key=lambda llama: llama.config.max_seq_len), args.ctx_size)
@@ -355,8 +372,9 @@ def _print_found(found, show: Callable, args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace, tell: Callable[[str], None] = say) -> Llama:
     """The model that -m, -t and --backend ask for; what loading will take is said before."""
+    where = {name: getattr(args, name, None) for name in ("scheduler", "split")}
 
-    def announce(path: Path, needed: dict[str, int], mapped: bool) -> None:
+    def announce(path: Path | str, needed: dict[str, int], mapped: bool) -> None:
         total, size = sum(needed.values()), needed["weights"] + needed.get("gpu_weights", 0)
         what = f"{human(size)} weights, {human(needed['kv_cache'])} KV cache"
         costs = f"up to {human(total)} of memory ({what})"
@@ -365,32 +383,17 @@ def _load(args: argparse.Namespace, tell: Callable[[str], None] = say) -> Llama:
             costs += " them; it starts at once, and a token takes about twice as long as without --mmap"
         tell(f"loading {path}: {costs}")
 
-    options = {name: getattr(args, name) for name in OPTIONS}
+    if where["scheduler"]:
+        tell(f"measuring {args.model} on the workers of {args.scheduler}")
+    options = where | {name: getattr(args, name) for name in OPTIONS}
     return load(args.model, args.backend, args.threads, mmap=args.mmap, announce=announce, **options)
+
+
+def _released(args: argparse.Namespace, llama: Llama) -> AbstractContextManager:
+    """Several machines give a model's memory back at the end; here it stays loaded."""
+    return llama if args.scheduler else nullcontext()
 
 
 def _warn_of_context(llama: Llama, ctx_size: int | None) -> None:
     if ctx_size and ctx_size > (trained := llama.config.max_seq_len):
         say(f"warning: {llama.name} was trained on {trained} tokens, ctx_size (-c) is {ctx_size}")
-
-
-def _read_text(path: str) -> str:
-    """A file or, for "-", stdin, without the newline that editors put at its end.
-
-    What isn't UTF-8 stays in it as surrogates, as in arguments: the tokenizer makes the same bytes of them.
-    Raises TinyllamaError if there is no text.
-    """
-    is_stdin, data = path == "-", bytearray()
-    with naming("stdin" if is_stdin else path):
-        require(sys.stdin or not is_stdin, "is closed")
-        with open(sys.stdin.fileno() if is_stdin else path, "rb", buffering=0, closefd=not is_stdin) as file:
-            more = True
-            while more:
-                while not select([file], [], [], 0.1)[0]:  # Ctrl-C is heard while nobody types
-                    check_cancelled()
-                more = file.read(1 << 20)
-                data += more
-                require(len(data) <= LARGEST_TEXT, f"more than {human(LARGEST_TEXT)} of text")
-        text = data.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
-        require(text, "there is no text in it")
-    return text
