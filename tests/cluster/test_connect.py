@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import time
 from contextlib import suppress
+from unittest import mock
 
 import dask
 import pytest
@@ -71,3 +73,19 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
     monkeypatch.setattr(connect, "find_spec", lambda name: None)
     with pytest.raises(TinyllamaError, match=r"pip install 'tinyllama-lab\[cluster\]'"), connected(Client):
         pass
+
+
+def test_what_is_no_scheduler_is_told_in_a_line(client):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # as a dashboard, which waits for a request
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with (
+            mock.patch.object(connect, "PATIENCE", 0.5),
+            pytest.raises(TinyllamaError, match="isn't a scheduler"),
+        ):
+            connected(address).__enter__()
+    worker = next(iter(client.nthreads()))
+    with pytest.raises(TinyllamaError, match=f"{worker}: is a worker, not its scheduler"):
+        connected(worker).__enter__()
+    for wrong in ("", 5):
+        with pytest.raises(TinyllamaError, match="no address of a scheduler"):
+            connected(wrong).__enter__()

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tinyllama.backends import get_backend
 from tinyllama.cluster import found as room
 from tinyllama.cluster.found import UNTROUBLED, digest
+from tinyllama.cluster.loading import load
 from tinyllama.cluster.shares import HOP, Worker, split, survey
 from tinyllama.config import EMBEDDING, OUTPUT
 from tinyllama.errors import Cancelled, TinyllamaError, cancellable
@@ -158,12 +159,14 @@ def test_a_wanted_split_is_taken_as_it_is_or_refused(workers, wanted):
     ("wanted", "message"),
     [
         ([4, 3], "split 4,3 makes 7 layers, and the model has 8: 4,4 would be right"),
-        ([3, 3, 2], "split 3,3,2 is for 3 workers, and there are 2"),
-        ([9, -1], "split 9,-1 isn't a number of layers for each worker, as in 40,40"),
-        ([4.0, 4.0], "split 4.0,4.0 isn't a number of layers for each worker, as in 40,40"),
+        ([9, -1], "split is a list of numbers of layers, [40, 40] say, not [9, -1]"),
+        ([4.0, 4.0], "split is a list of numbers of layers, [40, 40] say, not [4.0, 4.0]"),
+        ("4,4", "split is a list of numbers of layers, [40, 40] say, not '4,4'"),
+        ([0, 0], "split is a list of numbers of layers, [40, 40] say, not [0, 0]"),
         (
             [7, 1],
-            "worker tcp://0 (host here): 7 layers need 7 B of memory, and 6 B are free: split 4,4 would fit",
+            "worker tcp://0 (0, host here): 7 layers need 7 B of memory, and 6 B are free: "
+            "split 4,4 would fit",
         ),
     ],
 )
@@ -171,6 +174,13 @@ def test_a_split_that_is_not_possible_is_refused_with_one_that_is(wanted, messag
     with pytest.raises(TinyllamaError) as error:
         split([worker(free=6), worker(free=6, name="1")], wanted)
     assert str(error.value) == message
+
+
+def test_a_worker_that_is_left_out_need_not_be_able(client):
+    with memory_limit(client, "0", 1000), load("small", scheduler=client, split=[0, 4]) as llama:
+        assert [worker.name for worker in llama.shares] == ["1"]
+    with pytest.raises(TinyllamaError, match="split 3,0,1 is for 3 workers, and there are 2"):
+        load("small", scheduler=client, split=[3, 0, 1])
 
 
 def test_workers_that_are_not_listed_or_have_zero_are_left_out():
@@ -182,7 +192,7 @@ def test_workers_that_are_not_listed_or_have_zero_are_left_out():
 def test_what_is_too_large_for_all_is_refused_with_all_figures():
     with pytest.raises(TinyllamaError) as error:
         split([worker(free=3), worker(free=4, name="1")])
-    free = "3 B on worker tcp://0 (host here), 4 B on worker tcp://1 (host here)"
+    free = "3 B on worker tcp://0 (0, host here), 4 B on worker tcp://1 (1, host here)"
     hint = "add workers, or give them more memory (`dask worker --memory-limit`)"
     assert str(error.value) == f"the model needs at least 8 B of memory; free are {free}: {hint}"
 
@@ -276,9 +286,8 @@ def test_a_worker_s_share_keeps_below_what_dask_would_pause_it_for(client):
 
 
 def test_a_worker_without_memory_for_a_layer_is_named(client):
-    needs = (
-        r"worker tcp://\S+ \(host .*\): .*: measuring 4 of its layers .* needs .* of memory, and 0 B are free"
-    )
+    measured = "a layer and the output matrix, which are measured,"
+    needs = rf"worker tcp://\S+ \(1, host .*\): .*: {measured} needs .* of memory, and 0 B are free"
     with memory_limit(client, "1", 1000), pytest.raises(TinyllamaError, match=needs):
         survey(client, "small")
 
@@ -295,7 +304,7 @@ def in_folder(client, name: str, folder):
 
 
 def test_a_worker_without_the_file_is_named(client, model):
-    missing = rf"^worker tcp://\S+ \(host .*\): {model.name}: there is no such file"
+    missing = rf"^worker tcp://\S+ \(\d, host .*\): {model.name}: there is no such file"
     with in_folder(client, "0", model.parent), pytest.raises(TinyllamaError, match=missing):
         survey(client, model.name)
 
@@ -304,7 +313,7 @@ def test_a_worker_without_the_file_is_named(client, model):
 def test_a_worker_with_another_file_of_the_name_is_named(client, model, tmp_path_factory, place):
     other = shutil.copytree(model, tmp_path_factory.mktemp("other") / model.name)
     change_a_weight(other, place)
-    differs = r"^worker \S+ \(host .*\): .* isn't the same model there as on worker .*: copy the file$"
+    differs = r"^worker \S+ \(\d, host .*\): .* isn't the same model there as on worker .*: copy the file$"
     with in_folder(client, "0", model.parent), in_folder(client, "1", other.parent):
         with pytest.raises(TinyllamaError, match=differs):
             survey(client, model.name)

@@ -286,7 +286,7 @@ def test_the_same_text_comes_from_several_machines(run, far):
     assert measured == f"measuring small on the workers of {far[-1]}"
     for said, layers in ((first, "0 to 0"), (second, "1 to 3")):
         memory = r"up to [\d.]+ MB of memory \([\d.]+ MB weights, [\d.]+ [kM]B KV cache\)"
-        assert re.fullmatch(rf"loading layers {layers} on worker tcp://\S+ \(host \S+\): {memory}", said)
+        assert re.fullmatch(rf"loading layers {layers} on worker tcp://\S+ \(\d, host \S+\): {memory}", said)
     assert re.search(r"layers: 1 on \S+, 3 on \S+$", title)
 
 
@@ -310,7 +310,7 @@ def test_each_line_and_perplexity_too(run, far, tmp_path):
     [
         (["--split", "1,2"], r"split 1,2 makes 3 layers, and the model has 4: \d,\d would be right"),
         (["--split", "1,2,1"], "split 1,2,1 is for 3 workers, and there are 2"),
-        (["-m", "none.gguf"], r"worker tcp://\S+ \(host \S+\): none.gguf: there is no such file.*"),
+        (["-m", "none.gguf"], r"worker tcp://\S+ \(\d, host \S+\): none.gguf: there is no such file.*"),
         (["--backend", "numexpr", "--dtype", "float16"], ".*dtype.*"),
     ],
 )

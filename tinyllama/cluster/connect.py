@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -9,8 +10,9 @@ from importlib.util import find_spec
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from ..errors import check_cancelled, naming, require
+from ..errors import TinyllamaError, check_cancelled, naming, require
 from ..machine.limits import default_threads
 from ..machine.terminal import say
 from .found import require_scheduler
@@ -43,7 +45,12 @@ def connected(scheduler=None, processes: int | None = None, threads: int | None 
         with _quiet():
             _require_certificates()
             with naming(scheduler, TypeError, RuntimeError):  # the last two are Dask's, about TLS
-                client = Client(scheduler, timeout=PATIENCE)
+                _require_dask(scheduler)
+                try:
+                    client = Client(scheduler, timeout=PATIENCE)
+                except TypeError as error:
+                    is_worker = "identity()" in str(error)  # what a worker is asked that takes it for one
+                    raise TinyllamaError("is a worker, not its scheduler" if is_worker else error) from None
             with closing(client):
                 require_scheduler(client)
                 _wait_for_a_worker(client, scheduler)
@@ -55,6 +62,21 @@ def connected(scheduler=None, processes: int | None = None, threads: int | None 
             cluster = LocalCluster(n_workers=processes, threads_per_worker=threads, **options)
         with cluster, Client(cluster) as client, _quiet():
             yield client
+
+
+def _require_dask(scheduler: str) -> None:
+    """Raise TinyllamaError where something listens that isn't a scheduler: Dask would wait for it forever."""
+    require(isinstance(scheduler, str) and scheduler, f"no address of a scheduler: {scheduler!r:.80}")
+    parts = urlsplit(scheduler)
+    if parts.scheme not in ("", "tcp") or not parts.port:
+        return
+    with suppress(ConnectionError), socket.create_connection((parts.hostname, parts.port), PATIENCE) as there:
+        try:
+            there.recv(1)  # Dask speaks first
+        except TimeoutError:
+            raise TinyllamaError(
+                "isn't a scheduler of Dask: its dashboard, for one, has another port"
+            ) from None
 
 
 def _require_certificates() -> None:

@@ -51,7 +51,7 @@ class Wanted:
         """The backend and the number of threads, on a worker."""
         from distributed import get_worker
 
-        return self.backend, self.threads or get_worker().state.nthreads
+        return self.backend, get_worker().state.nthreads if self.threads is None else self.threads
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -82,7 +82,8 @@ class Found:
     allowed: int  # bytes that Dask lets its process have
 
     def __str__(self) -> str:
-        return f"worker {self.address} (host {self.host})"
+        named = f"{self.name}, " if self.name != self.address else ""
+        return f"worker {self.address} ({named}host {self.host})"
 
 
 def everywhere(model: str | Path) -> str:
@@ -153,7 +154,8 @@ def look(wanted: Wanted, more: Callable | None = None) -> Found | TinyllamaError
 
     own, host = get_worker(), platform.node()
     try:
-        with naming(f"worker {own.address} (host {host})"):
+        named = f"{own.name}, " if str(own.name) != own.address else ""
+        with naming(f"worker {own.address} ({named}host {host})"):
             table = get_backend(*wanted.where(), **wanted.options)
             with wanted.alone():
                 checkpoint = open_checkpoint(wanted.model)

@@ -61,8 +61,10 @@ def load(
     given = {name: value for name, value in options.items() if value is not None}
     with interruptible(), ExitStack() as opened:
         client = opened.enter_context(connected(scheduler))
-        workers = shares.survey(client, model, backend, threads, mmap=mmap, **given)
-        ranges = dict(zip(workers, shares.split(workers, split), strict=True))
+        among = shares.named(client, split)
+        workers = shares.survey(client, model, backend, threads, among, mmap=mmap, **given)
+        counts = split and [n for n in split if n]
+        ranges = dict(zip(workers, shares.split(workers, counts), strict=True))
         used = {worker: layers for worker, layers in ranges.items() if layers}
         for worker, layers in used.items() if announce else ():
             what = f"layers {layers.start} to {layers.stop - 1} on {worker}"

@@ -48,7 +48,10 @@ class Mapper:
 
     def __call__(self, prompts):
         """Continue prompts, as above. Raises TinyllamaError as `tinyllama.generate`."""
-        require(not isinstance(prompts, str | bytes), "a Mapper takes a list of prompts, not a text")
+        require(
+            not isinstance(prompts, str | bytes),
+            "a Mapper takes a list of prompts, not a text (map_partitions)",
+        )
         pandas = sys.modules.get("pandas")
         if isinstance(prompts, dict) or (pandas and isinstance(prompts, pandas.DataFrame)):
             there_is = (
@@ -71,6 +74,9 @@ class Mapper:
     def _write(self, prompts: list, places: Iterable[int] | None = None) -> list[Completion]:
         if not prompts:
             return []
+        for number, prompt in enumerate(prompts):
+            right = isinstance(prompt, str | list | tuple)
+            require(right, f"prompt {number} is no text, and no list of ids, but {prompt!r:.60}")
         places = range(len(prompts)) if places is None else places
         each = [{"seed": self._seed + int(place)} if self._seed >= 0 else {} for place in places]
         with _turn:

@@ -82,27 +82,55 @@ class Worker(Found):
 # --- what each worker has -------------------------------------------------------------------------
 
 
+def named(client: "Client", wanted: Sequence[int] | None) -> list[str]:
+    """The addresses of the workers that shall have so many layers each, in the order of their names.
+
+    Those for which `wanted` has a 0, or nothing, needn't be able to. None means all.
+
+    Raises TinyllamaError where there are fewer workers.
+    """
+
+    def names(dask_scheduler) -> dict[str, str]:
+        return {worker.address: str(worker.name) for worker in dask_scheduler.workers.values()}
+
+    found = client.run_on_scheduler(names)
+    order = sorted(found, key=lambda address: _by_number(found[address]))
+    if wanted is None:
+        return order
+    require_counts(wanted)
+    many = f"split {','.join(map(str, wanted)):.80} is for {len(wanted)} workers, and there are {len(order)}"
+    require(len(wanted) <= len(order), many)
+    return [address for address, n in zip(order, wanted, strict=False) if n]
+
+
 def survey(
-    client: "Client", model: str | Path, backend: str | None = None, threads: int | None = None, **options
+    client: "Client",
+    model: str | Path,
+    backend: str | None = None,
+    threads: int | None = None,
+    among: Sequence[str] | None = None,
+    **options,
 ) -> list[Worker]:
-    """Have every worker of a cluster open a model and measure some of its layers, all at the same time.
+    """Have workers of a cluster open a model and measure some of its layers, all at the same time.
 
     Args:
+        among: their addresses; None for all that there are.
         model: as `load` takes it. Each worker looks for it on its own computer, and fetches what is "hf:".
         backend: None for what the worker's TINYLLAMA_BACKEND says, else "auto".
         threads: None for as many as the worker runs tasks at a time, its --nthreads.
         options: mmap, and those of `get_backend`.
     Returns:
-        the workers in the order of their names, "2" before "10".
+        the workers in the order of their names.
     Raises:
         TinyllamaError: names a worker that can't, and why: another version of tinyllama, no such file,
             another file than on the others, not the memory to measure a layer.
     Warns where workers compute differently, so that a text isn't to the bit what one of them would write.
     """
-    for trouble in lacks(client, [*client.nthreads()]).values():
+    among = [*client.nthreads()] if among is None else among
+    for trouble in lacks(client, among).values():
         require(not trouble, trouble)
     wanted = Wanted.of(model, backend, threads, **options)
-    workers = sorted(_answers(client, wanted), key=_by_name)
+    workers = sorted(_answers(client, wanted, among), key=lambda worker: _by_number(worker.name))
     for worker in workers:
         same = worker.digest == workers[0].digest
         require(same, f"{worker}: {another(wanted.model, workers[0])}")
@@ -111,9 +139,9 @@ def survey(
     return workers
 
 
-def _answers(client: "Client", wanted: Wanted) -> list[Worker]:
+def _answers(client: "Client", wanted: Wanted, addresses: Sequence[str]) -> list[Worker]:
     """What each worker has found. Raises TinyllamaError for the first that can't."""
-    addresses, futures = [*client.nthreads()], {}
+    futures = {}
     computers = Counter(urlsplit(address).hostname for address in addresses)
     for address in addresses:
         measured = partial(_measured, n_here=computers[urlsplit(address).hostname])
@@ -134,9 +162,9 @@ def _answers(client: "Client", wanted: Wanted) -> list[Worker]:
     return list(found.values())
 
 
-def _by_name(worker: Worker) -> list:
+def _by_number(name: str) -> list:
     """A key to sort by, where numbers within a name count as numbers."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", worker.name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _measured(found: Found, table: Backend, checkpoint: Checkpoint, n_here: int) -> Worker:
@@ -151,7 +179,9 @@ def _measured(found: Found, table: Backend, checkpoint: Checkpoint, n_here: int)
         if name.startswith("layers."):
             layers[int(name.split(".")[1])] += n_bytes[name]
     output, some = n_bytes.get(OUTPUT, n_bytes[EMBEDDING]), _typical(layers)
-    measured = f"{checkpoint.path}: measuring {len(some)} of its layers and the output matrix"
+    while len(some) > 1 and sum(layers[i] for i in some) + output > free:
+        some = some[::2]  # a worker may have room for some layers only
+    measured = f"{checkpoint.path}: a layer and the output matrix, which are measured,"
     require_memory(sum(layers[i] for i in some) + output, measured, free)
     layer_seconds, output_seconds = _timed(table, checkpoint, some, copy=not found.mapped)
     return Worker(
@@ -258,13 +288,16 @@ def _best(workers: Sequence[Worker], cost: Callable, join: Callable) -> tuple[fl
     return kept.get(n_layers, (math.inf, []))
 
 
+def require_counts(wanted: Sequence[int]) -> None:
+    """Raise TinyllamaError unless these are numbers of layers."""
+    right = isinstance(wanted, list | tuple) and all(isinstance(n, int) and n >= 0 for n in wanted)
+    require(right and any(wanted), f"split is a list of numbers of layers, [40, 40] say, not {wanted!r:.80}")
+
+
 def _wanted(workers: Sequence[Worker], wanted: Sequence[int]) -> list[range]:
     """Ranges of so many layers, after a look whether they are possible."""
+    require_counts(wanted)
     n_layers, said = len(workers[0].layer_bytes), ",".join(map(str, wanted))
-    right = all(isinstance(n, int) and n >= 0 for n in wanted)
-    require(right, f"split {said:.80} isn't a number of layers for each worker, as in 40,40")
-    many = f"split {said:.80} is for {len(wanted)} workers, and there are {len(workers)}"
-    require(len(wanted) <= len(workers), many)
     if sum(wanted) != n_layers:
         total = f"split {said} makes {sum(wanted)} layers, and the model has {n_layers}"
         raise TinyllamaError(f"{total}: {_counts(workers)} would be right")

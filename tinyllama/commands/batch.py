@@ -153,7 +153,8 @@ class Batch:
         answering = self._answering
         line = f"{self.n_done}/{total}" if total else f"{self.n_done} answered"
         speed = answering.n_tokens / max(answering.seconds, 1e-9)
-        line += f"{answering.where}, {speed:.1f} tokens/s of all together"
+        line += f", {answering.n_running} being written{answering.where}"
+        line += f", {speed:.1f} tokens/s of all together"
         half = answering.n_running / 2  # of what is being written
         n_own = self.n_done - self.n_kept + half
         if total and n_own:

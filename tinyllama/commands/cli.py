@@ -160,9 +160,15 @@ COMPUTING = (
     _flag("--mmap", "run from the mapped file: starts at once in little memory; a token takes twice as long"),
 )
 RUNNING = (_arg("-m --model", **MODEL), *COMPUTING)
-SCHEDULER = _arg("--scheduler", "the Dask cluster that computes it: tcp://HOST:8786", metavar="ADDRESS")
+CLUSTER = _arg(
+    "--scheduler", "spread the requests over the Dask cluster at tcp://HOST:8786", metavar="ADDRESS"
+)
+SCHEDULER = _arg(
+    "--scheduler", "spread the layers over the Dask cluster at tcp://HOST:8786", metavar="ADDRESS"
+)
 LAYERS = _list("N,...", _at_least(0)["type"])
-SHARED = (SCHEDULER, _arg("--split", "layers of each of its workers; default: by memory and speed", **LAYERS))
+IN_ORDER = "so many layers for each of its workers, in the order of their names; default: by memory and speed"
+SHARED = (SCHEDULER, _arg("--split", IN_ORDER, **LAYERS))
 STEERING = (
     _arg("--control_vector", "add its directions to the residual stream", **SEVERAL, **_list("FILE,...")),
     _arg("--control_vector_scaled", "likewise, times SCALE", **SEVERAL, **_list("FILE:SCALE,...", _scaled)),
@@ -242,7 +248,7 @@ COMMANDS = {
         _arg("-b --batch_size", "tokens of a prompt computed at once (%(default)s)", **COUNT, default=512),
         _arg("-s --seed", "of line 1, and of each line the next; default: a new one", **_at_least(0)),
         [
-            SCHEDULER,
+            CLUSTER,
             _arg("--processes", "have so many processes of this computer answer", **COUNT),
         ],
     ),

@@ -8,12 +8,15 @@ from contextlib import contextmanager, suppress
 from itertools import cycle
 
 PATIENCE = 0.4  # seconds after which somebody who waits wants to know for what
+CLEAR = "\r\x1b[K"  # the line that the cursor is in
+
+_status_lines: list[object] = []  # that are on the terminal
 
 
 def say(line: str) -> None:
     """A line to stderr."""
     with suppress(OSError, AttributeError, ValueError):
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{CLEAR * bool(_status_lines)}{line}\n")
         sys.stderr.flush()
 
 
@@ -33,13 +36,15 @@ def status_line() -> Iterator[Callable[[str], None]]:
 
     def show(text: str) -> None:
         with suppress(OSError, ValueError):
-            sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
+            sys.stderr.write(f"{CLEAR}{text[: shutil.get_terminal_size().columns - 1]}")
             sys.stderr.flush()
 
+    _status_lines.extend([show] * bool(shown))
     try:
         yield show if shown else lambda _: None
     finally:
         if shown:
+            _status_lines.remove(show)
             show("")
 
 
