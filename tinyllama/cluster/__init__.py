@@ -8,5 +8,6 @@ mapper    a model as a function of many prompts, for Dask's collections, joblib 
 shares    which workers get which layers of a model that none of them has alone
 stage     some layers on one worker, with their caches
 pipeline  a Llama whose layers are stages
+far       what such a Llama has in place of a backend and of caches
 loading   `load`, here or on a cluster
 """

@@ -4,11 +4,9 @@ Texts, schedules and tools use it as any other: they need its `run`, and of a ca
 """
 
 import asyncio
-import itertools
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from concurrent.futures import CancelledError as FuturesCancelled
@@ -21,11 +19,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..backends import Backend, Packing
-from ..config import Config
+from ..backends import Packing
 from ..errors import TinyllamaError, check_cancelled, naming, require
 from ..llama import Llama
-from ..machine.limits import require_memory
 from ..model import Step
 from ..ops import KVCache
 from ..taps.edits import edited, is_edited
@@ -33,6 +29,7 @@ from ..texts.doubts import require_finite
 from ..texts.drafts import Pace
 from ..texts.remembered import Remembered
 from ..tokenizer import make_tokenizer
+from .far import NO_FILE, Far
 from .shares import Worker
 from .stage import Done, Fork, Lost, Part, Pass, Seen, Stage, call
 
@@ -41,7 +38,6 @@ LOOK = 0.05  # seconds between two looks for Ctrl-C
 DIRECT = 2.0  # seconds in which a worker that can be reached has answered
 PATIENCE = 5.0  # seconds in which Dask finds out that a worker is gone
 GRACE = 0.5  # seconds that stages have to give their memory back; one that stands still does it later
-NO_FILE = "a cache that lies on several machines can't be kept in a file"
 
 
 @dataclass(eq=False)
@@ -339,74 +335,3 @@ class Pipeline(Llama):
 def _joined(found: list) -> object:
     """What the passes of one text gave: of the last what was chosen, or the logits of all."""
     return found[-1] if not isinstance(found[-1], np.ndarray) else np.concatenate(found)
-
-
-class Far(Backend):
-    """What can be known here of the tables of operations of all stages."""
-
-    uses_blas = False
-
-    def __init__(self, pipeline: Pipeline, options: dict):
-        first = next(iter(pipeline.shares))
-        super().__init__(first.threads)
-        self.name, self.level, self.options, self._pipeline = first.backend, first.level, options, pipeline
-        self.cache_type, self.depth = first.cache_type, len(pipeline.shares)
-        self.is_piecewise = all(worker.backend == "c" for worker in pipeline.shares)
-
-    @property
-    def title(self) -> str:
-        """As Backend's."""
-        shares = [f"{len(layers)} on {worker.host}" for worker, layers in self._pipeline.shares.items()]
-        return f"{super().title} each, layers: {', '.join(shares)}"
-
-    def new_cache(self, config: Config, n_ctx: int, model=None) -> "FarCache":
-        """As Backend's."""
-        return FarCache(self._pipeline, n_ctx)
-
-    def cache_room(self, config: Config, at_once: int) -> int:
-        """As Backend's: where there is the least, for its layers."""
-        rooms = self._pipeline.result(*self._pipeline.ask_all("cache_room", at_once))
-        layers = map(len, self._pipeline.shares.values())
-        return min(room * config.n_layers // n for room, n in zip(rooms, layers, strict=True))
-
-    def require_run(self, config: Config, n_ctx: int, at_once: int = 0, n_bytes: int = 0, **computed) -> None:
-        """As Backend's, by every stage; what is kept of the tokens is here."""
-        require_memory(n_bytes, "what is kept of the tokens")
-        self._pipeline.result(*self._pipeline.ask_all("require_run", n_ctx, {"at_once": at_once} | computed))
-
-
-class FarCache(KVCache):
-    """The ids of a cache; its keys and values lie on the stages.
-
-    Attributes:
-        number: by which the stages know it.
-        pieces: runs of pieces of its prompt that nobody has waited for.
-    """
-
-    keys = values = ()
-
-    def __init__(self, pipeline: Pipeline, n_ctx: int):
-        self.ids, self.n_ctx, self.n_many, self._pipeline = [], n_ctx, 0, pipeline
-        self.in_file = self.edited = False
-        self.number, self.pieces = next(_numbers), []
-        weakref.finalize(self, pipeline.forgotten.append, self.number)
-
-    @property
-    def nbytes(self) -> int:
-        """As KVCache's, on all stages."""
-        return self._pipeline.backend.cache_bytes(self._pipeline.config, len(self))
-
-    def fork(self, n_tokens: int | None = None, n_ctx: int | None = None) -> "FarCache":
-        """As KVCache's; the stages do it before the next pass."""
-        other = FarCache(self._pipeline, n_ctx or self.n_ctx)
-        other.ids = self.ids[:n_tokens]
-        other.n_many, other.edited = min(self.n_many, len(other)), self.edited
-        self._pipeline.forks.append(Fork(self.number, other.number, len(other), other.n_ctx))
-        return other
-
-    def save(self, path, n_tokens: int | None = None) -> None:
-        """As KVCache's; not possible."""
-        raise TinyllamaError(NO_FILE)
-
-
-_numbers = itertools.count()
