@@ -48,8 +48,8 @@ class Llama:
 def test_whoever_is_told_to_stop_does_not_wait_for_a_process(tmp_path, monkeypatch):
     (tmp_path / "llama_cpp.py").write_text(SLOW)
     monkeypatch.syspath_prepend(tmp_path)
-    flag = threading.Event()
+    flag, before = threading.Event(), multiprocessing.active_children()  # of other tests
     threading.Timer(0.5, flag.set).start()
     with cancellable(flag), pytest.raises(Cancelled):
         Elsewhere(LlamaCpp, task())
-    assert multiprocessing.active_children() == [], "it has been ended"
+    assert {*multiprocessing.active_children()} <= {*before}, "it has been ended"
