@@ -175,4 +175,5 @@ def test_edits_are_what_transformers_hooks_make(smollm2_file, smollm2, reference
     with llama.edit(edit):
         found = llama.logits(ids)
     error, effect = (np.mean((x - expected) ** 2) / np.mean(expected**2) for x in (found, plain))
-    assert error < (1e-8 if backend == "numpy" else 2e-3) and effect > 5 * error
+    limit, times = (1e-8, 5) if backend == "numpy" else (2e-3, 1.5)  # c rounds activations to 8 bits
+    assert error < limit and effect > times * error
