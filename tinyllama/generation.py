@@ -150,11 +150,16 @@ class Generation:
         return self._step([last, *self._drafted], 1 + len(self._drafted))
 
     def _step(self, tokens: list[int], n_logits: int) -> Step:
-        ids = self.cache.ids + tokens[: len(tokens) - len(self._drafted)]
-        never, ends, recent = self.tokenizer.unused_ids, self.tokenizer.stop_ids, self.settings.repeat_last_n
-        how = ids[-max(1, recent) :], self._drafted, self._rng, never, ends, self.bias
+        never, ends, n = (
+            self.tokenizer.unused_ids,
+            self.tokenizer.stop_ids,
+            max(1, self.settings.repeat_last_n),
+        )
+        ids = self.cache.ids[-n:] + tokens[: len(tokens) - len(self._drafted)]
+        how = ids[-n:], self._drafted, self._rng, never, ends, self.bias
         self._choice = Choice(self.settings, *how)
-        return Step(tokens, self.cache, n_logits, self.watch.taps(n_logits), n_logits and self._choice)
+        choose = self._choice if n_logits else None
+        return Step(tokens, self.cache, n_logits, self.watch.taps(n_logits), choose)
 
     def feed(self, found: "np.ndarray | Chosen", seconds: float = 0.0, n_others: int = 0) -> str:
         """Take the next token, or as many as were guessed right and the one behind them.

@@ -28,7 +28,10 @@ class Far(Backend):
     @property
     def title(self) -> str:
         """As Backend's."""
-        shares = [f"{len(layers)} on {worker.host}" for worker, layers in self._pipeline.shares.items()]
+        named = [
+            (w.name if w.name != w.address else w.host, layers) for w, layers in self._pipeline.shares.items()
+        ]
+        shares = [f"{len(layers)} on {name}" for name, layers in named]
         return f"{super().title} each, layers: {', '.join(shares)}"
 
     def new_cache(self, config: Config, n_ctx: int, model=None) -> "FarCache":
